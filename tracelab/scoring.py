@@ -1,0 +1,162 @@
+"""Log-probabilities of sentences and continuations.
+
+    log p(w_1 … w_m | context) = Σ_j log p(w_j | context, w_<j)
+
+Sequences are batched by length and padded on the right, the normaliser is summed in fp32 at the needed
+positions only, and the result does not depend on the batch a sequence fell into. Hooks that are on the
+model are in force, so an edited model is scored by the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError
+from tracelab.progress import progress
+from tracelab.tokens import Span, bos_id, encode, length_batches, pad
+
+BATCH_TOKENS = 1024
+"""Default size of a batch in tokens: fills two cores or a GPU, and keeps the logits below 1 GB."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities (natural logarithm) of texts.
+
+    Attributes:
+        texts: the scored texts.
+        logprobs: per text, one value a scored token: float32 ``[scored tokens]``.
+        tokens: per text, the ids of the scored tokens.
+    """
+
+    texts: tuple[str, ...]
+    logprobs: tuple[Float[np.ndarray, "scored"], ...] 
+    tokens: tuple[tuple[int, ...], ...]
+
+    @property
+    def sum(self) -> Float[np.ndarray, "texts"]: 
+        """Log-probability of each text."""
+        return np.array([values.sum() for values in self.logprobs])
+
+    @property
+    def mean(self) -> Float[np.ndarray, "texts"]: 
+        """Mean log-probability a token of each text."""
+        return np.array([values.mean() for values in self.logprobs])
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a text: ``text, n_tokens, logprob, logprob_mean``."""
+        counts = [len(values) for values in self.logprobs]
+        columns = {"n_tokens": counts, "logprob": self.sum, "logprob_mean": self.mean}
+        return pd.DataFrame({"text": self.texts, **columns})
+
+
+def score(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    contexts: Sequence[str] | None = None,
+    *,
+    prepend_bos: bool | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Scores:
+    """Log-probability of each text, alone or as the continuation of a context.
+
+    Args:
+        texts: what is scored.
+        contexts: text before each, joined to it by a space and not scored. Tokens are those of the joint
+            text; a token that holds a character of the continuation belongs to it.
+        prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context the
+            first token has no log-probability and is not scored.
+        batch_tokens: most tokens in a forward pass.
+
+    Raises:
+        TracelabError: no text, unequal numbers of texts and contexts, or a text with no token to score.
+    """
+    if not texts:
+        raise TracelabError("no text to score")
+    if contexts is not None and len(contexts) != len(texts):
+        raise TracelabError(f"{len(texts)} texts but {len(contexts)} contexts")
+    sequences, firsts = [], []
+    for index, text in enumerate(texts):
+        before = f"{contexts[index]} " if contexts is not None else ""
+        encoding = encode(model, before + text, prepend_bos=prepend_bos)
+        # The space that joins the two may belong to the first token: it is not asked for.
+        inside = encoding.positions(Span(len(before), len(before) + len(text)))
+        if not inside or len(encoding.ids) < 2:
+            raise TracelabError(f"no token to score in {text!r}: prepend BOS or give a context")
+        sequences.append(encoding.ids)
+        firsts.append(max(inside[0], 1))
+    values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
+    tokens = tuple(ids[first:] for ids, first in zip(sequences, firsts, strict=True))
+    return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens)
+
+
+@torch.no_grad()
+def token_logprobs(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Float[Tensor, "scored"]]: 
+    """``log p(token_j | tokens before j)`` for ``j >= firsts[i] >= 1`` of each sequence.
+
+    Returns:
+        One float32 CPU tensor ``[len(sequences[i]) - firsts[i]]`` a sequence, in the order given.
+    """
+    results: list[Tensor] = [torch.empty(0)] * len(sequences)
+    lengths = [len(ids) for ids in sequences]
+    with progress(total=sum(lengths), unit="token", what="scoring") as bar:
+        for batch in length_batches(lengths, batch_tokens):
+            tokens, mask = pad(model, [sequences[i] for i in batch])
+            logits = model(tokens, attention_mask=mask)
+            rows, targets = zip(
+                *((row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])),
+                strict=True,
+            )
+            index, position = torch.tensor(rows), torch.tensor(targets)
+            values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
+            pieces = values.split([lengths[i] - firsts[i] for i in batch])
+            for i, piece in zip(batch, pieces, strict=True):
+                results[i] = piece
+                bar.update(lengths[i])
+    return results
+
+
+def target_logprobs(
+    logits: Float[Tensor, "batch pos vocab"],
+    rows: Int[Tensor, "n"], 
+    positions: Int[Tensor, "n"], 
+    targets: Int[Tensor, "n"], 
+    chunk: int = 256,
+) -> Float[Tensor, "n"]: 
+    """Log-probability in fp32 of ``targets`` under the logits at ``(rows, positions)``.
+
+    ``chunk`` positions at a time are turned to fp32, which bounds the memory.
+    """
+    pieces = []
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        chosen = logits[rows[part], positions[part]].float()
+        picked = chosen.gather(-1, targets[part, None].to(chosen.device)).squeeze(-1)
+        pieces.append(picked - chosen.logsumexp(-1))
+    return torch.cat(pieces)
+
+
+def start_logprobs(model: TransformerBridge, prefix: int | None = None) -> Float[Tensor, "vocab"]: 
+    """``log p(token | BOS)`` of every token: the first token's probability in official StereoSet scoring.
+
+    Args:
+        prefix: id to condition on; default: BOS, or EOS where there is no BOS.
+    """
+    start = torch.tensor([[bos_id(model) if prefix is None else prefix]], device=model.cfg.device)
+    with torch.no_grad():
+        return model(start)[0, -1].float().log_softmax(-1).cpu()

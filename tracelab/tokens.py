@@ -1,0 +1,122 @@
+"""Texts to tokens and back to characters; the one place that knows about BOS and padding.
+
+A text is tokenised once, here, with the tokenizer's offset mapping, so that words are found by their
+characters and never by searching in decoded tokens. Models get token tensors with a mask, padded on
+the right: in a causal model a pad token after the text changes nothing before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError
+from tracelab.model import model_info
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters ``start`` to ``end`` (exclusive) of a text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A text's token ids and the characters each stands for (BOS stands for none)."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+    def positions(self, span: Span) -> list[int]:
+        """Positions of the tokens that hold a character of ``span``."""
+        return [
+            position
+            for position, (start, end) in enumerate(self.offsets)
+            if start < span.end and end > span.start
+        ]
+
+
+def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = None) -> Encoding:
+    """Tokenise a text.
+
+    Args:
+        prepend_bos: whether a BOS token comes first; default: the model's (:func:`~tracelab.model.load`).
+
+    Raises:
+        TracelabError: the text has no token, or the tokenizer gives no character offsets.
+    """
+    tokenizer = model.tokenizer
+    if not tokenizer.is_fast:
+        raise TracelabError(
+            f"the tokenizer of {model_info(model).model_id} gives no character offsets: "
+            "use a fast (Rust) tokenizer"
+        )
+    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
+    if not ids:
+        raise TracelabError(f"no token in the text {text!r}")
+    if model_info(model).prepend_bos if prepend_bos is None else prepend_bos:
+        ids, offsets = [bos_id(model), *ids], [(0, 0), *offsets]
+    return Encoding(text, tuple(ids), tuple(offsets))
+
+
+def bos_id(model: TransformerBridge) -> int:
+    """The id that stands before a text: BOS, else EOS (as GPT-2, where they are one).
+
+    Raises:
+        TracelabError: the tokenizer has neither.
+    """
+    for token_id in (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise TracelabError(f"the tokenizer of {model_info(model).model_id} has no BOS and no EOS token")
+
+
+def pad(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Sequences of ids as one right-padded tensor, and the mask (1 = a token, 0 = padding)."""
+    longest = max(len(ids) for ids in sequences)
+    fill = model.tokenizer.pad_token_id
+    fill = bos_id(model) if fill is None else fill
+    tokens = torch.full((len(sequences), longest), fill)
+    mask = torch.zeros_like(tokens)
+    for row, ids in enumerate(sequences):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return tokens.to(model.cfg.device), mask.to(model.cfg.device)
+
+
+def length_batches(
+    lengths: Iterable[int], batch_tokens: int, *, equal: bool = False
+) -> Iterator[list[int]]:
+    """Indices in batches of similar length, shortest first.
+
+    Args:
+        lengths: length of each sequence in tokens.
+        batch_tokens: most tokens of a batch, padding counted; a longer sequence goes alone.
+        equal: whether all sequences of a batch must have the same length (then none is padded).
+    """
+    lengths = list(lengths)
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        full = batch and lengths[index] * (len(batch) + 1) > batch_tokens
+        if full or (equal and batch and lengths[batch[0]] != lengths[index]):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:
+    """Each token as text, for labels; a leading space stays visible as ``·``."""
+    return [model.tokenizer.decode([i]).replace(" ", "·").replace("\n", "⏎") for i in ids]
