@@ -1,0 +1,20 @@
+"""The run-time type checker of the test session: beartype, noting what it cannot check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from beartype import beartype
+from beartype.roar import BeartypeDecorHintException
+
+UNCHECKABLE: dict[str, str] = {}
+"""The functions with an annotation that beartype refuses, and why."""
+
+
+def check(function: Callable) -> Callable:
+    """``beartype(function)``; a function it refuses is noted and left as it is."""
+    try:
+        return beartype(function)
+    except BeartypeDecorHintException as error:
+        UNCHECKABLE[f"{function.__module__}.{function.__qualname__}"] = str(error)
+        return function

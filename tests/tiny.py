@@ -1,0 +1,55 @@
+"""Small random models of several architectures, with the embedded model's tokenizer.
+
+Their weights are wide (``initializer_range``), so that scores, noise and edits move the logits by whole
+nats: a comparison to 1e-5 of models that hardly react would show nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+N_LAYERS = 4
+D_MODEL = 32
+
+_COMMON = {"max_position_embeddings": 128, "initializer_range": 0.25}
+_ROPE = {
+    "hidden_size": D_MODEL,
+    "intermediate_size": 64,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    **_COMMON,
+}
+_LLAMA = {**_ROPE, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "gemma2": {**_LLAMA, "head_dim": 8},
+    "gpt_neox": _ROPE,
+    "gpt2": {
+        "n_embd": D_MODEL,
+        "n_layer": N_LAYERS,
+        "n_head": 4,
+        "n_positions": 128,
+        "initializer_range": 0.25,
+    },
+    "gpt_neo": {
+        "hidden_size": D_MODEL,
+        "num_layers": N_LAYERS,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        **_COMMON,
+    },
+}
+
+KINDS = tuple(CONFIGS)
+
+
+def tiny_hf(kind: str, vocab_size: int, seed: int = 0) -> Any:
+    """A plain ``transformers`` model with random weights, not wrapped."""
+    config = AutoConfig.for_model(kind, vocab_size=vocab_size, **CONFIGS[kind])
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()

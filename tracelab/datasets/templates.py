@@ -1,0 +1,118 @@
+"""The probers' corpus: prompts that name a stereotyped concept and stop before the social group.
+
+FairMed trains its probers on sentences that join a biased concept and a social group; its own were written
+by ChatGPT and are not public. This corpus is tracelab's: every concept × every template of an attribute,
+from word lists under ``data/templates/`` that anyone can read and change. A prompt ends just before the
+slot, so the model's next-token probabilities over the groups' words are its soft label.
+
+A corpus in FairMed's bracket format, ``{concept: ["… [concept] … [group] …"]}``, is read by
+:func:`bracketed`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from tracelab.datasets.records import parse
+from tracelab.errors import TracelabError, require_choice
+
+_FOLDER = files("tracelab.datasets") / "data/templates"
+ATTRIBUTES = tuple(
+    sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json"))
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that ends before the group slot; ``template`` is the prompt with ``{concept}``."""
+
+    id: str
+    bias_type: str
+    concept: str
+    template: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The prompts of one attribute and the words of each social group, by group name."""
+
+    attribute: str
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of all soft labels."""
+        return tuple(name for name, _ in self.groups)
+
+
+def templates(attribute: str, *, limit: int | None = None) -> Corpus:
+    """The template corpus of an attribute: every concept with every template.
+
+    Args:
+        attribute: one of :data:`ATTRIBUTES`.
+        limit: at most so many concepts, spread evenly over the list.
+
+    Raises:
+        TracelabError: unknown attribute.
+    """
+    require_choice("attribute", attribute, ATTRIBUTES)
+    lists = json.loads((_FOLDER / f"{attribute}.json").read_text(encoding="utf-8"))
+    concepts = lists["concepts"]
+    if limit is not None and limit < len(concepts):
+        if limit < 1:
+            raise TracelabError(f"no concept is left with limit={limit}")
+        concepts = [concepts[i * len(concepts) // limit] for i in range(limit)]
+    prompts = (
+        Prompt(f"{attribute}-{concept}-{number}", attribute, concept, template, _fill(template, concept))
+        for concept in concepts
+        for number, template in enumerate(lists["templates"])
+    )
+    return Corpus(attribute, _groups(lists["groups"]), tuple(prompts))
+
+
+def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) -> Corpus:
+    """Read a corpus in FairMed's format: ``{concept: [sentences]}`` with two bracketed spans each.
+
+    The first span is the concept, the second the group; the prompt is the text before the second.
+    Sentences with another number of brackets, or whose first span is not the concept, are left out, as in
+    FairMed's code.
+
+    Args:
+        groups: words of each social group, by name.
+
+    Raises:
+        TracelabError: the file is not in this format, or no sentence is usable.
+    """
+    path = Path(path)
+
+    def read() -> list[Prompt]:
+        found = []
+        for concept, sentences in json.loads(path.read_text(encoding="utf-8")).items():
+            for number, sentence in enumerate(sentences):
+                spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
+                if len(spans) != 2 or spans[0].group(1).lower() != concept:
+                    continue
+                head, tail = sentence[: spans[0].start()], sentence[spans[0].end() : spans[1].start()]
+                text = f"{head}{concept}{tail}".rstrip()
+                template = f"{head}{{concept}}{tail}".rstrip()
+                found.append(Prompt(f"{concept}-{number}", attribute, concept, template, text))
+        return found
+
+    if not path.is_file():
+        raise TracelabError(f"no corpus file at {str(path)!r}")
+    return Corpus(attribute, _groups(groups), tuple(parse(str(path), read)))
+
+
+def _groups(groups: dict[str, list[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((name, tuple(groups[name])) for name in sorted(groups))
+
+
+def _fill(template: str, concept: str) -> str:
+    text = template.replace("{concept}", concept)
+    return text[0].upper() + text[1:]

@@ -1,0 +1,153 @@
+"""Forward passes of parts of a model: the last position's logits, single blocks, the head alone.
+
+A bridge can start at a block, but still runs the blocks before it. What tracing needs is finer: run block
+``m`` on residuals of our own making, over positions ``p, p+1, …`` that attend to keys and values computed
+before. :class:`BlockRunner` does this for any decoder that the bridge supports, by recording with which
+arguments (mask, rotary embeddings, …) the model calls its blocks for a text of that length, and calling
+them again with the same arguments. Its ``head`` lets the model finish: final norm, unembedding, soft-cap.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+KeyValues = tuple[Float[Tensor, "rows kv_heads prefix d_head"], Float[Tensor, "rows kv_heads prefix d_head"]]
+
+
+def last_logits(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch vocab"]:
+    """Logits at the last position, unembedding only it where the model can."""
+    if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
+        return model(tokens, logits_to_keep=1)[:, -1]
+    return model(tokens)[:, -1]
+
+
+class _Return(nn.Module):
+    """A block that ignores its input and returns a given residual, in the form blocks return it."""
+
+    def __init__(self, resid: Tensor, as_tuple: bool) -> None:
+        super().__init__()
+        self.output = (resid,) if as_tuple else resid
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+@contextmanager
+def replaced_blocks(model: TransformerBridge, block: nn.Module) -> Iterator[None]:
+    """Within the ``with`` block every block of the model is ``block``; afterwards all is as before."""
+    path = model.adapter.translate_transformer_lens_path("blocks")
+    blocks = model.original_model.get_submodule(path)
+    kept = list(blocks)
+    try:
+        for index in range(len(kept)):
+            blocks[index] = block
+        yield
+    finally:
+        for index, old in enumerate(kept):
+            blocks[index] = old
+
+
+class _PrefixCache:
+    """Keys and values of earlier positions, put before a block's own; nothing is stored."""
+
+    def __init__(self, prefix: KeyValues) -> None:
+        self.prefix = prefix
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.prefix[0], key], dim=2), torch.cat([self.prefix[1], value], dim=2)
+
+
+class BlockRunner:
+    """Runs single blocks of a model on given residuals, from a position on.
+
+    >>> runner = BlockRunner(model)
+    >>> cache = runner.key_values(tokens)                      # keys and values of every block
+    >>> after = runner.run(7, resid[:, 3:], start=3, length=12, prefix=(k[:, :, :3], v[:, :, :3]))
+    >>> logits = runner.head(after)                            # as if block 7 were the last
+    """
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self.model = model
+        self._calls: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self._blocks_return_tuples = False  # known once a call has been recorded
+
+    def key_values(self, tokens: Int[Tensor, "batch pos"]) -> list[KeyValues]:
+        """Run the model (hooks in force) and return each block's keys and values."""
+        cache = DynamicCache()
+        self.model(tokens, past_key_values=cache)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def run(
+        self,
+        layer: int,
+        resid: Float[Tensor, "rows suffix d_model"],
+        *,
+        start: int,
+        length: int,
+        prefix: KeyValues,
+    ) -> Float[Tensor, "rows suffix d_model"]:
+        """Residuals after block ``layer``, given those before it at positions ``start`` to ``length - 1``.
+
+        Args:
+            prefix: the block's keys and values at positions 0 to ``start - 1``, one row a row of ``resid``.
+        """
+        kwargs = dict(self._arguments(start, length)[layer])
+        name = next((k for k in ("past_key_values", "layer_past") if k in kwargs), None)
+        if name is not None:
+            kwargs[name] = _PrefixCache(prefix)
+        output = self.model.blocks[layer](resid, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def head(
+        self, resid: Float[Tensor, "rows pos d_model"]
+    ) -> Float[Tensor, "rows pos vocab"]:
+        """The model's logits for residuals after the last block: all that comes after the blocks."""
+        self._arguments(0, 1)
+        tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
+        with replaced_blocks(self.model, _Return(resid, self._blocks_return_tuples)):
+            return self.model(tokens)
+
+    def _arguments(self, start: int, length: int) -> list[dict[str, Any]]:
+        """The keyword arguments with which the model calls each block for positions ``start`` on.
+
+        Recorded once a (start, length) on arbitrary tokens: they do not depend on the text.
+        """
+        if (start, length) not in self._calls:
+            calls: list[dict[str, Any]] = []
+
+            def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+                names = list(inspect.signature(module.original_component.forward).parameters)
+                calls.append({**dict(zip(names[1:], args[1:], strict=False)), **kwargs})
+
+            def note_form(module: nn.Module, args: tuple, output: Any) -> None:
+                self._blocks_return_tuples = isinstance(output, tuple)
+
+            tokens = torch.zeros((1, length), dtype=torch.long, device=self.model.cfg.device)
+            cache = DynamicCache()
+            if start:
+                self.model(tokens[:, :start], past_key_values=cache)
+            handles = [
+                block.register_forward_pre_hook(record, with_kwargs=True)
+                for block in self.model.blocks
+            ]
+            handles.append(self.model.blocks[0].register_forward_hook(note_form))
+            try:
+                self.model(tokens[:, start:], past_key_values=cache)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for call in calls:
+                call.pop("hidden_states", None)
+            self._calls[start, length] = calls
+        return self._calls[start, length]

@@ -1,0 +1,387 @@
+"""Where does a stereotype act? Causal tracing of the gap between a stereotype and its opposite.
+
+For the two sentences of a pair, which differ in the filler f only,
+
+    gap = log p(stereotype from f on) − log p(anti-stereotype from f on)
+
+is measured in a *clean* run, a *corrupted* run (noise on the embeddings of the attribute words) and runs
+*restored*: corrupted, but with one state put back to its clean value. With ``high``, ``low`` and ``gap`` these,
+
+    total effect      TE  = high − low
+    indirect effect   IE  = gap − low                     (signed: towards the stereotype)
+    normalised        NIE = Σ_cases sign(TE) · IE / Σ_cases |TE|      (1 = the state carries all of it)
+
+after ROME (Meng et al., 2022) and BiasEdit's bias tracing (arXiv 2503.08588, bias_tracing/). BiasEdit plots
+``|mean log p(anti) − mean log p(stereo)|`` over all tokens, of pairs of equal length; as everything before the
+filler cancels there, it is ``|gap| / tokens``, and is reported as ``biasedit``. The sign it drops tells a restored
+stereotype from a restored anti-stereotype, so the signed effects come first here.
+
+A state is the residual stream after a block (``resid``), or the MLP's or attention's contribution over a window
+of layers (``mlp``, ``attn``). Noise has 3 times the standard deviation of the attribute words' own embeddings.
+A large effect of a state is evidence that it carries the information, not that the stereotype is stored there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
+
+from tracelab.datasets.stereoset import StereoSetRecord
+from tracelab.errors import TracelabError, require_choice
+from tracelab.forward import BlockRunner
+from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
+from tracelab.model import model_info, require_hook
+from tracelab.progress import progress
+from tracelab.results import Result, run_settings
+from tracelab.statistics import percentile_interval, resample_counts
+from tracelab.tokens import pad, token_texts
+
+TE_FLOOR = 0.1
+"""Cases whose |total effect| is below this many nats do not enter NIE: noise did not move them."""
+
+POSITIONS = ("roles", "all")
+RUNS = ("auto", "fast", "plain")
+
+
+@dataclass(frozen=True)
+class CausalTrace(Result):
+    """Effects per component, role of position and layer.
+
+    Attributes:
+        effects: one row a (component, role, layer): ``n`` cases, mean ``gap``; ``ie`` and ``nie``, each with
+            ``_low`` and ``_high`` (bootstrap over cases); ``biasedit`` over the ``n_equal`` cases of equal length.
+        cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low, te, n_tokens,
+            equal_length`` (gaps in nats).
+        states: one row a (case, component, column, layer): ``role, token`` and the restored ``gap``.
+    """
+
+    effects: pd.DataFrame
+    cases: pd.DataFrame
+    states: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table of effects."""
+        return self.effects
+
+    def peak(self, component: str | None = None) -> pd.Series:
+        """The row of the largest normalised effect, of one component or of all."""
+        table = self.effects
+        if component is not None:
+            table = table[table["component"] == component]
+        return table.loc[table["nie"].idxmax()]
+
+    def example(self, case: str | None = None, component: str = "resid") -> pd.DataFrame:
+        """The restored gaps of one case, a row a layer and a column a token.
+
+        Args:
+            case: id of the case; default: the one with the largest |total effect|.
+        """
+        if case is None:
+            case = self.cases.loc[self.cases["te"].abs().idxmax(), "case"]
+        chosen = self.states[(self.states["case"] == case) & (self.states["component"] == component)]
+        if chosen.empty:
+            raise TracelabError(f"no states of case {case!r} and component {component!r}")
+        return chosen.pivot(index="layer", columns="column", values="gap")
+
+    def plot(self) -> go.Figure:
+        """Normalised effect by layer and role of position, one panel a component."""
+        from tracelab.figures import trace_heatmap
+
+        return trace_heatmap(self)
+
+
+def causal_trace(
+    model: TransformerBridge,
+    pairs: Sequence[StereoSetRecord],
+    *,
+    components: Sequence[str] = COMPONENTS,
+    positions: str = "roles",
+    layers: Sequence[int] | None = None,
+    n_samples: int = 10,
+    noise_factor: float = 3.0,
+    noise: Mapping[str, Float[Tensor, "samples noised d_model"]] | None = None,
+    window: int = 10,
+    mentions: str = "all",
+    prepend_bos: bool | None = None,
+    run: str = "auto",
+    partial: Path | None = None,
+    seed: int = 0,
+) -> CausalTrace:
+    """Trace pairs of StereoSet's intrasentence task.
+
+    Args:
+        components: of ``resid``, ``mlp`` and ``attn``.
+        positions: ``"roles"`` restores the attribute words, the token before the filler and the filler;
+            ``"all"`` restores every token (for heatmaps of a sentence).
+        layers: where states are restored; default: every layer.
+        n_samples: noise samples a sentence.
+        noise_factor: standard deviation of the noise in those of the attribute words' embeddings.
+        noise: the noise itself by record id, ``[samples, noised columns, d_model]``, instead of drawing it; for
+            comparison with another implementation on the same draw. A record it lacks is an error.
+        window: layers restored together for ``mlp`` and ``attn``.
+        mentions: ``"all"`` mentions of attribute words are noised, or the ``"first"`` only.
+        run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast where a
+            check on this model shows the same numbers.
+        partial: file that keeps finished cases (JSON lines); a run with the same settings goes on from it.
+        seed: of the noise and the bootstrap.
+
+    Raises:
+        TracelabError: nothing can be traced, a window larger than the model, or an unknown option.
+    """
+    for component in components:
+        require_choice("component", component, COMPONENTS)
+    require_choice("positions", positions, POSITIONS)
+    require_choice("run", run, RUNS)
+    require_choice("mentions", mentions, ("all", "first"))
+    n_layers = model_info(model).n_layers
+    if not 1 <= window <= n_layers:
+        raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
+    if n_samples < 1:
+        raise TracelabError(f"n_samples must be at least 1, not {n_samples}")
+    layers = list(range(n_layers)) if layers is None else sorted(set(layers))
+    for layer in layers:
+        require_hook(model, "resid_post", layer)
+    cases, skipped = make_cases(model, pairs, mentions=mentions, prepend_bos=prepend_bos)
+    scale = math.nan if noise is not None else noise_factor * attribute_embedding_std(model, cases)
+    draws = {
+        case.id: _given(noise, case, n_samples, model.cfg.d_model)
+        if noise is not None
+        else scale * _standard_normal(case, n_samples, model.cfg.d_model, seed)
+        for case in cases
+    }
+    settings = run_settings(
+        model,
+        pairs,
+        components=list(components),
+        positions=positions,
+        layers=layers,
+        n_samples=n_samples,
+        noise_std=scale,
+        noise_factor=noise_factor,
+        window=window,
+        mentions=mentions,
+        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
+        te_floor=TE_FLOOR,
+        seed=seed,
+    )
+    runner = BlockRunner(model)
+    tracer: Tracer = fast_trace if run != "plain" else plain_trace
+    if run == "auto" and not _fast_is_exact(runner, cases[0], draws[cases[0].id], window):
+        warnings.warn("caches cannot be shared on this architecture: tracing the slow way", stacklevel=2)
+        tracer = plain_trace
+    done = _read_partial(partial, settings)
+    with progress(total=len(cases), what="tracing", unit="pair") as bar:
+        for case in cases:
+            if case.id not in done:
+                values = _trace_case(
+                    runner, tracer, case, draws[case.id], components, positions, layers, window
+                )
+                done[case.id] = values
+                if partial is not None:
+                    with partial.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"case": case.id, **values}) + "\n")
+            bar.update()
+    settings |= {"n_pairs": len(pairs), "skipped": skipped}
+    case_table, states = _tables(model, cases, done, layers)
+    return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
+
+
+def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
+    """Standard deviation of all entries of the attribute words' embeddings, where noise will be added."""
+    tokens, _ = pad(model, [case.stereotype.ids for case in cases])
+    name = require_hook(model, "embed")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
+    rows = [(row, case.columns[c][0]) for row, case in enumerate(cases) for c in case.noised]
+    index, position = map(list, zip(*rows, strict=True))
+    return float(cache[name][index, position].float().std())
+
+
+def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Mean effects over cases by component, role and layer, with bootstrap intervals over cases.
+
+    A case's value of a role is the mean over the role's columns; each case counts once.
+
+    Args:
+        cases, states: as in :class:`CausalTrace`.
+    """
+    facts = cases.set_index("case")
+    by_case = states.groupby(["component", "role", "layer", "case"], sort=True)["gap"].mean()
+    rows: list[dict[str, Any]] = []
+    for (component, role), part in by_case.groupby(level=[0, 1]):
+        gaps = part.droplevel([0, 1]).unstack("layer")  # cases x layers
+        here = facts.loc[gaps.index]
+        te, values = here["te"].to_numpy(), gaps.to_numpy()
+        ie = values - here["low"].to_numpy()[:, None]
+        usable = np.abs(te) >= TE_FLOOR
+        numerator = np.where(usable, np.sign(te), 0.0)[:, None] * ie
+        denominator = np.where(usable, np.abs(te), 0.0)
+        weights = resample_counts(len(gaps), seed=seed)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            nie = numerator.sum(axis=0) / denominator.sum()
+            nie_draws = (weights @ numerator) / (weights @ denominator)[:, None]
+        ie_draws = weights @ ie / len(gaps)
+        equal = here["equal_length"].to_numpy()
+        per_token = np.abs(values) / here["n_tokens"].to_numpy()[:, None]
+        for column, layer in enumerate(gaps.columns):
+            row = {"component": component, "role": role, "layer": int(layer), "n": len(gaps)}
+            row |= {"gap": values[:, column].mean(), "ie": ie[:, column].mean()}
+            row["ie_low"], row["ie_high"] = percentile_interval(ie_draws[:, column])
+            row["nie"] = nie[column]
+            row["nie_low"], row["nie_high"] = percentile_interval(nie_draws[:, column])
+            row["biasedit"] = per_token[equal, column].mean() if equal.any() else math.nan
+            rows.append(row | {"n_equal": int(equal.sum())})
+    return pd.DataFrame(rows)
+
+
+def _trace_case(
+    runner: BlockRunner,
+    tracer: Tracer,
+    case: Case,
+    values: Float[Tensor, "samples noised d_model"],
+    components: Sequence[str],
+    positions: str,
+    layers: Sequence[int],
+    window: int,
+) -> dict[str, Any]:
+    """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by component."""
+    columns = [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]
+    traces = []
+    for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
+        noise = Noise(tuple(case.columns[c][side] for c in case.noised), values)
+        where = [case.columns[c][side] for c in columns]
+        unique = sorted(set(where))  # a short filler's last token stands for several columns
+        ids = torch.tensor(encoding.ids)
+        traces.append(
+            (
+                tracer(runner, ids, noise, case.first, unique, layers, components, window),
+                where,
+                unique,
+            )
+        )
+    (stereo, where, unique), (anti, anti_where, anti_unique) = traces
+    restored = {
+        component: (
+            stereo.restored[component][[unique.index(p) for p in where]]
+            - anti.restored[component][[anti_unique.index(p) for p in anti_where]]
+        ).tolist()
+        for component in components
+    }
+    return {
+        "high": stereo.clean - anti.clean,
+        "low": stereo.corrupted - anti.corrupted,
+        "columns": columns,
+        "gap": restored,
+    }
+
+
+def _tables(
+    model: TransformerBridge,
+    cases: Sequence[Case],
+    done: dict[str, dict[str, Any]],
+    layers: Sequence[int],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    case_rows, parts = [], []
+    for case in cases:
+        values = done[case.id]
+        row = {"case": case.id, "bias_type": case.bias_type, "target": case.target}
+        row |= {"stereotype": case.stereotype.text, "anti_stereotype": case.anti_stereotype.text}
+        row |= {"high": values["high"], "low": values["low"], "te": values["high"] - values["low"]}
+        scored = len(case.stereotype.ids) - (case.stereotype.offsets[0] == (0, 0))
+        case_rows.append(row | {"n_tokens": scored, "equal_length": case.equal_length})
+        texts = _column_texts(model, case)
+        for component, gaps in values["gap"].items():
+            table = np.asarray(gaps)  # columns x layers
+            column = np.repeat(values["columns"], table.shape[1])
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "case": case.id,
+                        "component": component,
+                        "column": column,
+                        "role": [case.roles[c] for c in column],
+                        "token": [texts[c] for c in column],
+                        "layer": np.tile(layers, len(table)),
+                        "gap": table.ravel(),
+                    }
+                )
+            )
+    return pd.DataFrame(case_rows), pd.concat(parts, ignore_index=True)
+
+
+def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
+    """A label a column; the filler's shows both sentences' tokens."""
+    stereo = token_texts(model, case.stereotype.ids)
+    anti = token_texts(model, case.anti_stereotype.ids)
+    return [
+        stereo[s] if role != "filler" else f"{stereo[s]} / {anti[a]}"
+        for (s, a), role in zip(case.columns, case.roles, strict=True)
+    ]
+
+
+def _standard_normal(
+    case: Case, n_samples: int, d_model: int, seed: int
+) -> Float[Tensor, "samples noised d_model"]:
+    generator = derive_generator(seed, "noise", case.id)
+    return torch.randn(n_samples, len(case.noised), d_model, generator=generator)
+
+
+def _given(
+    noise: Mapping[str, Tensor], case: Case, n_samples: int, d_model: int
+) -> Float[Tensor, "samples noised d_model"]:
+    shape = (n_samples, len(case.noised), d_model)
+    if case.id not in noise or tuple(noise[case.id].shape) != shape:
+        found = tuple(noise[case.id].shape) if case.id in noise else "nothing"
+        raise TracelabError(f"noise of record {case.id} must have the shape {shape}, found {found}")
+    return noise[case.id]
+
+
+def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, window: int) -> bool:
+    """Whether one noise sample at one position of one sentence has the same scores both ways here."""
+    noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:1])
+    ids, position = torch.tensor(case.stereotype.ids), case.columns[case.noised[0]][0]
+    layers = [model_info(runner.model).n_layers // 2]
+    args = (ids, noise, case.first, [position], layers, ["mlp"], window)
+    try:
+        fast = fast_trace(runner, *args).restored["mlp"]
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        return False
+    tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.1
+    return torch.allclose(fast, plain_trace(runner, *args).restored["mlp"], atol=tolerance)
+
+
+def _read_partial(partial: Path | None, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Finished cases of an interrupted run with the same settings; starts the file otherwise."""
+    if partial is None:
+        return {}
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"settings": settings}, sort_keys=True)
+    if partial.is_file():
+        lines = partial.read_text(encoding="utf-8").splitlines()
+        if lines and lines[0] == head:
+            done = {}
+            for line in lines[1:]:
+                try:
+                    values = json.loads(line)
+                except json.JSONDecodeError:  # the line that the interruption cut
+                    break
+                done[values.pop("case")] = values
+            return done
+    partial.write_text(head + "\n", encoding="utf-8")
+    return {}
