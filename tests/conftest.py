@@ -1,7 +1,7 @@
-"""Fixtures, and two switches that must come before any import of the package.
+"""Fixtures, and the switches that must come before any import of the package.
 
-The model hub is off, so no test waits for a network; and jaxtyping checks every annotation of tracelab at run
-time with beartype.
+The model hub is off, so no test waits for a network; jaxtyping checks every annotation of tracelab at run time
+with beartype; and torch keeps to one thread, as the tiny models' small products gain nothing from more.
 """
 
 from __future__ import annotations
@@ -12,57 +12,74 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jaxtyping
 
-import tests.runtime_types  # noqa: F401  the hook looks it up by name
+import tests.runtime_types  # noqa: F401  the hook looks it up by its name
 
 jaxtyping.install_import_hook("tracelab", "tests.runtime_types.check")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_hf
 from tracelab import assets
 from tracelab.model import from_hf, load
 
+_SHARED: list[TransformerBridge] = []
+
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    """The embedded model's tokenizer, which adds no BOS."""
+def tokenizer() -> Any:
+    """The embedded model's tokenizer as it is on disk; it adds no BOS."""
     return AutoTokenizer.from_pretrained(assets.model_dir())
 
 
 @pytest.fixture(scope="session")
 def real_model() -> TransformerBridge:
     """The embedded SmolLM2-135M."""
-    return load()
+    model = load()
+    _SHARED.append(model)
+    return model
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tokenizer) -> Callable[[str], TransformerBridge]:
+def plain_model() -> Any:
+    """The embedded model in plain ``transformers``, never wrapped: what oracles run."""
+    return AutoModelForCausalLM.from_pretrained(assets.model_dir(), dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Any) -> Callable[[str], TransformerBridge]:
     """``tiny_model(kind)``: a small random model of an architecture, made once a session."""
     made: dict[str, TransformerBridge] = {}
 
     def make(kind: str) -> TransformerBridge:
         if kind not in made:
-            own = AutoTokenizer.from_pretrained(assets.model_dir())  # bridging changes it
-            made[kind] = from_hf(tiny_hf(kind, len(tokenizer)), own, model_id=f"tiny-{kind}")
+            made[kind] = from_hf(
+                tiny_hf(kind, len(tokenizer)),
+                AutoTokenizer.from_pretrained(assets.model_dir()),  # bridging takes it over
+                model_id=f"tiny-{kind}",
+            )
+            _SHARED.append(made[kind])
         return made[kind]
 
     return make
 
 
-@pytest.fixture(autouse=True)
-def _no_hook_outlives_its_test(request: pytest.FixtureRequest):
-    """Every test leaves the models that tests share without hooks."""
-    yield
-    if "real_model" in request.fixturenames:
-        assert not request.getfixturevalue("real_model").list_hooks()
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _same_global_seed():
-    """Tests do not depend on the order in which they run."""
+def _tests_do_not_depend_on_each_other() -> Iterator[None]:
+    """Each test has the same global seed and leaves no hook on the models that tests share."""
     torch.manual_seed(0)
+    yield
+    left = [name for model in _SHARED for name in model.list_hooks()]
+    for model in _SHARED:
+        model.reset_hooks()
+    assert not left

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from beartype import beartype
-from beartype.roar import BeartypeDecorHintException
+from beartype.roar import BeartypeDecorHintException, BeartypeDecorHintPep673Exception
 
 UNCHECKABLE: dict[str, str] = {}
 """The functions with an annotation that beartype refuses, and why."""
@@ -15,6 +15,8 @@ def check(function: Callable) -> Callable:
     """``beartype(function)``; a function it refuses is noted and left as it is."""
     try:
         return beartype(function)
+    except BeartypeDecorHintPep673Exception:  # typing.Self: it would have to see the whole class
+        return function
     except BeartypeDecorHintException as error:
         UNCHECKABLE[f"{function.__module__}.{function.__qualname__}"] = str(error)
         return function

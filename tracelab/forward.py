@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +23,7 @@ from transformers import DynamicCache
 KeyValues = tuple[Float[Tensor, "rows kv_heads prefix d_head"], Float[Tensor, "rows kv_heads prefix d_head"]]
 
 
-def last_logits(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch vocab"]:
+def last_logits(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
     """Logits at the last position, unembedding only it where the model can."""
     if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
         return model(tokens, logits_to_keep=1)[:, -1]
@@ -47,7 +45,7 @@ class _Return(nn.Module):
 def replaced_blocks(model: TransformerBridge, block: nn.Module) -> Iterator[None]:
     """Within the ``with`` block every block of the model is ``block``; afterwards all is as before."""
     path = model.adapter.translate_transformer_lens_path("blocks")
-    blocks = model.original_model.get_submodule(path)
+    blocks = cast(nn.ModuleList, model.original_model.get_submodule(path))
     kept = list(blocks)
     try:
         for index in range(len(kept)):
@@ -86,7 +84,7 @@ class BlockRunner:
         """Run the model (hooks in force) and return each block's keys and values."""
         cache = DynamicCache()
         self.model(tokens, past_key_values=cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return [(layer.keys, layer.values) for layer in cast(list[Any], cache.layers)]
 
     def run(
         self,
@@ -109,9 +107,7 @@ class BlockRunner:
         output = self.model.blocks[layer](resid, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def head(
-        self, resid: Float[Tensor, "rows pos d_model"]
-    ) -> Float[Tensor, "rows pos vocab"]:
+    def head(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos vocab"]:
         """The model's logits for residuals after the last block: all that comes after the blocks."""
         self._arguments(0, 1)
         tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
@@ -126,7 +122,7 @@ class BlockRunner:
         if (start, length) not in self._calls:
             calls: list[dict[str, Any]] = []
 
-            def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
                 names = list(inspect.signature(module.original_component.forward).parameters)
                 calls.append({**dict(zip(names[1:], args[1:], strict=False)), **kwargs})
 
@@ -137,10 +133,7 @@ class BlockRunner:
             cache = DynamicCache()
             if start:
                 self.model(tokens[:, :start], past_key_values=cache)
-            handles = [
-                block.register_forward_pre_hook(record, with_kwargs=True)
-                for block in self.model.blocks
-            ]
+            handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in self.model.blocks]
             handles.append(self.model.blocks[0].register_forward_hook(note_form))
             try:
                 self.model(tokens[:, start:], past_key_values=cache)

@@ -70,9 +70,7 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
             if kind not in seen:
                 faults[kind] = "it does not fire on this architecture"
             elif kind in EDITED:
-                edited = model.run_with_hooks(
-                    tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)]
-                )
+                edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)])
                 if torch.equal(edited, clean):
                     faults[kind] = "edits there change nothing on this architecture"
     if {"resid_mid", "mlp_out", "resid_post"} <= seen.keys() - faults.keys():

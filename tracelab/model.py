@@ -170,9 +170,7 @@ def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) 
     """
     info = model_info(model)
     if layer is not None and not 0 <= layer < info.n_layers:
-        raise TracelabError(
-            f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}"
-        )
+        raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
     if kind in info.faults:
         name = hook_name(kind, layer)
         raise TracelabError(f"{name} cannot be used on {info.model_id}: {info.faults[kind]}")
@@ -194,9 +192,7 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
     return str(name_or_path), str(name_or_path), None
 
 
-def _describe(
-    model: TransformerBridge, model_id: str, weights: str, prepend_bos: bool
-) -> ModelInfo:
+def _describe(model: TransformerBridge, model_id: str, weights: str, prepend_bos: bool) -> ModelInfo:
     return ModelInfo(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),

@@ -28,9 +28,7 @@ from tracelab.model import model_info
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
 
 
-def run_settings(
-    model: TransformerBridge, records: Iterable[Any] = (), **choices: Any
-) -> dict[str, Any]:
+def run_settings(model: TransformerBridge, records: Iterable[Any] = (), **choices: Any) -> dict[str, Any]:
     """The settings of a result: the model, the data's hash, the caller's choices, the versions."""
     return {
         "model": model_info(model).settings(),

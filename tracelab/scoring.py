@@ -38,16 +38,16 @@ class Scores:
     """
 
     texts: tuple[str, ...]
-    logprobs: tuple[Float[np.ndarray, "scored"], ...] 
+    logprobs: tuple[Float[np.ndarray, "scored"], ...]
     tokens: tuple[tuple[int, ...], ...]
 
     @property
-    def sum(self) -> Float[np.ndarray, "texts"]: 
+    def sum(self) -> Float[np.ndarray, "texts"]:
         """Log-probability of each text."""
         return np.array([values.sum() for values in self.logprobs])
 
     @property
-    def mean(self) -> Float[np.ndarray, "texts"]: 
+    def mean(self) -> Float[np.ndarray, "texts"]:
         """Mean log-probability a token of each text."""
         return np.array([values.mean() for values in self.logprobs])
 
@@ -106,7 +106,7 @@ def token_logprobs(
     firsts: Sequence[int],
     *,
     batch_tokens: int = BATCH_TOKENS,
-) -> list[Float[Tensor, "scored"]]: 
+) -> list[Float[Tensor, "scored"]]:
     """``log p(token_j | tokens before j)`` for ``j >= firsts[i] >= 1`` of each sequence.
 
     Returns:
@@ -133,11 +133,11 @@ def token_logprobs(
 
 def target_logprobs(
     logits: Float[Tensor, "batch pos vocab"],
-    rows: Int[Tensor, "n"], 
-    positions: Int[Tensor, "n"], 
-    targets: Int[Tensor, "n"], 
+    rows: Int[Tensor, "n"],
+    positions: Int[Tensor, "n"],
+    targets: Int[Tensor, "n"],
     chunk: int = 256,
-) -> Float[Tensor, "n"]: 
+) -> Float[Tensor, "n"]:
     """Log-probability in fp32 of ``targets`` under the logits at ``(rows, positions)``.
 
     ``chunk`` positions at a time are turned to fp32, which bounds the memory.
@@ -151,7 +151,7 @@ def target_logprobs(
     return torch.cat(pieces)
 
 
-def start_logprobs(model: TransformerBridge, prefix: int | None = None) -> Float[Tensor, "vocab"]: 
+def start_logprobs(model: TransformerBridge, prefix: int | None = None) -> Float[Tensor, "vocab"]:
     """``log p(token | BOS)`` of every token: the first token's probability in official StereoSet scoring.
 
     Args:

@@ -59,9 +59,7 @@ def two_stage_means(
     generator = np.random.default_rng(seed)
     within = np.stack(
         [
-            generator.multinomial(len(group), np.full(len(group), 1 / len(group)), n_resamples)
-            @ group
-            / len(group)
+            generator.multinomial(len(group), np.full(len(group), 1 / len(group)), n_resamples) @ group / len(group)
             for group in groups
         ]
     )  # [groups, resamples, metrics]

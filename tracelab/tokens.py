@@ -37,11 +37,7 @@ class Encoding:
 
     def positions(self, span: Span) -> list[int]:
         """Positions of the tokens that hold a character of ``span``."""
-        return [
-            position
-            for position, (start, end) in enumerate(self.offsets)
-            if start < span.end and end > span.start
-        ]
+        return [position for position, (start, end) in enumerate(self.offsets) if start < span.end and end > span.start]
 
 
 def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = None) -> Encoding:
@@ -56,8 +52,7 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
         raise TracelabError(
-            f"the tokenizer of {model_info(model).model_id} gives no character offsets: "
-            "use a fast (Rust) tokenizer"
+            f"the tokenizer of {model_info(model).model_id} gives no character offsets: use a fast (Rust) tokenizer"
         )
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
@@ -95,9 +90,7 @@ def pad(
     return tokens.to(model.cfg.device), mask.to(model.cfg.device)
 
 
-def length_batches(
-    lengths: Iterable[int], batch_tokens: int, *, equal: bool = False
-) -> Iterator[list[int]]:
+def length_batches(lengths: Iterable[int], batch_tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
     """Indices in batches of similar length, shortest first.
 
     Args:

@@ -49,14 +49,10 @@ class CrowsPair:
 
     def pair(self) -> Pair:
         """The pair in the stereotype / anti-stereotype naming that the localisers take."""
-        return Pair(
-            self.id, self.bias_type, self.sent_more, self.sent_less, self.more_words, self.less_words
-        )
+        return Pair(self.id, self.bias_type, self.sent_more, self.sent_less, self.more_words, self.less_words)
 
 
-def crows_pairs(
-    bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None
-) -> list[CrowsPair]:
+def crows_pairs(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> list[CrowsPair]:
     """Read CrowS-Pairs.
 
     Args:

@@ -57,9 +57,7 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 
 
-def select(
-    records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str
-) -> list[R]:
+def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str) -> list[R]:
     """The records of one bias type (None: all), at most ``limit`` of them, in the benchmark's order.
 
     Raises:
@@ -92,9 +90,7 @@ def parse(what: str, make: Callable[[], list[R]]) -> list[R]:
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         if isinstance(error, TracelabError):
             raise
-        raise TracelabError(
-            f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}"
-        ) from error
+        raise TracelabError(f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}") from error
     if not records:
         raise TracelabError(f"{what} holds no records")
     check_ids(records, what)

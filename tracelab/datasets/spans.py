@@ -50,7 +50,7 @@ def differing_words(first: str, second: str) -> tuple[tuple[Span, ...], tuple[Sp
     words = [list(_WORD.finditer(text)) for text in (first, second)]
     texts = [[match.group() for match in matches] for matches in words]
     spans: tuple[list[Span], list[Span]] = ([], [])
-    for tag, a0, a1, b0, b1 in SequenceMatcher(None, *texts, autojunk=False).get_opcodes():
+    for tag, a0, a1, b0, b1 in SequenceMatcher(a=texts[0], b=texts[1], autojunk=False).get_opcodes():
         if tag != "equal":
             for found, matches, start, end in ((spans[0], words[0], a0, a1), (spans[1], words[1], b0, b1)):
                 if end > start:

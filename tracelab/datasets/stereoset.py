@@ -45,10 +45,9 @@ class StereoSetRecord:
 
     def pair(self) -> Pair:
         """The stereotype and the anti-stereotype as a pair of texts."""
-        texts = [s.text for s in (self.stereotype, self.anti_stereotype)]
-        if self.task == "intersentence":
-            texts = [f"{self.context} {text}" for text in texts]
-        return Pair(self.id, self.bias_type, *texts, *differing_words(*texts))
+        before = f"{self.context} " if self.task == "intersentence" else ""
+        stereo, anti = before + self.stereotype.text, before + self.anti_stereotype.text
+        return Pair(self.id, self.bias_type, stereo, anti, *differing_words(stereo, anti))
 
 
 def stereoset(
@@ -121,9 +120,7 @@ def _hub(task: str, split: str) -> list[StereoSetRecord]:
         columns = row["sentences"]
         sentences = [
             {"id": key, "sentence": text, "gold_label": LABELS[label]}
-            for key, text, label in zip(
-                columns["id"], columns["sentence"], columns["gold_label"], strict=True
-            )
+            for key, text, label in zip(columns["id"], columns["sentence"], columns["gold_label"], strict=True)
         ]
         return {**row, "sentences": sentences}
 
@@ -140,9 +137,7 @@ def _record(row: dict[str, Any], task: str) -> StereoSetRecord:
         text = by_label[label]["sentence"].strip()
         filler = filler_spans(row["context"], text) if task == "intrasentence" else ()
         mentions = (
-            span
-            for span in find_words(text, words)
-            if all(span.end <= f.start or span.start >= f.end for f in filler)
+            span for span in find_words(text, words) if all(span.end <= f.start or span.start >= f.end for f in filler)
         )
         return Sentence(by_label[label]["id"], text, filler, tuple(mentions))
 

@@ -21,9 +21,7 @@ from tracelab.datasets.records import parse
 from tracelab.errors import TracelabError, require_choice
 
 _FOLDER = files("tracelab.datasets") / "data/templates"
-ATTRIBUTES = tuple(
-    sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json"))
-)
+ATTRIBUTES = tuple(sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json")))
 
 
 @dataclass(frozen=True)

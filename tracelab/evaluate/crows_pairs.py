@@ -83,28 +83,31 @@ def crows_pairs_scores(
         sequences = [ids[1:] for ids in sequences]
     else:
         first = start_logprobs(model)
-        values = [
-            torch.cat([first[ids[0]][None], rest]) for ids, rest in zip(sequences, values, strict=True)
-        ]
+        values = [torch.cat([first[ids[0]][None], rest]) for ids, rest in zip(sequences, values, strict=True)]
     rows = []
     for index, record in enumerate(records):
         more, less = (values[2 * index + k].double() for k in (0, 1))
-        matcher = SequenceMatcher(None, *sequences[2 * index : 2 * index + 2], autojunk=False)
+        matcher = SequenceMatcher(a=sequences[2 * index], b=sequences[2 * index + 1], autojunk=False)
         blocks = matcher.get_matching_blocks()
-        row = {"id": record.id, "bias_type": record.bias_type, "direction": record.direction}
-        row |= {"crows_sum_more": more.sum(), "crows_sum_less": less.sum()}
-        row |= {"crows_mean_more": more.mean(), "crows_mean_less": less.mean()}
-        row["crows_shared_more"] = sum(more[b.a : b.a + b.size].sum() for b in blocks)
-        row["crows_shared_less"] = sum(less[b.b : b.b + b.size].sum() for b in blocks)
-        rows.append({k: v if isinstance(v, str) else float(v) for k, v in row.items()})
+        sums = {
+            "crows_sum": (more.sum(), less.sum()),
+            "crows_mean": (more.mean(), less.mean()),
+            "crows_shared": (
+                sum(more[b.a : b.a + b.size].sum() for b in blocks),
+                sum(less[b.b : b.b + b.size].sum() for b in blocks),
+            ),
+        }
+        rows.append(
+            {"id": record.id, "bias_type": record.bias_type, "direction": record.direction}
+            | {f"{metric}_more": float(both[0]) for metric, both in sums.items()}
+            | {f"{metric}_less": float(both[1]) for metric, both in sums.items()}
+        )
     pairs = pd.DataFrame(rows)
     settings = run_settings(model, records, benchmark="crows-pairs", prepend_bos=bos, seed=seed)
     return CrowsPairsScores(settings, crows_pairs_metrics(pairs, seed=seed), pairs)
 
 
-def crows_pairs_metrics(
-    pairs: pd.DataFrame, *, edit: str | None = None, seed: int = 0
-) -> pd.DataFrame:
+def crows_pairs_metrics(pairs: pd.DataFrame, *, edit: str | None = None, seed: int = 0) -> pd.DataFrame:
     """The scores of :class:`CrowsPairsScores` from its ``pairs`` table."""
     biases = sorted(pairs["bias_type"].unique())
     parts = [(bias, pairs[pairs["bias_type"] == bias]) for bias in biases]

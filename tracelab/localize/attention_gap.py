@@ -137,8 +137,11 @@ def attention_gap(
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
     records = [pair if isinstance(pair, Pair) else pair.pair() for pair in pairs]
     encoded = [
-        tuple(encode(model, text, prepend_bos=prepend_bos) for text in (p.stereotype, p.anti_stereotype))
-        for p in records
+        (
+            encode(model, pair.stereotype, prepend_bos=prepend_bos),
+            encode(model, pair.anti_stereotype, prepend_bos=prepend_bos),
+        )
+        for pair in records
     ]
     aligned = [_Alignment.of(*pair) for pair in encoded]
     usable = [i for i, a in enumerate(aligned) if a.sensitive.any() and not a.sensitive.all()]
@@ -262,9 +265,7 @@ def summarise(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """The summary of :class:`AttentionGap` from its ``pairs`` table."""
     rows: list[dict[str, Any]] = []
 
-    def add(
-        selection: str, metric: str, values: Any, scale: float = 1.0, interval: bool = True
-    ) -> None:
+    def add(selection: str, metric: str, values: Any, scale: float = 1.0, interval: bool = True) -> None:
         values = scale * np.asarray(values, dtype=float)
         low, high = mean_interval(values, seed=seed) if interval else (math.nan, math.nan)
         row = {"selection": selection, "metric": metric, "value": float(values.mean())}
@@ -311,9 +312,7 @@ class _Alignment:
         different = np.array([first.ids[a] != second.ids[b] for a, b in pairs], dtype=bool)
         return cls(([a for a, _ in pairs], [b for _, b in pairs]), different, False)
 
-    def restrict(
-        self, pattern: Float[np.ndarray, "_query _key"], side: int
-    ) -> Float[np.ndarray, "aligned aligned"]:
+    def restrict(self, pattern: Float[np.ndarray, "_query _key"], side: int) -> Float[np.ndarray, "aligned aligned"]:
         """The map over aligned positions; rows of unequal pairs are renormalised to sum to 1."""
         if self.equal:
             return pattern
@@ -321,9 +320,7 @@ class _Alignment:
         return chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-8)
 
 
-def _pair_row(
-    gap: Float[np.ndarray, "pos"], sensitive: Bool[np.ndarray, "pos"]
-) -> dict[str, Any]:
+def _pair_row(gap: Float[np.ndarray, "pos"], sensitive: Bool[np.ndarray, "pos"]) -> dict[str, Any]:
     return {
         "hit": bool(sensitive[gap.argmax()]),
         "chance": float(sensitive.mean()),
@@ -333,9 +330,7 @@ def _pair_row(
     }
 
 
-def _map_table(
-    pair: str, first: Float[np.ndarray, "pos pos"], second: Float[np.ndarray, "pos pos"]
-) -> pd.DataFrame:
+def _map_table(pair: str, first: Float[np.ndarray, "pos pos"], second: Float[np.ndarray, "pos pos"]) -> pd.DataFrame:
     query, key = np.indices(first.shape)
     columns = {"query": query.ravel(), "key": key.ravel()}
     columns |= {"stereotype": first.ravel(), "anti_stereotype": second.ravel()}

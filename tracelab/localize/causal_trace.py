@@ -118,6 +118,7 @@ def causal_trace(
     noise: Mapping[str, Float[Tensor, "samples noised d_model"]] | None = None,
     window: int = 10,
     mentions: str = "all",
+    max_cases: int | None = None,
     prepend_bos: bool | None = None,
     run: str = "auto",
     partial: Path | None = None,
@@ -136,6 +137,7 @@ def causal_trace(
             comparison with another implementation on the same draw. A record it lacks is an error.
         window: layers restored together for ``mlp`` and ``attn``.
         mentions: ``"all"`` mentions of attribute words are noised, or the ``"first"`` only.
+        max_cases: trace a random sample of so many of the pairs that can be traced.
         run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast where a
             check on this model shows the same numbers.
         partial: file that keeps finished cases (JSON lines); a run with the same settings goes on from it.
@@ -152,12 +154,17 @@ def causal_trace(
     n_layers = model_info(model).n_layers
     if not 1 <= window <= n_layers:
         raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
-    if n_samples < 1:
-        raise TracelabError(f"n_samples must be at least 1, not {n_samples}")
+    for name, value in (("n_samples", n_samples), ("max_cases", max_cases)):
+        if value is not None and value < 1:
+            raise TracelabError(f"{name} must be at least 1, not {value}")
     layers = list(range(n_layers)) if layers is None else sorted(set(layers))
     for layer in layers:
         require_hook(model, "resid_post", layer)
     cases, skipped = make_cases(model, pairs, mentions=mentions, prepend_bos=prepend_bos)
+    n_traceable = len(cases)
+    if max_cases is not None:
+        order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
+        cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
     scale = math.nan if noise is not None else noise_factor * attribute_embedding_std(model, cases)
     draws = {
         case.id: _given(noise, case, n_samples, model.cfg.d_model)
@@ -176,6 +183,7 @@ def causal_trace(
         noise_factor=noise_factor,
         window=window,
         mentions=mentions,
+        max_cases=max_cases,
         prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
         te_floor=TE_FLOOR,
         seed=seed,
@@ -189,15 +197,13 @@ def causal_trace(
     with progress(total=len(cases), what="tracing", unit="pair") as bar:
         for case in cases:
             if case.id not in done:
-                values = _trace_case(
-                    runner, tracer, case, draws[case.id], components, positions, layers, window
-                )
+                values = _trace_case(runner, tracer, case, draws[case.id], components, positions, layers, window)
                 done[case.id] = values
                 if partial is not None:
                     with partial.open("a", encoding="utf-8") as file:
                         file.write(json.dumps({"case": case.id, **values}) + "\n")
             bar.update()
-    settings |= {"n_pairs": len(pairs), "skipped": skipped}
+    settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
     case_table, states = _tables(model, cases, done, layers)
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
 
@@ -335,9 +341,7 @@ def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
     ]
 
 
-def _standard_normal(
-    case: Case, n_samples: int, d_model: int, seed: int
-) -> Float[Tensor, "samples noised d_model"]:
+def _standard_normal(case: Case, n_samples: int, d_model: int, seed: int) -> Float[Tensor, "samples noised d_model"]:
     generator = derive_generator(seed, "noise", case.id)
     return torch.randn(n_samples, len(case.noised), d_model, generator=generator)
 

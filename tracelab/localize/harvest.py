@@ -49,15 +49,9 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
     Raises:
         TracelabError: a group has no word left.
     """
-    by_group = [
-        {encode(model, f" {word}", prepend_bos=False).ids[0] for word in words}
-        for _, words in corpus.groups
-    ]
+    by_group = [{encode(model, f" {word}", prepend_bos=False).ids[0] for word in words} for _, words in corpus.groups]
     shared = {
-        token_id
-        for index, ids in enumerate(by_group)
-        for other in by_group[index + 1 :]
-        for token_id in ids & other
+        token_id for index, ids in enumerate(by_group) for other in by_group[index + 1 :] for token_id in ids & other
     }
     if shared:
         texts = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(shared))
@@ -100,7 +94,7 @@ def harvest(
 
     hooks = [(require_hook(model, "mlp_out", layer), keep(layer)) for layer in range(n_layers)]
     with model.hooks(fwd_hooks=hooks), progress(total=len(sequences), what="harvest") as bar:
-        for batch in length_batches(map(len, sequences), batch_tokens, equal=True):  # noqa: B007
+        for batch in length_batches(map(len, sequences), batch_tokens, equal=True):
             tokens, _ = pad(model, [sequences[i] for i in batch])
             p = last_logits(model, tokens).float().softmax(dim=-1).cpu()
             probabilities[batch] = torch.stack([p[:, ids].sum(dim=1) for ids in words], dim=1)

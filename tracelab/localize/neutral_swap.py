@@ -44,17 +44,15 @@ def neutral_swaps(
             differing = [p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b]
             if len(differing) == 1:
                 chosen[key] = (first, second, differing[0])
-    group_words = {e.ids[p] for a, b, p in chosen.values() for e in (a, b)}
-    words = sorted(
-        {e.ids[p] for e, _, _ in chosen.values() for p in _whole_words(e)} - group_words
-    )
+    group_words = {e.ids[where] for a, b, where in chosen.values() for e in (a, b)}
+    words = sorted({e.ids[p] for e, _, _ in chosen.values() for p in _whole_words(e)} - group_words)
     generator = np.random.default_rng(seed)
     swaps = {}
-    for key, (first, _, differing) in chosen.items():
-        candidates = [p for p in _whole_words(first) if p != differing]
+    for key, (first, _, changed) in chosen.items():
+        candidates = [p for p in _whole_words(first) if p != changed]
         if not candidates or len(words) < 2:
             continue
-        position = min(candidates, key=lambda p: (abs(p - differing), p))
+        position = min(candidates, key=lambda p: (abs(p - changed), p))
         word = first.ids[position]
         while word == first.ids[position]:
             word = words[int(generator.integers(len(words)))]

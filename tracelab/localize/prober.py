@@ -34,6 +34,11 @@ class ProberConfig:
 class Probers(nn.Module):
     """One two-layer prober for each layer of the model; layer l is initialised from ``(seed, l)``."""
 
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
     def __init__(self, n_layers: int, d_model: int, hidden: int, n_groups: int, seed: int) -> None:
         super().__init__()
         sizes = {"w1": (d_model, hidden), "b1": (1, hidden), "w2": (hidden, n_groups), "b2": (1, n_groups)}
@@ -46,9 +51,7 @@ class Probers(nn.Module):
                 value[layer].uniform_(-bound, bound, generator=generator)
             self.register_parameter(name, nn.Parameter(value))
 
-    def forward(
-        self, activations: Float[Tensor, "rows layers d_model"]
-    ) -> Float[Tensor, "layers rows groups"]:
+    def forward(self, activations: Float[Tensor, "rows layers d_model"]) -> Float[Tensor, "layers rows groups"]:
         """Group logits of each layer's prober."""
         inputs = activations.transpose(0, 1)
         hidden = torch.baddbmm(self.b1, inputs, self.w1).relu()

@@ -129,16 +129,12 @@ def probe_layers(
         )
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
-        warnings.warn(
-            f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=2
-        )
+        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=2)
     tally = _Tally(corpus, n_layers, scored)
     kept: Probers | None = None
     with progress(total=2 * n_seeds * config.epochs, what="probers", unit="epoch") as bar:
         for k, (train, test) in enumerate(splits):
-            shuffled = torch.randperm(
-                len(truth), generator=torch.Generator().manual_seed(seed + k + 7919)
-            )
+            shuffled = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed + k + 7919))
             for control in (False, True):
                 labels = states.labels[shuffled] if control else states.labels
                 probers = train_probers(
@@ -183,9 +179,7 @@ def split_rows(corpus: Corpus, split: str, seed: int) -> tuple[Int[Tensor, "trai
         names = sorted(set(values))
         count = round(len(names) * share)
         if count < 1 or count >= len(names):
-            raise TracelabError(
-                f"{len(names)} concepts, templates or prompts are too few to hold out {share:.0%}"
-            )
+            raise TracelabError(f"{len(names)} concepts, templates or prompts are too few to hold out {share:.0%}")
         return np.isin(values, generator.choice(names, count, replace=False))
 
     prompts = corpus.prompts
@@ -239,13 +233,11 @@ class _Tally:
         *,
         control: bool,
     ) -> None:
-        concepts = np.array(
-            [self.concepts.index(self.corpus.prompts[i].concept) for i in rows.tolist()]
-        )
+        concepts = np.array([self.concepts.index(self.corpus.prompts[i].concept) for i in rows.tolist()])
         truth = labels.argmax(dim=-1).numpy()
         predicted = logits.argmax(dim=-1).cpu().numpy()
         for layer, row in enumerate(predicted):
-            np.add.at(self.confusion, (int(control), layer, concepts, truth, row), 1)
+            np.add.at(self.confusion[int(control), layer], (concepts, truth, row), 1)
         if not control:
             divergence = torch.nn.functional.kl_div(
                 logits.log_softmax(dim=-1).cpu(), labels.expand_as(logits), reduction="none"

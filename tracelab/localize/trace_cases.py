@@ -87,9 +87,7 @@ def make_cases(
     return cases, skipped
 
 
-def _case(
-    model: TransformerBridge, record: StereoSetRecord, mentions: str, prepend_bos: bool | None
-) -> Case | str:
+def _case(model: TransformerBridge, record: StereoSetRecord, mentions: str, prepend_bos: bool | None) -> Case | str:
     """The case, or the reason why there is none."""
     sentences = (record.stereotype, record.anti_stereotype)
     if any(len(sentence.filler) != 1 for sentence in sentences):
@@ -102,7 +100,7 @@ def _case(
     tails = [len(e.ids) - filler[-1] - 1 for e, filler in zip((stereo, anti), fillers, strict=True)]
     if stereo.ids[:first] != anti.ids[: fillers[1][0]]:
         return "different_before_filler"
-    if tails[0] != tails[1] or stereo.ids[-tails[0] :] != anti.ids[-tails[0] :] and tails[0]:
+    if tails[0] != tails[1] or (stereo.ids[-tails[0] :] != anti.ids[-tails[0] :] and tails[0]):
         return "different_after_filler"
     columns = [(p, p) for p in range(first)]
     for k in range(max(map(len, fillers))):
@@ -145,6 +143,4 @@ def _noised(
     spans = sentence.attribute_words[: 1 if mentions == "first" else None]
     positions = {position for span in spans for position in encoding.positions(span)}
     filler = set(encoding.positions(sentence.filler[0]))
-    return tuple(
-        c for c, pair in enumerate(columns) if pair[side] in positions and pair[side] not in filler
-    )
+    return tuple(c for c, pair in enumerate(columns) if pair[side] in positions and pair[side] not in filler)

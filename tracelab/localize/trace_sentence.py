@@ -101,9 +101,9 @@ def fast_trace(
     with model.hooks(fwd_hooks=hooks):
         clean_score = _logprobs(model(context)[:, first - 1 :], targets[None]).sum()
     before: dict[int, Tensor] = {}  # corrupted residual before each block, and after the last
-    hooks = [(require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)]
-    hooks += [("blocks.0.hook_resid_pre", _keep(before, 0)), _noise_hook(model, noise)]
-    with model.hooks(fwd_hooks=hooks):
+    keepers = [(require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)]
+    keepers.append(("blocks.0.hook_resid_pre", _keep(before, 0)))
+    with model.hooks(fwd_hooks=[*keepers, _noise_hook(model, noise)]):
         key_values = runner.key_values(context.expand(samples, -1))
     logits = runner.head(before[n_layers][:, first - 1 :])
     logprobs = _logprobs(logits, targets.expand(samples, -1))
@@ -174,9 +174,7 @@ def _restored_residuals(
                     repeat(t[:, :, :position], "s h p d -> (l s) h p d", l=len(resid) // samples)
                     for t in key_values[layer]
                 )
-                resid = runner.run(
-                    layer, resid, start=position, length=length, prefix=(keys, values)
-                )
+                resid = runner.run(layer, resid, start=position, length=length, prefix=(keys, values))
             if component == "resid" and layer in layers:
                 new = before[layer + 1][:, position:].clone()
                 new[:, 0] = clean[layer][0, position]
@@ -248,9 +246,7 @@ def _keep(store: dict[int, Tensor], key: int) -> Callable[..., None]:
     return hook
 
 
-def _logprobs(
-    logits: Float[Tensor, "rows pos vocab"], targets: Int[Tensor, "rows pos"]
-) -> Float[Tensor, "rows pos"]:
+def _logprobs(logits: Float[Tensor, "rows pos vocab"], targets: Int[Tensor, "rows pos"]) -> Float[Tensor, "rows pos"]:
     """Log-probability in fp32 of each target under the logits at its own index."""
     logits = logits.float()
     return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)

@@ -1,0 +1,31 @@
+# `make demo` and `make test` set up everything they need in .venv on a machine with Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint clean
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/tracelab report --bias gender --preset quick --out demo
+
+test: $(VENV)/.installed
+	$(BIN)/tracelab fetch
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+test-all: $(VENV)/.installed
+	$(BIN)/tracelab fetch
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m ''
+	HF_HUB_OFFLINE=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 analyses
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

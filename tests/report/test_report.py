@@ -1,0 +1,84 @@
+"""The main job on the real model at a small size: the page, its files, and taking up where it stopped."""
+
+import pandas as pd
+import pytest
+
+import tracelab
+from tracelab.errors import TracelabError
+from tracelab.report import parts as report_parts
+from tracelab.report.presets import PRESETS, Preset, preset_of
+
+
+@pytest.fixture(scope="module")
+def small_preset():
+    """Registered for this module only; the real presets take minutes."""
+    PRESETS["test"] = Preset(prober_seeds=1, trace_pairs=1, trace_samples=1, layer_step=15)
+    yield "test"
+    del PRESETS["test"]
+
+
+@pytest.fixture(scope="module")
+def made(real_model, small_preset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    tracelab.report(real_model, "gender", folder, preset=small_preset, limit=12, png=False)
+    return folder
+
+
+def test_the_page_is_self_contained_and_holds_every_figure(made):
+    page = (made / "index.html").read_text()
+    assert "cdn.plot.ly/plotly" not in page.split("</script>")[-1]
+    assert 'src="http' not in page
+    for name in ("f1_per_layer", "trace_average", "trace_example", "attention_gap", "attention_pair"):
+        assert f'id="{name}"' in page
+        assert (made / "figures" / f"{name}.html").is_file()
+
+
+def test_headline_numbers_are_those_of_the_tables(made):
+    headline = pd.read_csv(made / "tables/headline.csv").set_index("number")
+    scores = pd.read_csv(made / "tables/stereoset.csv").set_index("metric")
+    assert headline.loc["StereoSet SS (%)", "value"] == pytest.approx(scores.loc["ss", "value"])
+    attention = pd.read_csv(made / "tables/attention.csv")
+    hit = attention[(attention["selection"] == "equal") & (attention["metric"] == "hit_rate")]
+    expected = headline.loc["hit rate on differing words (%)", "value"]
+    assert expected == pytest.approx(hit["value"].item())
+
+
+def test_started_again_it_takes_up_finished_parts(real_model, small_preset, made, monkeypatch, capsys):
+    def must_not_run(*args, **kwargs):
+        raise AssertionError("measured again")
+
+    before = (made / "tables/headline.csv").read_text()
+    for name in ("stereoset_scores", "crows_pairs_scores", "probe_layers", "attention_gap", "causal_trace"):
+        monkeypatch.setattr(report_parts, name, must_not_run)
+    tracelab.report(real_model, "gender", made, preset=small_preset, limit=12, png=False)
+    assert (made / "tables/headline.csv").read_text() == before
+    assert capsys.readouterr().err.count("taken from") == 6
+
+
+def test_another_request_in_the_same_folder_is_measured_anew(real_model, small_preset, made, monkeypatch):
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(kwargs["seed"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report_parts, "stereoset_scores", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tracelab.report(real_model, "gender", made, preset=small_preset, limit=12, png=False, seed=1)
+    assert calls == [1]
+    # The part that was not made anew is still the old one, and still says so.
+    assert (made / "parts/stereoset.key").is_file()
+
+
+def test_an_unknown_bias_or_preset_is_refused_before_anything_is_written(real_model, tmp_path):
+    for arguments in (("height",), ("gender",)):
+        with pytest.raises(TracelabError, match="unknown"):
+            tracelab.report(real_model, *arguments, tmp_path / "new", preset="slow")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(TracelabError, match="limit=0"):
+        preset_of("quick", 0)
+
+
+def test_layers_of_a_preset_always_hold_the_last():
+    assert PRESETS["quick"].trace_layers(30)[-1] == 29
+    assert PRESETS["full"].trace_layers(4) == [0, 1, 2, 3]

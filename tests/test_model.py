@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import KINDS, N_LAYERS, tiny_hf
+from tracelab import assets
+from tracelab.errors import TracelabError
+from tracelab.model import fingerprint, from_hf, load, model_info, tokenizer_adds_bos
+from tracelab.scoring import score
+from tracelab.tokens import encode
+
+TEXT = "The nurse said that she was late."
+
+
+@pytest.fixture
+def bos_tokenizer():
+    """A tokenizer that puts BOS before every text, as Gemma's and Llama's do."""
+    made = AutoTokenizer.from_pretrained(assets.model_dir())
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", made.bos_token_id)]
+    )
+    return made
+
+
+@pytest.fixture
+def own_tokenizer():
+    return AutoTokenizer.from_pretrained(assets.model_dir())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tokenizer):
+    """Folder of a small llama, saved before any bridge touched it."""
+    folder = tmp_path_factory.mktemp("models") / "small-llama"
+    tiny_hf("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_default_is_the_embedded_model(real_model):
+    info = model_info(real_model)
+    assert info.model_id == "SmolLM2-135M-Instruct-Q4_1"
+    assert (info.n_layers, info.dtype, info.device) == (30, "float32", "cpu")
+    assert not real_model.training
+
+
+def test_the_bridge_gives_the_plain_models_logits(real_model, plain_model, tokenizer):
+    tokens = torch.tensor([tokenizer(TEXT).input_ids])
+    with torch.no_grad():
+        gap = (real_model(tokens) - plain_model(tokens).logits).abs().max()
+    assert gap < 1e-3
+
+
+def test_a_local_folder_gives_the_saved_models_logits(saved, tokenizer):
+    model = load(saved)
+    plain = AutoModelForCausalLM.from_pretrained(saved).eval()
+    tokens = torch.tensor([tokenizer(TEXT).input_ids])
+    with torch.no_grad():
+        assert torch.allclose(model(tokens), plain(tokens).logits, atol=1e-5)
+    assert model_info(model).model_id == "small-llama"
+    assert model_info(model).fingerprint == fingerprint(plain)
+
+
+def test_the_fingerprint_is_the_same_in_another_process(plain_model):
+    code = (
+        "from transformers import AutoModelForCausalLM as A; from tracelab import assets, model; "
+        "print(model.fingerprint(A.from_pretrained(assets.model_dir())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == fingerprint(plain_model)
+
+
+def test_the_fingerprint_is_the_same_before_and_after_bridging(real_model, plain_model):
+    assert model_info(real_model).fingerprint == fingerprint(plain_model)
+    assert fingerprint(real_model.original_model) == fingerprint(plain_model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bridging_keeps_the_fingerprint_on_every_architecture(tiny_model, tokenizer, kind):
+    expected = fingerprint(tiny_hf(kind, len(tokenizer)))
+    assert model_info(tiny_model(kind)).fingerprint == expected
+    assert fingerprint(tiny_model(kind).original_model) == expected
+
+
+def test_one_checkpoint_has_one_fingerprint_in_float32_and_bfloat16(saved):
+    prints = {dtype: model_info(load(saved, dtype=dtype)) for dtype in ("float32", "bfloat16")}
+    assert prints["float32"].fingerprint == prints["bfloat16"].fingerprint
+    assert prints["bfloat16"].dtype == "bfloat16"
+
+
+def test_the_fingerprint_differs_after_any_one_parameter_changes():
+    model = tiny_hf("llama", 100)
+    before = fingerprint(model)
+    seen = {before}
+    for parameter in model.parameters():
+        kept = parameter.data.clone()
+        parameter.data *= 1.05
+        seen.add(fingerprint(model))
+        parameter.data = kept
+    assert len(seen) == 1 + len(list(model.parameters()))
+    assert fingerprint(model) == before
+
+
+def test_the_fingerprint_of_another_seed_differs():
+    assert fingerprint(tiny_hf("gpt2", 100, seed=0)) != fingerprint(tiny_hf("gpt2", 100, seed=1))
+
+
+def test_the_models_own_tokenizer_decides_on_bos(real_model, tokenizer, bos_tokenizer):
+    assert not tokenizer_adds_bos(tokenizer)
+    assert not model_info(real_model).prepend_bos
+    assert tokenizer_adds_bos(bos_tokenizer)
+    model = from_hf(tiny_hf("llama", len(tokenizer)), bos_tokenizer, model_id="adds-bos")
+    assert model_info(model).prepend_bos
+    ids = encode(model, TEXT).ids
+    assert ids == (tokenizer.bos_token_id, *tokenizer(TEXT).input_ids)  # once, not twice
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_explicit_bos_choice_wins(saved, asked):
+    model = load(saved, prepend_bos=asked)
+    assert model_info(model).prepend_bos is asked
+    assert (encode(model, TEXT).ids[0] == model.tokenizer.bos_token_id) is asked
+
+
+def test_bos_without_a_bos_token_is_refused(own_tokenizer):
+    own_tokenizer.bos_token = None
+    with pytest.raises(TracelabError, match="no BOS token: load it with prepend_bos=False"):
+        from_hf(tiny_hf("llama", 100), own_tokenizer, model_id="m", prepend_bos=True)
+
+
+def test_a_bridge_booted_by_hand_is_described_like_a_loaded_one(tiny_model, own_tokenizer):
+    by_hand = TransformerBridge.boot_transformers(
+        "tiny-llama",
+        hf_model=tiny_hf("llama", len(own_tokenizer)),
+        tokenizer=own_tokenizer,
+        device="cpu",
+        dtype=torch.float32,
+    )
+    by_hand.eval()
+    assert model_info(by_hand) == model_info(tiny_model("llama"))
+    assert score(by_hand, [TEXT]).sum == pytest.approx(score(tiny_model("llama"), [TEXT]).sum)
+
+
+def test_settings_hold_what_identifies_the_model(tiny_model):
+    info = model_info(tiny_model("gpt2"))
+    assert info.settings() == {
+        "model_id": "tiny-gpt2",
+        "revision": None,
+        "fingerprint": info.fingerprint,
+        "dtype": "float32",
+        "device": "cpu",
+        "prepend_bos": False,
+        "n_layers": N_LAYERS,
+    }
+
+
+def test_a_hub_model_out_of_reach_is_one_sentence():
+    with pytest.raises(TracelabError, match="cannot load the model 'no-such/model'") as caught:
+        load("no-such/model")
+    assert "\n" not in str(caught.value)
+    assert ".gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["/no/such/folder", "./nowhere", "weights.gguf"])
+def test_a_path_that_is_not_there_is_named(where):
+    with pytest.raises(TracelabError, match=f"no model folder and no .gguf file at '{where}'"):
+        load(where)
+
+
+def test_a_folder_or_gguf_file_without_a_model_is_refused(tmp_path):
+    with pytest.raises(TracelabError, match="cannot load the model"):
+        load(tmp_path)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(TracelabError, match="cannot load the model 'broken.gguf'"):
+        load(tmp_path / "broken.gguf")
+
+
+def test_an_unknown_dtype_is_refused_with_the_choices(saved):
+    with pytest.raises(TracelabError, match="'int8': choose one of float32, bfloat16, float16"):
+        load(saved, dtype="int8")
+
+
+def test_an_architecture_that_cannot_be_bridged_is_refused(own_tokenizer):
+    model = torch.nn.Linear(2, 2)
+    model.config = tiny_hf("llama", 100).config
+    model.config.architectures = ["NoSuchModel"]
+    with pytest.raises(TracelabError, match="TransformerLens cannot bridge 'odd'"):
+        from_hf(model, own_tokenizer, model_id="odd")

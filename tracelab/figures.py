@@ -1,0 +1,360 @@
+"""Every figure of tracelab, one function each: a result in, a plotly ``Figure`` out.
+
+Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers and
+heads count from 0; the caption under each title names n and the interval. :func:`save_figures` writes
+HTML, and PNG where a browser for kaleido is at hand.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tracelab.errors import TracelabError
+from tracelab.files import atomic_file
+
+if TYPE_CHECKING:  # results draw themselves by calling this module
+    from tracelab.localize.attention_gap import AttentionGap
+    from tracelab.localize.causal_trace import CausalTrace
+    from tracelab.localize.probes import LayerProbes
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+DIVERGING = "PuOr_r"
+SEQUENTIAL = "Blues"
+WIDTH = 900
+
+ROLE_NAMES = {
+    "attribute": "attribute words",
+    "before_filler": "token before filler",
+    "filler": "filler",
+    "after_filler": "after filler",
+    "other": "other tokens",
+}
+COMPONENT_NAMES = {
+    "resid": "residual stream after block",
+    "mlp": "MLP window restored",
+    "attn": "attention window restored",
+}
+
+
+def f1_per_layer(probes: LayerProbes) -> go.Figure:
+    """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in grey."""
+    table, settings = probes.layers, probes.settings
+    figure = go.Figure()
+    _band(figure, table["layer"], table["control_low"], table["control_high"], GREY)
+    figure.add_scatter(
+        x=table["layer"],
+        y=table["f1_control"],
+        name="control (shuffled labels)",
+        line={"color": GREY, "dash": "dot"},
+    )
+    _band(figure, table["layer"], table["low"], table["high"], BLUE)
+    figure.add_scatter(x=table["layer"], y=table["f1"], name="prober", line={"color": BLUE})
+    best = table[table["top_k"]]
+    figure.add_scatter(
+        x=best["layer"],
+        y=best["f1"],
+        name=f"top {len(best)} layers",
+        mode="markers",
+        marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
+    )
+    held_out = {
+        "concept_template": "concepts and templates",
+        "concept": "concepts",
+        "sentence": "prompts",
+    }[settings["split"]]
+    figure.update_xaxes(title="layer", dtick=5)
+    figure.update_yaxes(title="macro-F1", range=[0, 1])
+    return _finish(
+        figure,
+        f"Where {settings['attribute']} groups can be read from the MLP output",
+        f"{table['n_test'].iloc[0]} test prompts with held-out {held_out}, {settings['n_seeds']} seeds; "
+        f"bands: 95 % bootstrap over concepts · {_model(settings)}",
+    )
+
+
+def trace_heatmap(trace: CausalTrace) -> go.Figure:
+    """Normalised indirect effect by layer and role of position, one panel a component."""
+    effects = trace.effects
+    components = [c for c in COMPONENT_NAMES if c in set(effects["component"])]
+    roles = [role for role in ROLE_NAMES if role in set(effects["role"])]
+    figure = make_subplots(
+        rows=len(components),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+        subplot_titles=[COMPONENT_NAMES[c] for c in components],
+    )
+    bound = float(effects["nie"].abs().max())
+    for row, component in enumerate(components, start=1):
+        part = effects[effects["component"] == component]
+        table = part.pivot(index="role", columns="layer", values="nie").loc[roles]
+        counts = part.groupby("role")["n"].first()
+        figure.add_heatmap(
+            z=table.to_numpy(np.float32),
+            x=table.columns.to_list(),
+            y=[f"{ROLE_NAMES[role]} (n={counts[role]})" for role in roles],
+            coloraxis="coloraxis",
+            hovertemplate="layer %{x}<br>%{y}<br>NIE %{z:.3f}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title="layer", row=len(components), col=1)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -bound,
+            "cmax": bound,
+            "colorbar": {"title": "NIE"},
+        }
+    )
+    settings = trace.settings
+    return _finish(
+        figure,
+        "Which restored states bring the stereotype gap back",
+        f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise samples; "
+        f"1 = the state carries all of the total effect · {_model(settings)}",
+        height=170 + 150 * len(components),
+        legend=False,
+    )
+
+
+def trace_example(trace: CausalTrace, case: str | None = None, component: str = "resid") -> go.Figure:
+    """Indirect effect on one pair by layer and token; noised tokens are bold with an asterisk."""
+    table = trace.example(case, component)
+    states = trace.states
+    if case is None:
+        case = trace.cases.loc[trace.cases["te"].abs().idxmax(), "case"]
+    chosen = states[(states["case"] == case) & (states["component"] == component)]
+    labels = chosen.drop_duplicates("column").set_index("column")
+    facts = trace.cases.set_index("case").loc[case]
+    marked = [
+        f"<b>{text}*</b>" if role == "attribute" else text
+        for text, role in zip(labels["token"], labels["role"], strict=True)
+    ]
+    ie = table - facts["low"]
+    bound = float(np.abs(ie.to_numpy()).max()) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=ie.to_numpy(np.float32).T,
+            x=table.index.to_list(),
+            y=list(range(len(marked))),
+            colorscale=DIVERGING,
+            zmin=-bound,
+            zmax=bound,
+            colorbar={"title": "IE (nats)"},
+            hovertemplate="layer %{x}<br>IE %{z:.3f}<extra></extra>",
+        )
+    )
+    # Equal token texts would merge on a category axis.
+    figure.update_yaxes(tickvals=list(range(len(marked))), ticktext=marked, autorange="reversed")
+    figure.update_xaxes(title="layer")
+    return _finish(
+        figure,
+        f"One pair: {facts['stereotype']}",
+        f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; gap clean "
+        f"{facts['high']:.2f}, corrupted {facts['low']:.2f} nats · {_model(trace.settings)}",
+        height=190 + 26 * len(marked),
+        legend=False,
+    )
+
+
+def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
+    """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive tokens bold."""
+    known = list(dict.fromkeys(gap.maps["pair"]))
+    pair = known[0] if pair is None else pair
+    if pair not in known:
+        raise TracelabError(f"no attention map of pair {pair!r} was kept: choose one of {known}")
+    maps = gap.maps[gap.maps["pair"] == pair]
+    tokens = gap.positions[gap.positions["pair"] == pair].sort_values("position")
+    first, second = (
+        maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
+        for name in ("stereotype", "anti_stereotype")
+    )
+    labels = [
+        f"<b>{a} / {b}</b>" if sensitive else a
+        for a, b, sensitive in zip(
+            tokens["token_stereotype"],
+            tokens["token_anti_stereotype"],
+            tokens["sensitive"],
+            strict=True,
+        )
+    ]
+    # A causal map's upper triangle is empty by construction; drawing it as 0 would look like a finding.
+    hidden = np.triu(np.ones_like(first, dtype=bool), k=1)
+    titles = ["stereotype", "anti-stereotype", "difference"]
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
+    for column, values in enumerate((first, second, first - second), start=1):
+        figure.add_heatmap(
+            z=np.where(hidden, np.nan, values),
+            coloraxis="coloraxis" if column < 3 else "coloraxis2",
+            hovertemplate="query %{y}, key %{x}: %{z:.3f}<extra></extra>",
+            row=1,
+            col=column,
+        )
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
+    figure.update_xaxes(**ticks, tickangle=-60, tickfont={"size": 10}, showgrid=False)
+    figure.update_yaxes(autorange="reversed", **ticks, tickfont={"size": 10}, showgrid=False)
+    figure.update_yaxes(title="query", row=1, col=1)
+    # BOS takes most of the attention: the scale ends where the other keys do.
+    others = np.concatenate([first[:, 1:].ravel(), second[:, 1:].ravel()])
+    bound = float(np.abs(first - second).max()) or 1.0
+    bar = {"len": 0.42, "thickness": 12}
+    figure.update_layout(
+        coloraxis={
+            "colorscale": SEQUENTIAL,
+            "cmin": 0,
+            "cmax": float(np.quantile(others, 0.99)) or 1.0,
+            "colorbar": bar | {"title": "attention", "y": 0.78},
+        },
+        coloraxis2={
+            "colorscale": DIVERGING,
+            "cmin": -bound,
+            "cmax": bound,
+            "colorbar": bar | {"title": "difference", "y": 0.24},
+        },
+    )
+    settings = gap.settings
+    return _finish(
+        figure,
+        f"Attention at layer {settings['layer']}, {_heads(settings)}",
+        f"bold: tokens in which the two sentences differ; key across, query down · {_model(settings)}",
+        height=480,
+        legend=False,
+    )
+
+
+def gap_distributions(gap: AttentionGap) -> go.Figure:
+    """Distributions over pairs of the mean gap on sensitive and on other positions, log scale."""
+    figure = go.Figure()
+    n = int(gap.value("hit_rate").n)
+    chosen = gap.pairs[gap.pairs["selection"] == "equal"]
+    for name, column, colour in (
+        ("other positions", "other", GREY),
+        ("sensitive positions", "sensitive", ORANGE),
+    ):
+        figure.add_violin(
+            x=np.log10(chosen[column].clip(lower=1e-7)).to_numpy(np.float32),
+            name=name,
+            line={"color": colour},
+            box={"visible": True},
+            points="all",
+            pointpos=0,
+            jitter=0.4,
+            marker={"size": 3, "opacity": 0.4},
+        )
+    powers = list(range(-7, 1))
+    figure.update_xaxes(
+        title="mean attention gap of a pair (log scale)",
+        tickvals=powers,
+        ticktext=[f"10<sup>{p}</sup>" for p in powers],
+    )
+    hit, chance = gap.value("hit_rate"), gap.value("chance")
+    text = (
+        f"{n} pairs of equal length; largest gap on a sensitive position in {hit.value:.1f} % "
+        f"[{hit.low:.1f}, {hit.high:.1f}] of pairs, by chance {chance.value:.1f} %"
+    )
+    if "excess" in set(gap.summary["selection"]):
+        excess = gap.value("hit_rate", "excess")
+        text += (
+            f"; {excess.value:+.1f} points [{excess.low:.1f}, {excess.high:.1f}] over a neutral swap "
+            f"({int(excess.n)} pairs)"
+        )
+    settings = gap.settings
+    return _finish(
+        figure,
+        f"Attention gap at layer {settings['layer']}, {_heads(settings)} ({settings['reduce']})",
+        f"{text} · {_model(settings)}",
+        height=420,
+        legend=False,
+    )
+
+
+def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
+    """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
+
+    Without kaleido or a browser one line on stderr says so and the HTML stays.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(folder)
+    written = []
+    for name, figure in figures.items():
+        with atomic_file(folder / f"{name}.html") as path:
+            figure.write_html(path, include_plotlyjs="cdn", full_html=True)
+        written.append(folder / f"{name}.html")
+    if png:
+        from plotly.io import write_images
+
+        files = [folder / f"{name}.png" for name in figures]
+        try:
+            write_images(  # one browser for all of them
+                list(figures.values()),
+                files,
+                scale=2,
+                width=[figure.layout.width for figure in figures.values()],
+                height=[figure.layout.height for figure in figures.values()],
+            )
+        except (ImportError, RuntimeError, ValueError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"tracelab: no PNG figures, the HTML is there ({reason})", file=sys.stderr)
+        else:
+            written += files
+    return written
+
+
+def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> None:
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
+    """Title, caption under it (n, interval, model), one font and width for all figures."""
+    layout: dict[str, Any] = {
+        "template": "plotly_white",
+        "width": WIDTH,
+        "height": height,
+        "title": {
+            "text": title,
+            "x": 0.02,
+            "xanchor": "left",
+            "y": 1 - 24 / height,
+            "yanchor": "top",
+            "font": {"size": 17},
+            "subtitle": {
+                "text": "<br>".join(textwrap.wrap(caption, 140)),
+                "font": {"size": 12, "color": "#444"},
+            },
+        },
+        "font": {"size": 12},
+        "margin": {"l": 70, "r": 30, "t": 125, "b": 60},
+        "showlegend": legend,
+        "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    }
+    return figure.update_layout(layout)
+
+
+def _model(settings: dict[str, Any]) -> str:
+    return str(settings["model"]["model_id"])
+
+
+def _heads(settings: dict[str, Any]) -> str:
+    return "mean over heads" if settings["heads"] == "mean" else f"heads {settings['heads']}"

@@ -1,0 +1,133 @@
+"""The measurements of a report, each kept on disk as soon as it is done.
+
+A part lies in ``DIR/parts/<name>/`` and is taken from there again when it was made with the same request
+(model, bias type, preset, seed); otherwise it is measured anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.datasets import crows_pairs, stereoset
+from tracelab.datasets.templates import templates
+from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
+from tracelab.localize.attention_gap import AttentionGap, attention_gap
+from tracelab.localize.causal_trace import CausalTrace, causal_trace
+from tracelab.localize.probes import LayerProbes, probe_layers
+from tracelab.model import model_info
+from tracelab.report.presets import CROWS_PAIRS, Preset
+from tracelab.results import Result
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All measurements of one report; ``crows`` is None where CrowS-Pairs lacks the bias type."""
+
+    stereoset: StereoSetScores
+    crows: CrowsPairsScores | None
+    probes: LayerProbes
+    attention: AttentionGap
+    trace: CausalTrace
+    example: CausalTrace
+
+    def named(self) -> dict[str, Result]:
+        """The results by name, without those that do not exist."""
+        return {name: result for name, result in vars(self).items() if result is not None}
+
+
+def measure(
+    model: TransformerBridge,
+    bias: str,
+    folder: Path,
+    *,
+    preset: Preset,
+    seed: int,
+    say: Callable[[str], None],
+) -> Parts:
+    """Make or take up every part.
+
+    Args:
+        folder: ``DIR/parts``.
+        say: told what is about to be measured, for the terminal.
+    """
+    request = {
+        "model": model_info(model).settings(),
+        "bias": bias,
+        "preset": preset.settings(),
+        "seed": seed,
+    }
+
+    def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
+        key = json.dumps({**request, "part": name, "more": more}, sort_keys=True)
+        kept = folder / f"{name}.key"
+        if kept.is_file() and kept.read_text(encoding="utf-8") == key:
+            say(f"{name}: taken from {folder / name}")
+            return kind.load(folder / name)
+        say(f"{name}: measuring")
+        result = make()
+        kept.unlink(missing_ok=True)  # a key never stands beside another request's result
+        result.save(folder / name)
+        kept.write_text(key, encoding="utf-8")
+        return result
+
+    records = stereoset(bias, limit=preset.limit)
+    partial = folder / "trace.partial.jsonl"
+    layers = preset.trace_layers(model_info(model).n_layers)
+    window = min(10, model_info(model).n_layers)
+    crows_records = crows_pairs(CROWS_PAIRS[bias], limit=preset.limit) if bias in CROWS_PAIRS else None
+    pairs: Sequence[Any] = records if crows_records is None else crows_records
+    scores = part("stereoset", StereoSetScores, lambda: stereoset_scores(model, records, seed=seed))
+    crows = None
+    if crows_records is not None:
+        crows = part("crows", CrowsPairsScores, lambda: crows_pairs_scores(model, crows_records, seed=seed))
+    probes = part(
+        "probes",
+        LayerProbes,
+        lambda: probe_layers(
+            model,
+            templates(bias, limit=preset.limit),
+            n_seeds=preset.prober_seeds,
+            seed=seed,
+        ),
+    )
+    attention = part("attention", AttentionGap, lambda: attention_gap(model, pairs, seed=seed))
+    trace = part(
+        "trace",
+        CausalTrace,
+        lambda: causal_trace(
+            model,
+            records,
+            layers=layers,
+            n_samples=preset.trace_samples,
+            max_cases=preset.trace_pairs,
+            window=window,
+            partial=partial,
+            seed=seed,
+        ),
+    )
+    partial.unlink(missing_ok=True)  # the finished trace is kept
+    strongest = trace.cases.loc[trace.cases["te"].abs().idxmax(), "case"]
+    example = part(
+        "example",
+        CausalTrace,
+        lambda: causal_trace(
+            model,
+            [record for record in records if record.id == strongest],
+            components=["resid"],
+            positions="all",
+            n_samples=preset.trace_samples,
+            window=window,
+            seed=seed,
+        ),
+        more=strongest,
+    )
+    return Parts(scores, crows, probes, attention, trace, example)
