@@ -5,7 +5,7 @@
 PREDICTIONS is a ``predictions_*.json`` from code/predictions/ of the StereoSet repository (moinnadeem/StereoSet):
 sentence scores by id. No model runs: only the metric is checked. For predictions_gpt2_ModelNSP_GPT2LM.json the
 official output is SS / LMS gender 62.67 / 93.28, profession 63.97 / 92.29, race 60.35 / 89.76, religion 58.02 / 88.46,
-overall 61.93 / 91.11; for gpt2-medium gender 65.581057 / 93.584641 / ICAT 64.421688, overall 62.7409 / 92.2118 / 68.7145.
+overall 61.93 / 91.11; for gpt2-medium gender 65.581057 / 93.584641 (ICAT 64.421688), overall 62.7409 / 92.2118.
 """
 
 import json

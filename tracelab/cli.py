@@ -182,14 +182,10 @@ def _hand_out(result: Result, options: argparse.Namespace) -> None:
     if options.out is not None:
         result.save(Path(options.out) / options.verb_name)
         _partial(options).unlink(missing_ok=True)
-        try:
-            figure = result.plot()
-        except AttributeError:  # benchmark scores have no figure
-            pass
-        else:
+        if type(result).plot is not Result.plot:  # benchmark scores have no figure
             from tracelab.figures import save_figures
 
-            save_figures({options.verb_name: figure}, options.out)
+            save_figures({options.verb_name: result.plot()}, options.out)
     if options.json is not None:
         _write_json(options, result.settings, result.frame)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-KeyValues = tuple[Float[Tensor, "rows kv_heads prefix d_head"], Float[Tensor, "rows kv_heads prefix d_head"]]
+KeyValues = tuple[Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, "_rows kv_heads _prefix d_head"]]
 
 
 def last_logits(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:

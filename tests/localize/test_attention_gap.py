@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from tracelab import assets
 from tracelab.datasets import Pair, crows_pairs, stereoset
 from tracelab.errors import TracelabError
 from tracelab.localize.attention_gap import attention_gap, attention_patterns, reduce_gap, summarise
@@ -39,8 +41,9 @@ def test_received_lets_opposite_changes_cancel_and_received_abs_does_not():
 def test_patterns_equal_transformers_own_attentions(real_model):
     ids = list(encode(real_model, "My mother fixed the old car.", prepend_bos=True).ids)
     (ours,) = attention_patterns(real_model, [ids], "blocks.29.attn.hook_pattern", None)
+    plain = AutoModelForCausalLM.from_pretrained(assets.model_dir(), attn_implementation="eager")
     with torch.no_grad():
-        output = real_model.original_model(torch.tensor([ids]), output_attentions=True)
+        output = plain(torch.tensor([ids]), output_attentions=True)
     theirs = output.attentions[29][0].mean(dim=0).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(ours.sum(axis=1), 1, atol=1e-5)
