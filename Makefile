@@ -17,9 +17,8 @@ test: $(VENV)/.installed
 	$(BIN)/tracelab fetch
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-test-all: $(VENV)/.installed
-	$(BIN)/tracelab fetch
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m ''
+test-all: test
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
 	HF_HUB_OFFLINE=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 analyses
 
 lint: $(VENV)/.installed

@@ -10,8 +10,8 @@ from tracelab import datasets
 from tracelab.errors import TracelabError
 from tracelab.localize import attention_gap, causal_trace, probe_layers
 from tracelab.localize.attention_gap import AttentionGap
-from tracelab.localize.causal_trace import CausalTrace
 from tracelab.localize.probes import LayerProbes
+from tracelab.localize.trace_result import CausalTrace
 from tracelab.model import load
 from tracelab.report import report
 from tracelab.scoring import score

@@ -23,8 +23,8 @@ from tracelab.files import atomic_file
 
 if TYPE_CHECKING:  # results draw themselves by calling this module
     from tracelab.localize.attention_gap import AttentionGap
-    from tracelab.localize.causal_trace import CausalTrace
     from tracelab.localize.probes import LayerProbes
+    from tracelab.localize.trace_result import CausalTrace
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 DIVERGING = "PuOr_r"

@@ -129,8 +129,7 @@ def model_info(model: TransformerBridge) -> ModelInfo:
             model,
             model.cfg.model_name,
             fingerprint(model.original_model),
-            # Booting makes the tokenizer add BOS, so its habit cannot be seen any more.
-            bool(model.cfg.tokenizer_prepends_bos and model.cfg.default_prepend_bos),
+            _habit_before_booting(model),
         )
     return _INFO[model]
 
@@ -139,6 +138,14 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
     """Whether a tokenizer puts its BOS token before a text when left to itself."""
     ids = tokenizer("a").input_ids
     return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _habit_before_booting(model: TransformerBridge) -> bool:
+    """Whether the model's tokenizer adds BOS as published; booting replaces it by one that always does."""
+    try:
+        return tokenizer_adds_bos(AutoTokenizer.from_pretrained(model.tokenizer.name_or_path))
+    except (OSError, ValueError):
+        return bool(model.cfg.default_prepend_bos)
 
 
 def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:

@@ -23,17 +23,15 @@ A large effect of a state is evidence that it carries the information, not that 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,66 +42,15 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
 from tracelab.forward import BlockRunner
 from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
 from tracelab.model import model_info, require_hook
 from tracelab.progress import progress
-from tracelab.results import Result, run_settings
-from tracelab.statistics import percentile_interval, resample_counts
+from tracelab.results import run_settings
 from tracelab.tokens import pad, token_texts
-
-TE_FLOOR = 0.1
-"""Cases whose |total effect| is below this many nats do not enter NIE: noise did not move them."""
 
 POSITIONS = ("roles", "all")
 RUNS = ("auto", "fast", "plain")
-
-
-@dataclass(frozen=True)
-class CausalTrace(Result):
-    """Effects per component, role of position and layer.
-
-    Attributes:
-        effects: one row a (component, role, layer): ``n`` cases, mean ``gap``; ``ie`` and ``nie``, each with
-            ``_low`` and ``_high`` (bootstrap over cases); ``biasedit`` over the ``n_equal`` cases of equal length.
-        cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low, te, n_tokens,
-            equal_length`` (gaps in nats).
-        states: one row a (case, component, column, layer): ``role, token`` and the restored ``gap``.
-    """
-
-    effects: pd.DataFrame
-    cases: pd.DataFrame
-    states: pd.DataFrame
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The table of effects."""
-        return self.effects
-
-    def peak(self, component: str | None = None) -> pd.Series:
-        """The row of the largest normalised effect, of one component or of all."""
-        table = self.effects
-        if component is not None:
-            table = table[table["component"] == component]
-        return table.loc[table["nie"].idxmax()]
-
-    def example(self, case: str | None = None, component: str = "resid") -> pd.DataFrame:
-        """The restored gaps of one case, a row a layer and a column a token.
-
-        Args:
-            case: id of the case; default: the one with the largest |total effect|.
-        """
-        if case is None:
-            case = self.cases.loc[self.cases["te"].abs().idxmax(), "case"]
-        chosen = self.states[(self.states["case"] == case) & (self.states["component"] == component)]
-        if chosen.empty:
-            raise TracelabError(f"no states of case {case!r} and component {component!r}")
-        return chosen.pivot(index="layer", columns="column", values="gap")
-
-    def plot(self) -> go.Figure:
-        """Normalised effect by layer and role of position, one panel a component."""
-        from tracelab.figures import trace_heatmap
-
-        return trace_heatmap(self)
 
 
 def causal_trace(
@@ -165,13 +112,7 @@ def causal_trace(
     if max_cases is not None:
         order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
         cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
-    scale = math.nan if noise is not None else noise_factor * attribute_embedding_std(model, cases)
-    draws = {
-        case.id: _given(noise, case, n_samples, model.cfg.d_model)
-        if noise is not None
-        else scale * _standard_normal(case, n_samples, model.cfg.d_model, seed)
-        for case in cases
-    }
+    draws, scale = _draws(model, cases, noise, noise_factor, n_samples, seed)
     settings = run_settings(
         model,
         pairs,
@@ -180,6 +121,7 @@ def causal_trace(
         layers=layers,
         n_samples=n_samples,
         noise_std=scale,
+        noise_hash=_hash_of(draws),
         noise_factor=noise_factor,
         window=window,
         mentions=mentions,
@@ -217,43 +159,6 @@ def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> 
     rows = [(row, case.columns[c][0]) for row, case in enumerate(cases) for c in case.noised]
     index, position = map(list, zip(*rows, strict=True))
     return float(cache[name][index, position].float().std())
-
-
-def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Mean effects over cases by component, role and layer, with bootstrap intervals over cases.
-
-    A case's value of a role is the mean over the role's columns; each case counts once.
-
-    Args:
-        cases, states: as in :class:`CausalTrace`.
-    """
-    facts = cases.set_index("case")
-    by_case = states.groupby(["component", "role", "layer", "case"], sort=True)["gap"].mean()
-    rows: list[dict[str, Any]] = []
-    for (component, role), part in by_case.groupby(level=[0, 1]):
-        gaps = part.droplevel([0, 1]).unstack("layer")  # cases x layers
-        here = facts.loc[gaps.index]
-        te, values = here["te"].to_numpy(), gaps.to_numpy()
-        ie = values - here["low"].to_numpy()[:, None]
-        usable = np.abs(te) >= TE_FLOOR
-        numerator = np.where(usable, np.sign(te), 0.0)[:, None] * ie
-        denominator = np.where(usable, np.abs(te), 0.0)
-        weights = resample_counts(len(gaps), seed=seed)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            nie = numerator.sum(axis=0) / denominator.sum()
-            nie_draws = (weights @ numerator) / (weights @ denominator)[:, None]
-        ie_draws = weights @ ie / len(gaps)
-        equal = here["equal_length"].to_numpy()
-        per_token = np.abs(values) / here["n_tokens"].to_numpy()[:, None]
-        for column, layer in enumerate(gaps.columns):
-            row = {"component": component, "role": role, "layer": int(layer), "n": len(gaps)}
-            row |= {"gap": values[:, column].mean(), "ie": ie[:, column].mean()}
-            row["ie_low"], row["ie_high"] = percentile_interval(ie_draws[:, column])
-            row["nie"] = nie[column]
-            row["nie_low"], row["nie_high"] = percentile_interval(nie_draws[:, column])
-            row["biasedit"] = per_token[equal, column].mean() if equal.any() else math.nan
-            rows.append(row | {"n_equal": int(equal.sum())})
-    return pd.DataFrame(rows)
 
 
 def _trace_case(
@@ -306,11 +211,11 @@ def _tables(
     case_rows, parts = [], []
     for case in cases:
         values = done[case.id]
-        row = {"case": case.id, "bias_type": case.bias_type, "target": case.target}
+        row: dict[str, Any] = {"case": case.id, "bias_type": case.bias_type, "target": case.target}
         row |= {"stereotype": case.stereotype.text, "anti_stereotype": case.anti_stereotype.text}
         row |= {"high": values["high"], "low": values["low"], "te": values["high"] - values["low"]}
-        scored = len(case.stereotype.ids) - (case.stereotype.offsets[0] == (0, 0))
-        case_rows.append(row | {"n_tokens": scored, "equal_length": case.equal_length})
+        row["n_tokens"] = len(case.stereotype.ids) - 1  # all but the first have a log-probability
+        case_rows.append(row | {"equal_length": case.equal_length})
         texts = _column_texts(model, case)
         for component, gaps in values["gap"].items():
             table = np.asarray(gaps)  # columns x layers
@@ -341,19 +246,36 @@ def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
     ]
 
 
-def _standard_normal(case: Case, n_samples: int, d_model: int, seed: int) -> Float[Tensor, "samples noised d_model"]:
-    generator = derive_generator(seed, "noise", case.id)
-    return torch.randn(n_samples, len(case.noised), d_model, generator=generator)
+def _draws(
+    model: TransformerBridge,
+    cases: Sequence[Case],
+    noise: Mapping[str, Tensor] | None,
+    noise_factor: float,
+    n_samples: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], float | None]:
+    """Noise by case, given or drawn, and the standard deviation it was drawn with (None: given)."""
+    shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
+    if noise is None:
+        scale = noise_factor * attribute_embedding_std(model, cases)
+        drawn = {
+            key: scale * torch.randn(shape, generator=derive_generator(seed, "noise", key))
+            for key, shape in shapes.items()
+        }
+        return drawn, scale
+    for key, shape in shapes.items():
+        found = tuple(noise[key].shape) if key in noise else "nothing"
+        if found != shape:
+            raise TracelabError(f"noise of record {key} must have the shape {shape}, found {found}")
+    return {key: noise[key] for key in shapes}, None
 
 
-def _given(
-    noise: Mapping[str, Tensor], case: Case, n_samples: int, d_model: int
-) -> Float[Tensor, "samples noised d_model"]:
-    shape = (n_samples, len(case.noised), d_model)
-    if case.id not in noise or tuple(noise[case.id].shape) != shape:
-        found = tuple(noise[case.id].shape) if case.id in noise else "nothing"
-        raise TracelabError(f"noise of record {case.id} must have the shape {shape}, found {found}")
-    return noise[case.id]
+def _hash_of(draws: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws."""
+    digest = hashlib.sha256()
+    for key, values in draws.items():
+        digest.update(key.encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, window: int) -> bool:

@@ -3,7 +3,7 @@
 The stereotype and the anti-stereotype of an intrasentence record share everything but the filler. Their
 tokens are aligned in *columns*: the shared tokens before the filler, the filler (where the fillers have
 different numbers of tokens, the last token of the shorter stands for the rest), the shared tokens after it.
-Every column has one role:
+Every column has one role (an attribute word that stands right before the filler is ``attribute``):
 
 | role | tokens |
 |---|---|

@@ -94,6 +94,8 @@ def headline(parts: Parts) -> pd.DataFrame:
     add("Where can it be read?", f"best F1, layer {best['layer']}", base, "1")
     control = {"value": best["f1_control"], "low": best["control_low"], "high": best["control_high"]}
     add("Where can it be read?", f"control, layer {best['layer']}", control | {"n": best["n_test"]}, "")
+    totals = parts.trace.totals.set_index("quantity")
+    add("Where does it act?", "mean |total effect| of the noise (nats)", totals.loc["|te|"], "")
     for component in dict.fromkeys(parts.trace.effects["component"]):
         peak = parts.trace.peak(component)
         name = f"{COMPONENT_NAMES[component]}: {ROLE_NAMES[peak['role']]}, layer {peak['layer']} (NIE)"

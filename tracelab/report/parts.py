@@ -19,8 +19,9 @@ from tracelab.datasets.templates import templates
 from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.localize.attention_gap import AttentionGap, attention_gap
-from tracelab.localize.causal_trace import CausalTrace, causal_trace
+from tracelab.localize.causal_trace import causal_trace
 from tracelab.localize.probes import LayerProbes, probe_layers
+from tracelab.localize.trace_result import CausalTrace
 from tracelab.model import model_info
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result

@@ -1,0 +1,122 @@
+"""The result of causal tracing: effects, cases and states as tables, and how the first follow from the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from tracelab.errors import TracelabError
+from tracelab.results import Result
+from tracelab.statistics import mean_interval, percentile_interval, resample_counts
+
+TE_FLOOR = 0.1
+"""Cases whose |total effect| is below this many nats do not enter NIE: noise did not move them."""
+
+
+@dataclass(frozen=True)
+class CausalTrace(Result):
+    """Effects per component, role of position and layer.
+
+    Attributes:
+        effects: one row a (component, role, layer): ``n`` cases, mean ``gap``; ``ie`` and ``nie``, each with
+            ``_low`` and ``_high`` (bootstrap over cases); ``biasedit`` over the ``n_equal`` cases of equal length.
+        cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low, te, n_tokens,
+            equal_length`` (gaps in nats; ``n_tokens``: those of the stereotype that have a log-probability).
+        states: one row a (case, component, column, layer): ``role, token`` and the restored ``gap``.
+    """
+
+    effects: pd.DataFrame
+    cases: pd.DataFrame
+    states: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table of effects."""
+        return self.effects
+
+    def peak(self, component: str | None = None) -> pd.Series:
+        """The row of the largest normalised effect, of one component or of all."""
+        table = self.effects
+        if component is not None:
+            table = table[table["component"] == component]
+        return table.loc[table["nie"].idxmax()]
+
+    @property
+    def totals(self) -> pd.DataFrame:
+        """What the noise did: mean ``gap_clean``, ``gap_corrupted``, ``te``, ``|te|`` in nats, and the percentage of
+        cases whose gap it shrank (|low| < |high|), each with a bootstrap interval over cases.
+        """
+        high, low = self.cases["high"], self.cases["low"]
+        columns = {
+            "gap_clean": high,
+            "gap_corrupted": low,
+            "te": high - low,
+            "|te|": (high - low).abs(),
+            "shrunk": 100.0 * (low.abs() < high.abs()),
+        }
+        rows = []
+        for quantity, values in columns.items():
+            bounds = mean_interval(values.to_numpy(float), seed=self.settings["seed"])
+            rows.append((quantity, values.mean(), *bounds, len(values)))
+        return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])
+
+    def example(self, case: str | None = None, component: str = "resid") -> pd.DataFrame:
+        """The restored gaps of one case, a row a layer and a column a token.
+
+        Args:
+            case: id of the case; default: the one with the largest |total effect|.
+        """
+        if case is None:
+            case = self.cases.loc[self.cases["te"].abs().idxmax(), "case"]
+        chosen = self.states[(self.states["case"] == case) & (self.states["component"] == component)]
+        if chosen.empty:
+            raise TracelabError(f"no states of case {case!r} and component {component!r}")
+        return chosen.pivot(index="layer", columns="column", values="gap")
+
+    def plot(self) -> go.Figure:
+        """Normalised effect by layer and role of position, one panel a component."""
+        from tracelab.figures import trace_heatmap
+
+        return trace_heatmap(self)
+
+
+def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Mean effects over cases by component, role and layer, with bootstrap intervals over cases.
+
+    A case's value of a role is the mean over the role's columns; each case counts once.
+
+    Args:
+        cases, states: as in :class:`CausalTrace`.
+    """
+    facts = cases.set_index("case")
+    by_case = states.groupby(["component", "role", "layer", "case"], sort=True)["gap"].mean()
+    rows: list[dict[str, Any]] = []
+    for (component, role), part in by_case.groupby(level=[0, 1]):
+        gaps = part.droplevel([0, 1]).unstack("layer")  # cases x layers
+        here = facts.loc[gaps.index]
+        te, values = here["te"].to_numpy(), gaps.to_numpy()
+        ie = values - here["low"].to_numpy()[:, None]
+        usable = np.abs(te) >= TE_FLOOR
+        numerator = np.where(usable, np.sign(te), 0.0)[:, None] * ie
+        denominator = np.where(usable, np.abs(te), 0.0)
+        weights = resample_counts(len(gaps), seed=seed)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            nie = numerator.sum(axis=0) / denominator.sum()
+            nie_draws = (weights @ numerator) / (weights @ denominator)[:, None]
+        ie_draws = weights @ ie / len(gaps)
+        equal = here["equal_length"].to_numpy()
+        per_token = np.abs(values) / here["n_tokens"].to_numpy()[:, None]
+        for column, layer in enumerate(gaps.columns):
+            row = {"component": component, "role": role, "layer": int(layer), "n": len(gaps)}
+            row |= {"gap": values[:, column].mean(), "ie": ie[:, column].mean()}
+            row["ie_low"], row["ie_high"] = percentile_interval(ie_draws[:, column])
+            row["nie"] = nie[column]
+            row["nie_low"], row["nie_high"] = percentile_interval(nie_draws[:, column])
+            row["biasedit"] = per_token[equal, column].mean() if equal.any() else math.nan
+            rows.append(row | {"n_equal": int(equal.sum())})
+    return pd.DataFrame(rows)
