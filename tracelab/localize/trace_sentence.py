@@ -91,6 +91,8 @@ def fast_trace(
     """
     model, n_layers = runner.model, model_info(runner.model).n_layers
     samples, targets = len(noise.values), ids[first:].to(model.cfg.device)
+    run = [row for row, position in enumerate(noise.positions) if position < len(ids) - 1]
+    noise = Noise(tuple(noise.positions[row] for row in run), noise.values[:, run])
     context = ids[None, :-1].to(model.cfg.device)
     clean: dict[str, dict[int, Tensor]] = {component: {} for component in COMPONENTS}
     hooks = [
