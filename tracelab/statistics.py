@@ -27,7 +27,7 @@ def mean_interval(
     """Percentile bootstrap interval of the mean; (nan, nan) of fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    tensor = torch.as_tensor(np.asarray(values, dtype=np.float64))
+    tensor = torch.tensor(np.asarray(values, dtype=np.float64))
     low, high = bootstrap_ci(
         tensor,
         confidence=CONFIDENCE,

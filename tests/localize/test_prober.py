@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tracelab.localize.prober import ProberConfig, Probers, train_probers
+
+N_LAYERS, D_MODEL, N_GROUPS, N_PROMPTS = 3, 12, 3, 50
+CONFIG = ProberConfig(hidden=16, epochs=4, batch_size=8)
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(N_PROMPTS, N_LAYERS, D_MODEL, generator=generator)
+    labels = torch.randn(N_PROMPTS, N_GROUPS, generator=generator).mul(2).softmax(-1)
+    train = torch.randperm(N_PROMPTS, generator=generator)[:37]  # the last batch is short
+    return activations, labels, train
+
+
+def one_network(probers: Probers, layer: int) -> nn.Sequential:
+    """The prober of one layer as an ordinary network, in its own memory."""
+    network = nn.Sequential(nn.Linear(D_MODEL, CONFIG.hidden), nn.ReLU(), nn.Linear(CONFIG.hidden, N_GROUPS))
+    with torch.no_grad():
+        network[0].weight.copy_(probers.w1[layer].T)
+        network[0].bias.copy_(probers.b1[layer, 0])
+        network[2].weight.copy_(probers.w2[layer].T)
+        network[2].bias.copy_(probers.b2[layer, 0])
+    return network
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+def test_batched_training_equals_training_one_layer_alone(data, layer):
+    activations, labels, train = data
+    network = one_network(Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5), layer)
+    optimizer = torch.optim.Adam(network.parameters(), lr=CONFIG.lr)
+    order = torch.Generator().manual_seed(5)
+    for _ in range(CONFIG.epochs):
+        for rows in train[torch.randperm(len(train), generator=order)].split(CONFIG.batch_size):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(activations[rows, layer]), labels[rows])
+            loss.backward()
+            optimizer.step()
+    batched = train_probers(activations, labels, train, config=CONFIG, seed=5)
+    expected = network(activations[:, layer])
+    assert torch.allclose(batched(activations)[layer], expected, atol=1e-4)
+    untrained = Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5)(activations)[layer]
+    assert (untrained - expected).abs().max() > 0.05  # training has moved it far further than the tolerance
+
+
+def test_a_layers_initial_weights_depend_on_seed_and_layer_only():
+    few, many, other = (Probers(n, D_MODEL, 16, N_GROUPS, seed) for n, seed in ((2, 1), (5, 1), (2, 2)))
+    for name in ("w1", "b1", "w2", "b2"):
+        a, b, c = (dict(p.named_parameters())[name] for p in (few, many, other))
+        assert torch.equal(a, b[:2])
+        assert not torch.equal(a, c)
+        assert not torch.equal(b[0], b[1])
+
+
+def test_initial_weights_are_uniform_like_a_linear_layers():
+    probers, linear = Probers(1, 64, 1024, 2, seed=0), nn.Linear(64, 1024)
+    assert probers.w1.abs().max() <= 1 / math.sqrt(64)
+    assert float(probers.w1.std()) == pytest.approx(float(linear.weight.std()), rel=0.03)
+    assert float(probers.b1.std()) == pytest.approx(float(linear.bias.std()), rel=0.1)
+    assert probers.w2.abs().max() <= 1 / math.sqrt(1024)
+
+
+def test_rows_outside_the_training_set_are_never_read(data):
+    activations, labels, train = data
+    outside = torch.ones(N_PROMPTS, dtype=torch.bool)
+    outside[train] = False
+    spoilt = activations.clone()
+    spoilt[outside] = float("nan")
+    clean, other = (train_probers(a, labels, train, config=CONFIG, seed=0) for a in (activations, spoilt))
+    assert torch.equal(clean.w1, other.w1)
+
+
+def test_training_repeats_with_the_seed_whatever_the_global_one(data):
+    runs = []
+    for global_seed, seed in ((0, 3), (1, 3), (0, 4)):
+        torch.manual_seed(global_seed)
+        runs.append(train_probers(*data, config=CONFIG, seed=seed).w1)
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_trained_probers_are_frozen_and_each_epoch_is_reported(data):
+    steps = []
+    probers = train_probers(*data, config=CONFIG, seed=0, step=lambda: steps.append(1))
+    assert len(steps) == CONFIG.epochs
+    assert not any(parameter.requires_grad for parameter in probers.parameters())
+
+
+def test_a_signal_in_one_layer_is_found_there_only():
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.arange(400) % 2
+    activations = torch.randn(400, 2, D_MODEL, generator=generator)
+    activations[:, 1, 0] += 6 * truth - 3
+    probers = train_probers(
+        activations, nn.functional.one_hot(truth).float(), torch.arange(300), config=CONFIG, seed=0
+    )
+    hits = (probers(activations[300:]).argmax(-1) == truth[300:]).float().mean(1)
+    assert hits[1] > 0.95
+    assert 0.3 < hits[0] < 0.7
