@@ -108,6 +108,7 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
             col=1,
         )
     figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(dtick=5)
     figure.update_xaxes(title="layer", row=len(components), col=1)
     figure.update_layout(
         coloraxis={
@@ -120,7 +121,7 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
     settings = trace.settings
     return _finish(
         figure,
-        "Which restored states bring the stereotype gap back",
+        f"Which restored states bring the {_bias(trace.cases)} gap back",
         f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise samples; "
         f"1 = the state carries all of the total effect · {_model(settings)}",
         height=170 + 150 * len(components),
@@ -272,7 +273,8 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
     settings = gap.settings
     return _finish(
         figure,
-        f"Attention gap at layer {settings['layer']}, {_heads(settings)} ({settings['reduce']})",
+        f"Attention gap of {_bias(gap.pairs)} pairs at layer {settings['layer']}, {_heads(settings)} "
+        f"({settings['reduce']})",
         f"{text} · {_model(settings)}",
         height=420,
         legend=False,
@@ -354,6 +356,11 @@ def _finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, l
 
 def _model(settings: dict[str, Any]) -> str:
     return str(settings["model"]["model_id"])
+
+
+def _bias(table: pd.DataFrame) -> str:
+    """The bias types of the pairs in a table, for titles."""
+    return ", ".join(sorted(table["bias_type"].unique()))
 
 
 def _heads(settings: dict[str, Any]) -> str:

@@ -61,7 +61,8 @@ def test_a_layers_initial_weights_depend_on_seed_and_layer_only():
 
 
 def test_initial_weights_are_uniform_like_a_linear_layers():
-    probers, linear = Probers(1, 64, 1024, 2, seed=0), nn.Linear(64, 1024)
+    probers = Probers(1, 64, 1024, 2, seed=0).requires_grad_(False)
+    linear = nn.Linear(64, 1024).requires_grad_(False)
     assert probers.w1.abs().max() <= 1 / math.sqrt(64)
     assert float(probers.w1.std()) == pytest.approx(float(linear.weight.std()), rel=0.03)
     assert float(probers.b1.std()) == pytest.approx(float(linear.bias.std()), rel=0.1)
@@ -99,9 +100,7 @@ def test_a_signal_in_one_layer_is_found_there_only():
     truth = torch.arange(400) % 2
     activations = torch.randn(400, 2, D_MODEL, generator=generator)
     activations[:, 1, 0] += 6 * truth - 3
-    probers = train_probers(
-        activations, nn.functional.one_hot(truth).float(), torch.arange(300), config=CONFIG, seed=0
-    )
+    probers = train_probers(activations, nn.functional.one_hot(truth).float(), torch.arange(300), config=CONFIG, seed=0)
     hits = (probers(activations[300:]).argmax(-1) == truth[300:]).float().mean(1)
     assert hits[1] > 0.95
     assert 0.3 < hits[0] < 0.7

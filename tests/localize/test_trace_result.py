@@ -1,35 +1,132 @@
-"""Total effects by hand, and a sentence that ends in an attribute word."""
+from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from tracelab.datasets import stereoset
-from tracelab.localize.causal_trace import causal_trace
-from tracelab.localize.trace_cases import make_cases
-from tracelab.localize.trace_result import CausalTrace
+from tracelab.errors import TracelabError
+from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
+
+CASES = pd.DataFrame(
+    {
+        "case": ["a", "b", "c"],
+        "high": [2.0, -1.0, 0.50],
+        "low": [1.0, 1.0, 0.45],
+        "te": [1.0, -2.0, 0.05],  # c lies under the floor
+        "n_tokens": [10, 5, 4],
+        "equal_length": [True, False, True],
+    }
+)
+STATES = pd.DataFrame(
+    [
+        ("a", "mlp", 3, "filler", 7, 1.5),
+        ("a", "mlp", 4, "filler", 7, 2.5),  # two columns of one role: their mean is the case's value
+        ("b", "mlp", 2, "filler", 7, 0.0),
+        ("c", "mlp", 2, "filler", 7, 0.85),
+        ("a", "mlp", 3, "filler", 8, 1.0),
+        ("a", "mlp", 4, "filler", 8, 1.0),
+        ("b", "mlp", 2, "filler", 8, -3.0),
+        ("c", "mlp", 2, "filler", 8, 0.45),
+        ("c", "resid", 1, "before_filler", 7, 0.45),
+    ],
+    columns=["case", "component", "column", "role", "layer", "gap"],
+)
 
 
-def test_totals_are_the_means_over_cases():
-    cases = pd.DataFrame({"high": [2.0, -1.0, 0.5], "low": [1.0, -2.0, 0.0]})
-    cases["te"] = cases["high"] - cases["low"]
-    totals = CausalTrace({"seed": 0}, pd.DataFrame(), cases, pd.DataFrame()).totals
-    values = totals.set_index("quantity")["value"]
-    assert values["gap_clean"] == pytest.approx(0.5)
-    assert values["te"] == pytest.approx(2.5 / 3)
-    assert values["|te|"] == pytest.approx(2.5 / 3)
-    assert values["shrunk"] == pytest.approx(200 / 3)
-    assert (totals["low"] <= totals["value"]).all()
-    assert (totals["value"] <= totals["high"]).all()
+@pytest.fixture
+def table():
+    return effect_table(CASES, STATES).set_index(["component", "role", "layer"])
 
 
-def test_noise_on_the_last_token_is_the_same_fast_and_plain(tiny_model):
-    model = tiny_model("llama")
-    records = stereoset("gender")
-    cases, _ = make_cases(model, records)
-    ending = {case.id for case in cases if case.noised[-1] == len(case.columns) - 1}
-    assert ending
-    chosen = [record for record in records if record.id in ending][:2]
-    options = {"n_samples": 2, "window": 2, "positions": "all"}
-    fast = causal_trace(model, chosen, run="fast", **options).states["gap"]
-    plain = causal_trace(model, chosen, run="plain", **options).states["gap"]
-    assert fast.to_numpy() == pytest.approx(plain.to_numpy(), abs=1e-4)
+def test_each_case_counts_once_with_the_mean_over_its_columns(table):
+    row = table.loc["mlp", "filler", 7]
+    assert row["n"] == 3
+    assert row["gap"] == pytest.approx((2.0 + 0.0 + 0.85) / 3)
+    assert row["ie"] == pytest.approx(((2.0 - 1.0) + (0.0 - 1.0) + (0.85 - 0.45)) / 3)
+
+
+def test_nie_is_signed_by_the_total_effect_and_leaves_out_cases_that_noise_did_not_move(table):
+    assert CASES["te"].abs().min() < TE_FLOOR
+    # a: IE 1, TE 1; b: IE -1, TE -2. b's restored state moves towards its clean gap: positive.
+    assert table.loc[("mlp", "filler", 7), "nie"] == pytest.approx((1 * 1 + -1 * -1) / (1 + 2))
+    # b overshoots at layer 8: IE -4.
+    assert table.loc[("mlp", "filler", 8), "nie"] == pytest.approx((0 + 4) / 3)
+
+
+def test_biasedits_number_is_the_absolute_gap_a_token_of_pairs_of_equal_length(table):
+    row = table.loc["mlp", "filler", 7]
+    assert row["n_equal"] == 2
+    assert row["biasedit"] == pytest.approx((2.0 / 10 + 0.85 / 4) / 2)
+
+
+def test_a_role_without_a_usable_case_has_no_nie(table):
+    row = table.loc["resid", "before_filler", 7]
+    assert row["n"] == 1
+    assert row["ie"] == pytest.approx(0)
+    assert np.isnan(row[["nie", "nie_low", "nie_high"]].astype(float)).all()
+
+
+def test_restoring_everything_has_a_normalised_effect_of_one_and_nothing_of_zero():
+    whole = STATES.assign(gap=STATES["case"].map(CASES.set_index("case")["high"]))
+    nothing = STATES.assign(gap=STATES["case"].map(CASES.set_index("case")["low"]))
+    for states, expected in ((whole, 1.0), (nothing, 0.0)):
+        row = effect_table(CASES, states).set_index(["component", "role", "layer"]).loc["mlp", "filler", 7]
+        assert [row["nie"], row["nie_low"], row["nie_high"]] == pytest.approx([expected] * 3)
+
+
+def test_intervals_are_those_of_a_slow_bootstrap_over_cases():
+    rng = np.random.default_rng(0)
+    te = rng.normal(1, 1, 40)
+    cases = pd.DataFrame({"case": [f"c{i}" for i in range(40)], "high": te, "low": 0.0, "te": te})
+    cases = cases.assign(n_tokens=8, equal_length=True)
+    gaps = 0.5 * te + rng.normal(0, 0.3, 40)
+    states = pd.DataFrame({"case": cases["case"], "component": "attn", "column": 1, "role": "filler"})
+    states = states.assign(layer=2, gap=gaps)
+    (row,) = effect_table(cases, states).to_dict("records")
+    ie, nie = [], []
+    usable = np.abs(te) >= TE_FLOOR
+    for _ in range(4000):
+        drawn = rng.integers(40, size=40)
+        ie.append(gaps[drawn].mean())
+        kept = drawn[usable[drawn]]
+        nie.append((np.sign(te[kept]) * gaps[kept]).sum() / np.abs(te[kept]).sum())
+    for name, draws in (("ie", ie), ("nie", nie)):
+        low, high = np.percentile(draws, [2.5, 97.5])
+        assert row[f"{name}_low"] == pytest.approx(low, abs=0.03)
+        assert row[f"{name}_high"] == pytest.approx(high, abs=0.03)
+        assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+
+
+@pytest.fixture
+def trace():
+    return CausalTrace({"seed": 0}, effect_table(CASES, STATES), CASES, STATES)
+
+
+def test_the_peak_is_the_row_of_the_largest_normalised_effect(trace):
+    assert (trace.peak()["component"], trace.peak()["layer"]) == ("mlp", 8)
+    assert trace.peak("mlp")["nie"] == trace.effects["nie"].max()
+
+
+def test_totals_tell_what_the_noise_did(trace):
+    totals = trace.totals.set_index("quantity")["value"]
+    assert totals["gap_clean"] == pytest.approx(0.5)
+    assert totals["gap_corrupted"] == pytest.approx(2.45 / 3)
+    assert totals["te"] == pytest.approx(-0.95 / 3)
+    assert totals["|te|"] == pytest.approx(3.05 / 3)
+    assert totals["shrunk"] == pytest.approx(200 / 3)  # a: 1 < 2, c: 0.45 < 0.5; b ties
+
+
+def test_the_default_example_is_the_case_with_the_largest_effect(trace):
+    example = trace.example(component="mlp")
+    assert example.index.tolist() == [7, 8]
+    assert example[2].tolist() == [0.0, -3.0]
+    of_a = trace.example("a", "mlp")
+    assert of_a.columns.tolist() == [3, 4]
+    assert of_a.loc[7].tolist() == [1.5, 2.5]
+
+
+def test_an_example_that_does_not_exist_is_refused(trace):
+    with pytest.raises(TracelabError, match="no states of case 'z' and component 'mlp'"):
+        trace.example("z", "mlp")
+    with pytest.raises(TracelabError, match="no states of case 'a' and component 'attn'"):
+        trace.example("a", "attn")
