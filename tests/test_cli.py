@@ -46,7 +46,7 @@ def test_crows_pairs_takes_race_for_race_color(tmp_path, tiny_folder):
 
 def test_every_localiser_runs_on_other_architectures(tmp_path, tiny_folder):
     common = ["--model", tiny_folder, "--bias", "gender"]
-    trace = ["trace", *common, "--limit", "2", "--samples", "2", "--window", "2"]
+    trace = ["trace", *common, "--limit", "2", "--samples", "2"]
     table = pd.DataFrame(run_json(tmp_path, *trace)["results"])
     assert set(table["component"]) == {"resid", "mlp", "attn"}
     assert set(table["layer"]) == {0, 1, 2, 3}
@@ -62,9 +62,9 @@ def test_out_keeps_a_result_that_loads_again(tmp_path, tiny_folder):
 
     arguments = ["attention", "--bias", "gender", "--limit", "20", "--model", tiny_folder]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
-    kept = AttentionGap.load(tmp_path / "attention")
+    kept = AttentionGap.load(tmp_path / "attention-crows-pairs-gender")
     assert kept.settings["n_pairs"] == 20
-    assert (tmp_path / "attention.html").is_file()
+    assert (tmp_path / "attention-crows-pairs-gender.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,13 @@ def test_out_keeps_a_result_that_loads_again(tmp_path, tiny_folder):
         (["probe", "--bias", "height"], "unknown attribute 'height'"),
         (["report", "--bias", "gender"], "add --out DIR"),
         (["score", "crows-pairs", "--json", "/no/such/folder/x.json"], "no folder"),
+        (["score", "crows-pairs", "--json", "/tmp"], "is a folder"),
+        (["score", "crows-pairs", "--device", "abacus"], "the device 'abacus' cannot be used"),
+        (["trace", "--bias", "gender", "--layers", "5:5"], "nothing to trace"),
+        (
+            ["report", "--bias", "gender", "--limit", "2", "--out", "/tmp/tracelab-test-never-made"],
+            "too few to hold out",
+        ),
         (["score", "crows-pairs", "--model", "/no/such/model"], "no model folder"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from safetensors import SafetensorError
 
 from tracelab import assets
 from tracelab.datasets import crows_pairs, stereoset, templates
@@ -41,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = options.verb(options)
         if result is not None:
             _hand_out(result, options)
-    except (TracelabError, OSError) as error:
+    except (TracelabError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"tracelab: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tracelab: interrupted; what was finished is kept", file=sys.stderr)
+        print("tracelab: interrupted; report, and trace with --out, go on from here", file=sys.stderr)
         return 130
     return 0
 
@@ -162,30 +165,40 @@ def _layers(text: str | None) -> list[int] | None:
         raise TracelabError(f"layers {text!r} are not understood: write 0,5,9 or 0:30:3") from None
 
 
+def _name(options: argparse.Namespace) -> str:
+    """What a result is called in ``--out``: the verb, the data and the bias type."""
+    parts = (options.verb_name, getattr(options, "benchmark", getattr(options, "data", None)), options.bias)
+    return "-".join(part for part in parts if part)
+
+
 def _partial(options: argparse.Namespace) -> Path:
     """Where an interrupted command keeps what it finished."""
-    return Path(options.out) / f"{options.verb_name}.partial.jsonl"
+    return Path(options.out) / f"{_name(options)}.partial.jsonl"
 
 
 def _check_writable(options: argparse.Namespace) -> None:
     """Refuse, before any long work, an output that cannot be written."""
-    if getattr(options, "json", None) is not None and not Path(options.json).parent.is_dir():
-        raise TracelabError(f"no folder {Path(options.json).parent} to write {options.json!r} into")
-    out = getattr(options, "out", None)
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise TracelabError(f"--out {out!r} is a file: name a folder")
+    file, out = getattr(options, "json", None), getattr(options, "out", None)
+    if file is not None:
+        folder = Path(file).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise TracelabError(f"no folder {folder} that can be written, for --json {file!r}")
+        if Path(file).is_dir():
+            raise TracelabError(f"--json {file!r} is a folder: name a file")
+    if out is not None and Path(out).exists() and not (Path(out).is_dir() and os.access(out, os.W_OK)):
+        raise TracelabError(f"--out {out!r} is not a folder that can be written")
 
 
 def _hand_out(result: Result, options: argparse.Namespace) -> None:
     """Print the table; write ``--out`` and ``--json``."""
     print(result.frame.to_string(index=False, float_format="{:.4g}".format))
     if options.out is not None:
-        result.save(Path(options.out) / options.verb_name)
+        result.save(Path(options.out) / _name(options))
         _partial(options).unlink(missing_ok=True)
         if type(result).plot is not Result.plot:  # benchmark scores have no figure
             from tracelab.figures import save_figures
 
-            save_figures({options.verb_name: result.plot()}, options.out)
+            save_figures({_name(options): result.plot()}, options.out)
     if options.json is not None:
         _write_json(options, result.settings, result.frame)
 
@@ -293,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
     trace.add_argument("--samples", type=_positive, default=10, help="noise samples (default 10)")
-    trace.add_argument("--window", type=_positive, default=10, help="layers of mlp and attn windows")
+    trace.add_argument("--window", type=_positive, help="layers of mlp and attn windows (default 10)")
     _add_source(trace)
 
     attention = add(

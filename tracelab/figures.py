@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,11 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
         subplot_titles=[COMPONENT_NAMES[c] for c in components],
     )
     bound = float(effects["nie"].abs().max())
+    bound = bound if bound > 0 else 1.0  # nothing moved, or nothing but nan
     for row, component in enumerate(components, start=1):
         part = effects[effects["component"] == component]
         table = part.pivot(index="role", columns="layer", values="nie").loc[roles]
-        counts = part.groupby("role")["n"].first()
+        counts = part.groupby("role")["n_nie"].first()
         figure.add_heatmap(
             z=table.to_numpy(np.float32),
             x=table.columns.to_list(),
@@ -139,7 +141,7 @@ def trace_example(trace: CausalTrace, case: str | None = None, component: str = 
     labels = chosen.drop_duplicates("column").set_index("column")
     facts = trace.cases.set_index("case").loc[case]
     marked = [
-        f"<b>{text}*</b>" if role == "attribute" else text
+        f"<b>{escape(text)}*</b>" if role == "attribute" else escape(text)
         for text, role in zip(labels["token"], labels["role"], strict=True)
     ]
     ie = table - facts["low"]
@@ -182,7 +184,7 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
         for name in ("stereotype", "anti_stereotype")
     )
     labels = [
-        f"<b>{a} / {b}</b>" if sensitive else a
+        f"<b>{escape(a)} / {escape(b)}</b>" if sensitive else escape(a)
         for a, b, sensitive in zip(
             tokens["token_stereotype"],
             tokens["token_anti_stereotype"],
@@ -238,7 +240,7 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
     """Distributions over pairs of the mean gap on sensitive and on other positions, log scale."""
     figure = go.Figure()
     n = int(gap.value("hit_rate").n)
-    chosen = gap.pairs[gap.pairs["selection"] == "equal"]
+    chosen = gap.pairs[gap.pairs["selection"] == gap.selection]
     for name, column, colour in (
         ("other positions", "other", GREY),
         ("sensitive positions", "sensitive", ORANGE),
@@ -261,7 +263,8 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
     )
     hit, chance = gap.value("hit_rate"), gap.value("chance")
     text = (
-        f"{n} pairs of equal length; largest gap on a sensitive position in {hit.value:.1f} % "
+        f"{n} pairs of {'equal' if gap.selection == 'equal' else 'unequal'} length; largest gap on a sensitive "
+        f"position in {hit.value:.1f} % "
         f"[{hit.low:.1f}, {hit.high:.1f}] of pairs, by chance {chance.value:.1f} %"
     )
     if "excess" in set(gap.summary["selection"]):
@@ -284,7 +287,8 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
 def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
     """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
 
-    Without kaleido or a browser one line on stderr says so and the HTML stays.
+    The HTML files share one ``plotly.min.js`` beside them and need no network. Without kaleido or a browser one
+    line on stderr says so and the HTML stays.
 
     Returns:
         The files written.
@@ -293,7 +297,7 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
     written = []
     for name, figure in figures.items():
         with atomic_file(folder / f"{name}.html") as path:
-            figure.write_html(path, include_plotlyjs="cdn", full_html=True)
+            figure.write_html(path, include_plotlyjs="directory", full_html=True)
         written.append(folder / f"{name}.html")
     if png:
         from plotly.io import write_images

@@ -37,11 +37,13 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

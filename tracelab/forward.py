@@ -56,6 +56,9 @@ def replaced_blocks(model: TransformerBridge, block: nn.Module) -> Iterator[None
             blocks[index] = old
 
 
+_CACHE_NAMES = {"past_key_values", "layer_past"}  # what architectures call a block's cache
+
+
 class _PrefixCache:
     """Keys and values of earlier positions, put before a block's own; nothing is stored."""
 
@@ -101,8 +104,7 @@ class BlockRunner:
             prefix: the block's keys and values at positions 0 to ``start - 1``, one row a row of ``resid``.
         """
         kwargs = dict(self._arguments(start, length)[layer])
-        name = next((k for k in ("past_key_values", "layer_past") if k in kwargs), None)
-        if name is not None:
+        for name in _CACHE_NAMES & kwargs.keys():
             kwargs[name] = _PrefixCache(prefix)
         output = self.model.blocks[layer](resid, **kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -142,5 +144,7 @@ class BlockRunner:
                     handle.remove()
             for call in calls:
                 call.pop("hidden_states", None)
+                for name in _CACHE_NAMES & call.keys():
+                    call[name] = None  # `run` puts its own there: do not keep this one alive
             self._calls[start, length] = calls
         return self._calls[start, length]

@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 HOOKS = {
     "embed": "hook_embed",
+    "resid_pre": "blocks.{layer}.hook_resid_pre",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "resid_post": "blocks.{layer}.hook_resid_post",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
@@ -38,7 +39,7 @@ def hook_name(kind: str, layer: int | None = None) -> str:
 def check_hook_points(model: TransformerBridge) -> dict[str, str]:
     """Find the hook points of this model that do not do what the table says.
 
-    Costs ``2 + len(EDITED)`` forward passes of four tokens.
+    Costs ``1 + len(HOOKS) + len(EDITED)`` forward passes of four tokens.
 
     Returns:
         The reason, by kind, for each kind of hook point that cannot be used on this model.

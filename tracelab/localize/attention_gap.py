@@ -19,9 +19,11 @@ Attention must change where the input changes, so any swapped word beats chance.
 each pair with one differing token, a *neutral* word nearby is swapped for another instead, and hits are counted the
 same way. What the stereotype adds is the difference, ``excess``.
 
-Pairs whose sentences differ in token count are aligned (difflib over token ids: equal blocks, and replaced blocks
-of equal length), each map restricted to aligned positions and its rows renormalised. They are reported under
-``aligned``, apart from ``equal``, the paper's selection.
+Pairs whose sentences differ in token count are aligned by difflib over token ids. Replaced blocks of unequal length
+become one position each: attention to a block is summed over its tokens, attention from it averaged. Tokens that
+only one sentence has are left out and the rows renormalised. Such pairs are reported under ``aligned``, apart from
+``equal``, the paper's selection. A pair that differs in nothing else than such tokens has no sensitive position;
+the summary counts these under ``unusable``.
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ class AttentionGap(Result):
         summary: one row a (selection, metric): ``value, low, high, n``. Selections: ``equal`` (equal token
             counts), ``aligned`` (the others), ``control_real`` and ``control_neutral`` (pairs with one differing
             token: the pair itself, and a neutral word swapped), ``excess`` (the paired difference of the two hit
-            rates). Metrics: ``hit_rate`` and ``chance`` in percent; ``sensitive`` and ``other`` (mean gap) with
-            ``_sd``; ``t``, ``dof`` and ``p`` of the paired t-test over pairs.
+            rates), ``unusable`` (pairs without a sensitive position, counted). Metrics: ``hit_rate`` and
+            ``chance`` in percent; ``sensitive`` and ``other`` (mean gap) with ``_sd``; ``t``, ``dof`` and ``p`` of
+            the paired t-test over pairs.
         pairs: one row a (pair, selection): ``hit, chance, sensitive, other, n_positions``.
         positions: one row a (pair, position) of the pairs themselves: ``token_stereotype,
             token_anti_stereotype, sensitive, gap``.
@@ -80,8 +83,14 @@ class AttentionGap(Result):
         """The summary table."""
         return self.summary
 
-    def value(self, metric: str, selection: str = "equal") -> pd.Series:
-        """One row of the summary."""
+    @property
+    def selection(self) -> str:
+        """The selection to quote: ``equal``, or ``aligned`` where no pair has equal token counts."""
+        return "equal" if (self.pairs["selection"] == "equal").any() else "aligned"
+
+    def value(self, metric: str, selection: str | None = None) -> pd.Series:
+        """One row of the summary, by default of the selection to quote."""
+        selection = selection or self.selection
         rows = self.summary.query("metric == @metric and selection == @selection")
         if rows.empty:
             raise TracelabError(f"no {metric!r} for the selection {selection!r}")
@@ -154,7 +163,7 @@ def attention_gap(
     sequences += [swap.ids for swap in swaps.values()]
     patterns = attention_patterns(model, sequences, name, chosen_heads, batch_tokens=batch_tokens)
     gap_rows: list[dict[str, Any]] = []
-    position_parts, map_parts = [], []
+    position_parts, map_parts = [], {}
     keep = sorted(usable, key=lambda i: not aligned[i].equal)[:keep_maps]
     neutral_patterns = dict(zip(swaps, patterns[2 * len(usable) :], strict=True))
     for order, i in enumerate(usable):
@@ -172,10 +181,7 @@ def attention_gap(
             mask[swaps[i].position] = True
             gap_rows.append(row | {"selection": "control_real"} | real)
             gap_rows.append(row | {"selection": "control_neutral"} | _pair_row(swapped, mask))
-        texts = [
-            token_texts(model, [e.ids[p] for p in positions])
-            for e, positions in zip(encoded[i], alignment.positions, strict=True)
-        ]
+        texts = [alignment.texts(model, encoded[i][side], side) for side in (0, 1)]
         position_parts.append(
             pd.DataFrame(
                 {
@@ -190,8 +196,9 @@ def attention_gap(
             )
         )
         if i in keep:
-            map_parts.append(_map_table(record.id, a, b))
+            map_parts[i] = _map_table(record.id, a, b)
     table = pd.DataFrame(gap_rows)
+    empty = pd.DataFrame(columns=["pair", "query", "key", "stereotype", "anti_stereotype"])
     settings = run_settings(
         model,
         records,
@@ -208,10 +215,10 @@ def attention_gap(
     )
     return AttentionGap(
         settings,
-        summarise(table, seed=seed),
+        summarise(table, n_unusable=len(records) - len(usable), seed=seed),
         table,
         pd.concat(position_parts, ignore_index=True),
-        pd.concat(map_parts, ignore_index=True),
+        pd.concat([map_parts[i] for i in keep], ignore_index=True) if keep else empty,
     )
 
 
@@ -261,13 +268,13 @@ def reduce_gap(
     return choices[reduce]
 
 
-def summarise(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def summarise(pairs: pd.DataFrame, *, n_unusable: int = 0, seed: int = 0) -> pd.DataFrame:
     """The summary of :class:`AttentionGap` from its ``pairs`` table."""
     rows: list[dict[str, Any]] = []
 
-    def add(selection: str, metric: str, values: Any, scale: float = 1.0, interval: bool = True) -> None:
+    def add(selection: str, metric: str, values: Any, scale: float = 1.0) -> None:
         values = scale * np.asarray(values, dtype=float)
-        low, high = mean_interval(values, seed=seed) if interval else (math.nan, math.nan)
+        low, high = mean_interval(values, seed=seed)
         row = {"selection": selection, "metric": metric, "value": float(values.mean())}
         rows.append(row | {"low": low, "high": high, "n": len(values)})
 
@@ -288,36 +295,48 @@ def summarise(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     if {"control_real", "control_neutral"} <= set(hits.columns):
         both = hits[["control_real", "control_neutral"]].dropna().astype(float)
         add("excess", "hit_rate", both["control_real"] - both["control_neutral"], 100.0)
+    missing = {"low": math.nan, "high": math.nan, "n": n_unusable}
+    rows.append({"selection": "unusable", "metric": "pairs", "value": float(n_unusable), **missing})
     return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Positions of two token sequences that stand for each other, and which of them differ."""
+    """Blocks of positions of two token sequences that stand for each other, and which of them differ."""
 
-    positions: tuple[list[int], list[int]]
+    blocks: tuple[tuple[range, range], ...]
     sensitive: Bool[np.ndarray, "aligned"]
     equal: bool  # the sequences have the same length: every position is aligned with itself
 
     @classmethod
     def of(cls, first: Encoding, second: Encoding) -> _Alignment:
-        if len(first.ids) == len(second.ids):
-            every = list(range(len(first.ids)))
-            return cls((every, every), np.array(first.ids) != np.array(second.ids), True)
-        pairs: list[tuple[int, int]] = []
-        matcher = SequenceMatcher(None, first.ids, second.ids, autojunk=False)
-        for tag, a0, a1, b0, b1 in matcher.get_opcodes():
-            if tag == "equal" or (tag == "replace" and a1 - a0 == b1 - b0):
-                pairs += zip(range(a0, a1), range(b0, b1), strict=True)
-        different = np.array([first.ids[a] != second.ids[b] for a, b in pairs], dtype=bool)
-        return cls(([a for a, _ in pairs], [b for _, b in pairs]), different, False)
+        equal = len(first.ids) == len(second.ids)
+        blocks: list[tuple[range, range]] = []
+        codes: Sequence[Any] = [("equal", 0, len(first.ids), 0, len(second.ids))]
+        if not equal:
+            codes = SequenceMatcher(None, first.ids, second.ids, autojunk=False).get_opcodes()
+        for tag, a0, a1, b0, b1 in codes:
+            if a1 - a0 == b1 - b0:
+                blocks += [(range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)]
+            elif tag == "replace":
+                blocks.append((range(a0, a1), range(b0, b1)))
+        differ = [first.ids[a.start : a.stop] != second.ids[b.start : b.stop] for a, b in blocks]
+        return cls(tuple(blocks), np.array(differ, dtype=bool), equal)
 
     def restrict(self, pattern: Float[np.ndarray, "_query _key"], side: int) -> Float[np.ndarray, "aligned aligned"]:
-        """The map over aligned positions; rows of unequal pairs are renormalised to sum to 1."""
+        """The map over aligned blocks; rows of unequal pairs are renormalised to sum to 1."""
         if self.equal:
             return pattern
-        chosen = pattern[np.ix_(self.positions[side], self.positions[side])]
+        sides = [list(block[side]) for block in self.blocks]
+        keys = np.stack([pattern[:, positions].sum(axis=1) for positions in sides], axis=1)
+        chosen = np.stack([keys[positions].mean(axis=0) for positions in sides])
         return chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-8)
+
+    def texts(self, model: TransformerBridge, encoding: Encoding, side: int) -> list[str]:
+        """The text of each block."""
+        return [
+            "".join(token_texts(model, encoding.ids[block[side].start : block[side].stop])) for block in self.blocks
+        ]
 
 
 def _pair_row(gap: Float[np.ndarray, "pos"], sensitive: Bool[np.ndarray, "pos"]) -> dict[str, Any]:

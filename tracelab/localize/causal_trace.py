@@ -40,6 +40,7 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
+from tracelab.files import atomic_file
 from tracelab.forward import BlockRunner
 from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
 from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
@@ -47,7 +48,8 @@ from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_tra
 from tracelab.model import model_info, require_hook
 from tracelab.progress import progress
 from tracelab.results import run_settings
-from tracelab.tokens import pad, token_texts
+from tracelab.scoring import BATCH_TOKENS
+from tracelab.tokens import length_batches, pad, token_texts
 
 POSITIONS = ("roles", "all")
 RUNS = ("auto", "fast", "plain")
@@ -62,8 +64,9 @@ def causal_trace(
     layers: Sequence[int] | None = None,
     n_samples: int = 10,
     noise_factor: float = 3.0,
+    noise_std: float | None = None,
     noise: Mapping[str, Float[Tensor, "samples noised d_model"]] | None = None,
-    window: int = 10,
+    window: int | None = None,
     mentions: str = "all",
     max_cases: int | None = None,
     prepend_bos: bool | None = None,
@@ -80,9 +83,10 @@ def causal_trace(
         layers: where states are restored; default: every layer.
         n_samples: noise samples a sentence.
         noise_factor: standard deviation of the noise in those of the attribute words' embeddings.
+        noise_std: standard deviation of the noise itself, instead of ``noise_factor``.
         noise: the noise itself by record id, ``[samples, noised columns, d_model]``, instead of drawing it; for
             comparison with another implementation on the same draw. A record it lacks is an error.
-        window: layers restored together for ``mlp`` and ``attn``.
+        window: layers restored together for ``mlp`` and ``attn``; default 10, or all of a smaller model.
         mentions: ``"all"`` mentions of attribute words are noised, or the ``"first"`` only.
         max_cases: trace a random sample of so many of the pairs that can be traced.
         run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast where a
@@ -99,20 +103,31 @@ def causal_trace(
     require_choice("run", run, RUNS)
     require_choice("mentions", mentions, ("all", "first"))
     n_layers = model_info(model).n_layers
+    window = min(10, n_layers) if window is None else window
     if not 1 <= window <= n_layers:
         raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
     for name, value in (("n_samples", n_samples), ("max_cases", max_cases)):
         if value is not None and value < 1:
             raise TracelabError(f"{name} must be at least 1, not {value}")
     layers = list(range(n_layers)) if layers is None else sorted(set(layers))
+    if not layers or not components:
+        raise TracelabError("nothing to trace: name at least one layer and one component")
     for layer in layers:
         require_hook(model, "resid_post", layer)
     cases, skipped = make_cases(model, pairs, mentions=mentions, prepend_bos=prepend_bos)
     n_traceable = len(cases)
+    if noise_std is None and noise is None:  # of all of them, so that a sample gets the same noise
+        noise_std = noise_factor * attribute_embedding_std(model, cases)
     if max_cases is not None:
         order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
         cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
-    draws, scale = _draws(model, cases, noise, noise_factor, n_samples, seed)
+    draws = _draws(model, cases, noise, noise_std, n_samples, seed)
+    runner = BlockRunner(model)
+    if run == "auto":
+        run = "fast" if _fast_is_exact(runner, cases[0], draws[cases[0].id], components, window) else "plain"
+        if run == "plain":
+            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=2)
+    tracer: Tracer = fast_trace if run == "fast" else plain_trace
     settings = run_settings(
         model,
         pairs,
@@ -120,7 +135,7 @@ def causal_trace(
         positions=positions,
         layers=layers,
         n_samples=n_samples,
-        noise_std=scale,
+        noise_std=noise_std,
         noise_hash=_hash_of(draws),
         noise_factor=noise_factor,
         window=window,
@@ -128,13 +143,9 @@ def causal_trace(
         max_cases=max_cases,
         prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
         te_floor=TE_FLOOR,
+        run=run,
         seed=seed,
     )
-    runner = BlockRunner(model)
-    tracer: Tracer = fast_trace if run != "plain" else plain_trace
-    if run == "auto" and not _fast_is_exact(runner, cases[0], draws[cases[0].id], window):
-        warnings.warn("caches cannot be shared on this architecture: tracing the slow way", stacklevel=2)
-        tracer = plain_trace
     done = _read_partial(partial, settings)
     with progress(total=len(cases), what="tracing", unit="pair") as bar:
         for case in cases:
@@ -150,15 +161,17 @@ def causal_trace(
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
 
 
+@torch.no_grad()
 def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
     """Standard deviation of all entries of the attribute words' embeddings, where noise will be added."""
-    tokens, _ = pad(model, [case.stereotype.ids for case in cases])
     name = require_hook(model, "embed")
-    with torch.no_grad():
+    found = []
+    for batch in length_batches((len(case.stereotype.ids) for case in cases), BATCH_TOKENS):
+        tokens, _ = pad(model, [cases[i].stereotype.ids for i in batch])
         _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
-    rows = [(row, case.columns[c][0]) for row, case in enumerate(cases) for c in case.noised]
-    index, position = map(list, zip(*rows, strict=True))
-    return float(cache[name][index, position].float().std())
+        for row, i in enumerate(batch):
+            found.append(cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float())
+    return float(torch.cat(found).std())
 
 
 def _trace_case(
@@ -250,24 +263,23 @@ def _draws(
     model: TransformerBridge,
     cases: Sequence[Case],
     noise: Mapping[str, Tensor] | None,
-    noise_factor: float,
+    noise_std: float | None,
     n_samples: int,
     seed: int,
-) -> tuple[dict[str, Tensor], float | None]:
-    """Noise by case, given or drawn, and the standard deviation it was drawn with (None: given)."""
+) -> dict[str, Tensor]:
+    """Noise by case: given, or drawn with a standard deviation from the seed and the case's id."""
     shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
     if noise is None:
-        scale = noise_factor * attribute_embedding_std(model, cases)
-        drawn = {
-            key: scale * torch.randn(shape, generator=derive_generator(seed, "noise", key))
+        assert noise_std is not None
+        return {
+            key: noise_std * torch.randn(shape, generator=derive_generator(seed, "noise", key))
             for key, shape in shapes.items()
         }
-        return drawn, scale
     for key, shape in shapes.items():
         found = tuple(noise[key].shape) if key in noise else "nothing"
         if found != shape:
             raise TracelabError(f"noise of record {key} must have the shape {shape}, found {found}")
-    return {key: noise[key] for key in shapes}, None
+    return {key: noise[key] for key in shapes}
 
 
 def _hash_of(draws: Mapping[str, Tensor]) -> str:
@@ -278,36 +290,37 @@ def _hash_of(draws: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, window: int) -> bool:
+def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, components: Sequence[str], window: int) -> bool:
     """Whether one noise sample at one position of one sentence has the same scores both ways here."""
     noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:1])
     ids, position = torch.tensor(case.stereotype.ids), case.columns[case.noised[0]][0]
     layers = [model_info(runner.model).n_layers // 2]
-    args = (ids, noise, case.first, [position], layers, ["mlp"], window)
+    args = (ids, noise, case.first, [position], layers, components, window)
     try:
-        fast = fast_trace(runner, *args).restored["mlp"]
+        fast = fast_trace(runner, *args).restored
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
         return False
-    tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.1
-    return torch.allclose(fast, plain_trace(runner, *args).restored["mlp"], atol=tolerance)
+    plain = plain_trace(runner, *args).restored
+    # Half-precision logits are themselves rounded to eighths of a nat.
+    tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.5
+    return all(torch.allclose(fast[c], plain[c], atol=tolerance) for c in components)
 
 
 def _read_partial(partial: Path | None, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Finished cases of an interrupted run with the same settings; starts the file otherwise."""
+    """Finished cases of an interrupted run with the same settings; (re)writes the file to hold just these."""
     if partial is None:
         return {}
-    partial.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"settings": settings}, sort_keys=True)
-    if partial.is_file():
-        lines = partial.read_text(encoding="utf-8").splitlines()
-        if lines and lines[0] == head:
-            done = {}
-            for line in lines[1:]:
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError:  # the line that the interruption cut
-                    break
-                done[values.pop("case")] = values
-            return done
-    partial.write_text(head + "\n", encoding="utf-8")
-    return {}
+    lines = partial.read_text(encoding="utf-8").splitlines() if partial.is_file() else []
+    done: dict[str, dict[str, Any]] = {}
+    if lines and lines[0] == head:
+        for line in lines[1:]:
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:  # the line that the interruption cut
+                break
+            done[values.pop("case")] = values
+    with atomic_file(partial) as path:
+        kept = [json.dumps({"case": case, **values}) for case, values in done.items()]
+        path.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+    return done

@@ -1,8 +1,9 @@
 """The control of the attention gap: the same sentence with a neutral word swapped instead.
 
 In a pair with one differing token, the nearest other position that holds a whole word of one token (not BOS, not
-the differing one) gets another such word, drawn from the words that all the sentences hold. The position is about
-where the stereotype's word stood and the change is of the same size, but it says nothing of a group.
+the differing one) gets another such word, drawn from the words that all the sentences hold. Words in which any of
+the pairs differs are not used. The position is about where the stereotype's word stood and the change is of the
+same size, but it says nothing of a group.
 """
 
 from __future__ import annotations
@@ -44,12 +45,16 @@ def neutral_swaps(
             differing = [p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b]
             if len(differing) == 1:
                 chosen[key] = (first, second, differing[0])
-    group_words = {e.ids[where] for a, b, where in chosen.values() for e in (a, b)}
+    group_words = {
+        token
+        for _, first, second in pairs
+        for token in set(first.ids) ^ set(second.ids)  # what only one of the two sentences holds
+    }
     words = sorted({e.ids[p] for e, _, _ in chosen.values() for p in _whole_words(e)} - group_words)
     generator = np.random.default_rng(seed)
     swaps = {}
     for key, (first, _, changed) in chosen.items():
-        candidates = [p for p in _whole_words(first) if p != changed]
+        candidates = [p for p in _whole_words(first) if p != changed and first.ids[p] not in group_words]
         if not candidates or len(words) < 2:
             continue
         position = min(candidates, key=lambda p: (abs(p - changed), p))

@@ -52,7 +52,7 @@ class LayerProbes(Result):
 
     Attributes:
         layers: one row a layer: ``attribute, layer, f1, low, high, f1_control, control_low, control_high,
-            selectivity, selectivity_low, selectivity_high, accuracy, kl, n_test, top_k``.
+            selectivity, selectivity_low, selectivity_high, accuracy, kl, n_test, top_k`` (``n_test``: over all seeds).
         labels: one row a prompt: ``id, concept, template, argmax, mass`` (probability of all groups'
             words), ``p_<group>`` (soft label), ``held_out`` (not in the kept probers' training rows).
         probers: tensors of the kept probers (first seed), one row a layer, and ``norm_std``: the standard
@@ -146,18 +146,21 @@ def probe_layers(
                     kept = probers
     assert kept is not None
     first_train, _ = splits[0]
-    norms = states.activations[first_train].float().norm(dim=-1)
+    # A piece at a time: the activations may be mapped to a file larger than memory.
+    norms = torch.cat([states.activations[rows].norm(dim=-1) for rows in first_train.split(256)])
     tensors = {**kept.state_dict(), "norm_std": norms.std(dim=0, correction=0)}
     labels_table = _labels_table(corpus, states.labels, states.mass, first_train)
     settings = run_settings(
         model,
-        corpus.prompts,
+        [corpus],
         attribute=corpus.attribute,
         groups=list(corpus.group_names),
         groups_scored=[n for n, yes in zip(corpus.group_names, scored, strict=True) if yes],
         prober=config.settings(),
         split=split,
         n_seeds=n_seeds,
+        top_k=top_k,
+        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
         seed=seed,
     )
     return LayerProbes(settings, tally.table(top_k, seed), labels_table, tensors)

@@ -23,8 +23,9 @@ class CausalTrace(Result):
     """Effects per component, role of position and layer.
 
     Attributes:
-        effects: one row a (component, role, layer): ``n`` cases, mean ``gap``; ``ie`` and ``nie``, each with
-            ``_low`` and ``_high`` (bootstrap over cases); ``biasedit`` over the ``n_equal`` cases of equal length.
+        effects: one row a (component, role, layer): mean ``gap`` and ``ie`` over ``n`` cases, ``nie`` over the
+            ``n_nie`` cases that noise moved, ``biasedit`` over the ``n_equal`` cases of equal length; each with
+            ``_low`` and ``_high`` (bootstrap over cases).
         cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low, te, n_tokens,
             equal_length`` (gaps in nats; ``n_tokens``: those of the stereotype that have a log-probability).
         states: one row a (case, component, column, layer): ``role, token`` and the restored ``gap``.
@@ -44,6 +45,8 @@ class CausalTrace(Result):
         table = self.effects
         if component is not None:
             table = table[table["component"] == component]
+        if table["nie"].isna().all():
+            raise TracelabError(f"no case has a total effect of {TE_FLOOR} nats or more: noise moved nothing")
         return table.loc[table["nie"].idxmax()]
 
     @property
@@ -108,15 +111,23 @@ def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) ->
         with np.errstate(invalid="ignore", divide="ignore"):
             nie = numerator.sum(axis=0) / denominator.sum()
             nie_draws = (weights @ numerator) / (weights @ denominator)[:, None]
-        ie_draws = weights @ ie / len(gaps)
         equal = here["equal_length"].to_numpy()
         per_token = np.abs(values) / here["n_tokens"].to_numpy()[:, None]
+        draws = {
+            "gap": (values.mean(axis=0), weights @ values / len(gaps)),
+            "ie": (ie.mean(axis=0), weights @ ie / len(gaps)),
+            "nie": (nie, nie_draws),
+        }
+        if equal.any():
+            counts = resample_counts(int(equal.sum()), seed=seed)
+            draws["biasedit"] = (per_token[equal].mean(axis=0), counts @ per_token[equal] / equal.sum())
         for column, layer in enumerate(gaps.columns):
             row = {"component": component, "role": role, "layer": int(layer), "n": len(gaps)}
-            row |= {"gap": values[:, column].mean(), "ie": ie[:, column].mean()}
-            row["ie_low"], row["ie_high"] = percentile_interval(ie_draws[:, column])
-            row["nie"] = nie[column]
-            row["nie_low"], row["nie_high"] = percentile_interval(nie_draws[:, column])
-            row["biasedit"] = per_token[equal, column].mean() if equal.any() else math.nan
-            rows.append(row | {"n_equal": int(equal.sum())})
+            row |= {"n_nie": int(usable.sum()), "n_equal": int(equal.sum())}
+            row |= dict.fromkeys(("biasedit", "biasedit_low", "biasedit_high"), math.nan)
+            for name, (mean, resamples) in draws.items():
+                n_units = {"nie": usable.sum(), "biasedit": equal.sum()}.get(name, len(gaps))
+                bounds = percentile_interval(resamples[:, column]) if n_units > 1 else (math.nan, math.nan)
+                row |= {name: mean[column], f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+            rows.append(row)
     return pd.DataFrame(rows)

@@ -104,7 +104,7 @@ def fast_trace(
         clean_score = _logprobs(model(context)[:, first - 1 :], targets[None]).sum()
     before: dict[int, Tensor] = {}  # corrupted residual before each block, and after the last
     keepers = [(require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)]
-    keepers.append(("blocks.0.hook_resid_pre", _keep(before, 0)))
+    keepers.append((require_hook(model, "resid_pre", 0), _keep(before, 0)))
     with model.hooks(fwd_hooks=[*keepers, _noise_hook(model, noise)]):
         key_values = runner.key_values(context.expand(samples, -1))
     logits = runner.head(before[n_layers][:, first - 1 :])

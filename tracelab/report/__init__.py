@@ -42,8 +42,8 @@ def report(
         command: how to make the report again, for the page; default: the call of this function.
 
     Returns:
-        The measurements. ``out_dir`` then holds ``index.html``, ``tables/*.csv``, ``figures/*.html`` and
-        ``*.png``, and ``parts/`` with each result as Parquet and JSON.
+        The measurements. ``out_dir`` then holds ``index.html``, ``tables/`` (CSV and Parquet), ``figures/*.html`` and
+        ``*.png``, and ``parts/`` with each result, to be loaded again.
 
     Raises:
         TracelabError: unknown bias type or preset, or data in which nothing can be measured.
@@ -51,7 +51,6 @@ def report(
     require_choice("bias type", bias, BIAS_TYPES)
     chosen = preset_of(preset, limit)
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     parts = measure(
         model,
         bias,
@@ -60,15 +59,19 @@ def report(
         seed=seed,
         say=lambda text: print(f"tracelab: {text}", file=sys.stderr),
     )
-    tables = {name: result.frame for name, result in parts.named().items()}
-    for name, table in (tables | {"headline": headline(parts)}).items():
+    tables = {"headline": headline(parts)}
+    for name, result in parts.named().items():
+        tables |= {f"{name}_{field}": table for field, table in result.tables().items()}
+    for name, table in tables.items():
         with atomic_file(out_dir / "tables" / f"{name}.csv") as path:
             table.to_csv(path, index=False)
+        with atomic_file(out_dir / "tables" / f"{name}.parquet") as path:
+            table.to_parquet(path)
     shown = sections(parts)
     save_figures({section.name: section.figure for section in shown}, out_dir / "figures", png=png)
     command = command or (
-        f"tracelab.report(tracelab.load({model_info(model).model_id!r}), {bias!r}, {str(out_dir)!r}, "
-        f"preset={preset!r}, limit={limit}, seed={seed})"
+        f"tracelab.report(model, {bias!r}, {str(out_dir)!r}, preset={preset!r}, limit={limit}, seed={seed})"
+        f"  # model: {model_info(model).model_id}"
     )
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     with atomic_file(out_dir / "index.html") as path:

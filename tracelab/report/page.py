@@ -96,11 +96,12 @@ def headline(parts: Parts) -> pd.DataFrame:
     add("Where can it be read?", f"control, layer {best['layer']}", control | {"n": best["n_test"]}, "")
     totals = parts.trace.totals.set_index("quantity")
     add("Where does it act?", "mean |total effect| of the noise (nats)", totals.loc["|te|"], "")
-    for component in dict.fromkeys(parts.trace.effects["component"]):
+    effects = parts.trace.effects
+    for component in dict.fromkeys(effects.loc[effects["nie"].notna(), "component"]):
         peak = parts.trace.peak(component)
         name = f"{COMPONENT_NAMES[component]}: {ROLE_NAMES[peak['role']]}, layer {peak['layer']} (NIE)"
         values = {"value": peak["nie"], "low": peak["nie_low"], "high": peak["nie_high"]}
-        add("Where does it act?", name, values | {"n": peak["n"]}, "1")
+        add("Where does it act?", name, values | {"n": peak["n_nie"]}, "1")
     hit, chance = (parts.attention.value(metric) for metric in ("hit_rate", "chance"))
     add("Where does attention differ?", "hit rate on differing words (%)", hit, "")
     add("Where does attention differ?", "chance (%)", chance, "")

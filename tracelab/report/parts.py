@@ -16,15 +16,16 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import crows_pairs, stereoset
 from tracelab.datasets.templates import templates
+from tracelab.errors import TracelabError
 from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.localize.attention_gap import AttentionGap, attention_gap
 from tracelab.localize.causal_trace import causal_trace
-from tracelab.localize.probes import LayerProbes, probe_layers
+from tracelab.localize.probes import LayerProbes, probe_layers, split_rows
 from tracelab.localize.trace_result import CausalTrace
 from tracelab.model import model_info
 from tracelab.report.presets import CROWS_PAIRS, Preset
-from tracelab.results import Result
+from tracelab.results import Result, run_settings
 
 R = TypeVar("R", bound=Result)
 
@@ -60,19 +61,25 @@ def measure(
         folder: ``DIR/parts``.
         say: told what is about to be measured, for the terminal.
     """
-    request = {
-        "model": model_info(model).settings(),
-        "bias": bias,
-        "preset": preset.settings(),
-        "seed": seed,
-    }
+    records = stereoset(bias, limit=preset.limit)
+    crows_records = crows_pairs(CROWS_PAIRS[bias], limit=preset.limit) if bias in CROWS_PAIRS else None
+    corpus = templates(bias, limit=preset.limit)
+    split_rows(corpus, "concept_template", seed)  # refuses a corpus too small before anything is measured
+    request = run_settings(
+        model, [*records, *(crows_records or []), corpus], bias=bias, preset=preset.settings(), seed=seed
+    )
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
         key = json.dumps({**request, "part": name, "more": more}, sort_keys=True)
         kept = folder / f"{name}.key"
         if kept.is_file() and kept.read_text(encoding="utf-8") == key:
-            say(f"{name}: taken from {folder / name}")
-            return kind.load(folder / name)
+            try:
+                result = kind.load(folder / name)
+            except (TracelabError, OSError, ValueError, TypeError):
+                say(f"{name}: what lies in {folder / name} cannot be read")
+            else:
+                say(f"{name}: taken from {folder / name}")
+                return result
         say(f"{name}: measuring")
         result = make()
         kept.unlink(missing_ok=True)  # a key never stands beside another request's result
@@ -80,11 +87,8 @@ def measure(
         kept.write_text(key, encoding="utf-8")
         return result
 
-    records = stereoset(bias, limit=preset.limit)
     partial = folder / "trace.partial.jsonl"
     layers = preset.trace_layers(model_info(model).n_layers)
-    window = min(10, model_info(model).n_layers)
-    crows_records = crows_pairs(CROWS_PAIRS[bias], limit=preset.limit) if bias in CROWS_PAIRS else None
     pairs: Sequence[Any] = records if crows_records is None else crows_records
     scores = part("stereoset", StereoSetScores, lambda: stereoset_scores(model, records, seed=seed))
     crows = None
@@ -95,7 +99,7 @@ def measure(
         LayerProbes,
         lambda: probe_layers(
             model,
-            templates(bias, limit=preset.limit),
+            corpus,
             n_seeds=preset.prober_seeds,
             seed=seed,
         ),
@@ -110,7 +114,6 @@ def measure(
             layers=layers,
             n_samples=preset.trace_samples,
             max_cases=preset.trace_pairs,
-            window=window,
             partial=partial,
             seed=seed,
         ),
@@ -126,7 +129,7 @@ def measure(
             components=["resid"],
             positions="all",
             n_samples=preset.trace_samples,
-            window=window,
+            noise_std=trace.settings["noise_std"],  # the noise of this case in the trace
             seed=seed,
         ),
         more=strongest,
