@@ -72,6 +72,13 @@ def test_texts_of_mixed_lengths_score_as_they_do_alone(tiny_model, kind, bos):
         assert logprobs == pytest.approx(alone, abs=1e-5)
 
 
+def test_a_sequence_of_one_token_has_nothing_to_score_and_disturbs_no_other(tiny_model):
+    model = tiny_model("llama")
+    alone, long, other = token_logprobs(model, [(9,), (5, 6, 7), (8,)], [1, 1, 1], batch_tokens=1)
+    assert (len(alone), len(long), len(other)) == (0, 2, 0)
+    assert torch.allclose(long, token_logprobs(model, [(9,), (5, 6, 7)], [1, 1])[1], atol=1e-5)
+
+
 def test_scores_keep_the_order_of_the_texts(tiny_model):
     model = tiny_model("llama")
     forth, back = score(model, TEXTS, prepend_bos=True), score(model, TEXTS[::-1], prepend_bos=True)
@@ -163,7 +170,6 @@ def test_start_logprobs_are_those_after_bos_alone(real_model, plain_model, token
     start = start_logprobs(real_model)
     assert torch.allclose(start, logits.log_softmax(-1), atol=1e-4)
     assert float(start.exp().sum()) == pytest.approx(1, abs=1e-4)
-    assert not torch.allclose(start, start_logprobs(real_model, prefix=tokenizer.eos_token_id), atol=0.1)
 
 
 def test_no_text_is_refused(tiny_model):

@@ -38,7 +38,7 @@ class Scores:
     """
 
     texts: tuple[str, ...]
-    logprobs: tuple[Float[np.ndarray, "scored"], ...]
+    logprobs: tuple[Float[np.ndarray, "_scored"], ...]
     tokens: tuple[tuple[int, ...], ...]
 
     @property
@@ -106,7 +106,7 @@ def token_logprobs(
     firsts: Sequence[int],
     *,
     batch_tokens: int = BATCH_TOKENS,
-) -> list[Float[Tensor, "scored"]]:
+) -> list[Float[Tensor, "_scored"]]:
     """``log p(token_j | tokens before j)`` for ``j >= firsts[i] >= 1`` of each sequence.
 
     Returns:

@@ -84,6 +84,16 @@ def test_fast_and_plain_runs_give_the_same_tables(tiny_model, pairs, kind):
     assert fast.cases["te"].abs().max() > 0.1
 
 
+def test_noise_on_the_last_token_is_the_same_fast_and_plain(model):
+    records = stereoset("gender")
+    cases, _ = make_cases(model, records)
+    ending = {case.id for case in cases if case.noised[-1] == len(case.columns) - 1}
+    chosen = [record for record in records if record.id in ending][:2]
+    assert len(chosen) == 2
+    fast, plain = (causal_trace(model, chosen, **CHEAP, positions="all", run=run) for run in ("fast", "plain"))
+    assert np.allclose(fast.states["gap"], plain.states["gap"], rtol=0, atol=3e-5)
+
+
 def test_the_fast_way_is_taken_on_every_architecture_of_the_suite(tiny_model, pairs):
     for kind in ("llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "gpt_neo"):
         with warnings.catch_warnings():
@@ -210,6 +220,17 @@ def test_at_most_so_many_cases_are_drawn_by_the_seed_and_keep_their_numbers(mode
     assert again.cases["case"].tolist() == some.cases["case"].tolist() != other.cases["case"].tolist()
 
 
+def test_a_sample_of_cases_gets_the_noise_it_gets_among_all(model, pairs, cheap_trace):
+    some = causal_trace(model, pairs, **CHEAP, max_cases=2)
+    rows = cheap_trace.cases[cheap_trace.cases["case"].isin(some.cases["case"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(some.cases, rows)
+
+
+def test_a_window_wider_than_a_small_model_is_all_of_it_by_default(model, pairs):
+    default = causal_trace(model, pairs[:1], n_samples=1, components=["mlp"], layers=[1])
+    assert default.settings["window"] == N_LAYERS
+
+
 def test_layers_are_a_selection_of_the_whole(model, pairs, trace):
     some = causal_trace(model, pairs, **QUICK, layers=[3, 1, 3], components=["resid"])
     rows = trace.states[trace.states["layer"].isin([1, 3]) & (trace.states["component"] == "resid")]
@@ -241,9 +262,9 @@ def test_filler_columns_are_labelled_with_both_sentences_tokens(trace):
         ({"window": 0}, "a window of 0 layers"),
         ({"layers": [0, N_LAYERS]}, "layer 4 is out of range: tiny-llama has layers 0 to 3"),
         ({"layers": [-1]}, "layer -1 is out of range"),
-        ({"layers": []}, "layer"),
+        ({"layers": []}, "nothing to trace: name at least one layer"),
         ({"components": ["resid", "head"]}, "unknown component 'head': choose one of resid, mlp, attn"),
-        ({"components": []}, "component"),
+        ({"components": []}, "nothing to trace: .* one component"),
         ({"positions": "first"}, "unknown positions 'first': choose one of roles, all"),
         ({"run": "slow"}, "unknown run 'slow': choose one of auto, fast, plain"),
         ({"mentions": "last"}, "unknown mentions 'last': choose one of all, first"),
@@ -348,7 +369,7 @@ def test_a_line_cut_by_the_interruption_costs_its_case_only_once(model, pairs, c
     assert traced == []
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"window": 3}, {"layers": [1]}, {"noise_factor": 2.0}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"window": 3}, {"layers": [1]}, {"noise_std": 0.4}])
 def test_a_run_with_other_settings_does_not_take_over_finished_cases(model, pairs, tmp_path, traced, change):
     settings = {**CHEAP, "run": "fast", "partial": tmp_path / "partial.jsonl"}
     causal_trace(model, pairs[:2], **settings)

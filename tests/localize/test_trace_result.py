@@ -59,11 +59,21 @@ def test_biasedits_number_is_the_absolute_gap_a_token_of_pairs_of_equal_length(t
     assert row["biasedit"] == pytest.approx((2.0 / 10 + 0.85 / 4) / 2)
 
 
+def test_the_cases_behind_each_number_are_counted(table):
+    counts = table.loc["mlp", "filler", 7][["n", "n_nie", "n_equal"]]
+    assert counts.tolist() == [3, 2, 2]
+
+
 def test_a_role_without_a_usable_case_has_no_nie(table):
     row = table.loc["resid", "before_filler", 7]
-    assert row["n"] == 1
+    assert (row["n"], row["n_nie"]) == (1, 0)
     assert row["ie"] == pytest.approx(0)
     assert np.isnan(row[["nie", "nie_low", "nie_high"]].astype(float)).all()
+
+
+def test_one_case_has_no_interval(table):
+    row = table.loc["resid", "before_filler", 7]
+    assert np.isnan(row[["gap_low", "ie_low", "ie_high", "biasedit_low"]].astype(float)).all()
 
 
 def test_restoring_everything_has_a_normalised_effect_of_one_and_nothing_of_zero():
@@ -107,7 +117,15 @@ def test_the_peak_is_the_row_of_the_largest_normalised_effect(trace):
     assert trace.peak("mlp")["nie"] == trace.effects["nie"].max()
 
 
+def test_there_is_no_peak_where_noise_moved_nothing():
+    cases, states = CASES[2:], STATES[STATES["case"] == "c"]
+    with pytest.raises(TracelabError, match=r"no case has a total effect of 0\.1 nats or more"):
+        CausalTrace({"seed": 0}, effect_table(cases, states), cases, states).peak()
+
+
 def test_totals_tell_what_the_noise_did(trace):
+    assert (trace.totals["low"] <= trace.totals["value"]).all()
+    assert (trace.totals["value"] <= trace.totals["high"]).all()
     totals = trace.totals.set_index("quantity")["value"]
     assert totals["gap_clean"] == pytest.approx(0.5)
     assert totals["gap_corrupted"] == pytest.approx(2.45 / 3)

@@ -65,7 +65,7 @@ def crows_pairs(bias: str | None = None, *, source: str | Path = "wheel", limit:
     """
     if bias is not None:
         bias = require_choice("bias type", {"race": "race-color"}.get(bias, bias), BIAS_TYPES)
-    records = list(_hub() if source == "hub" else _file(_path(source)))
+    records = list(_hub() if source == "hub" else _read(_path(source)))
     return select(records, bias, limit, what="CrowS-Pairs")
 
 
@@ -78,8 +78,12 @@ def _path(source: str | Path) -> Path:
     return path
 
 
+def _read(path: Path) -> tuple[CrowsPair, ...]:
+    return _file(path, path.stat().st_mtime_ns)  # a changed file is read again
+
+
 @lru_cache(maxsize=2)
-def _file(path: Path) -> tuple[CrowsPair, ...]:
+def _file(path: Path, changed: int) -> tuple[CrowsPair, ...]:
     def read() -> list[CrowsPair]:
         rows = pd.read_csv(path, index_col=0).to_dict("index")
         return [_record(str(key), row) for key, row in rows.items()]

@@ -66,7 +66,8 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
     known = Counter(record.bias_type for record in records)
     if bias is not None and bias not in known:
         raise TracelabError(f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}")
-    chosen = [record for record in records if bias in (None, record.bias_type)][:limit]
+    chosen = [record for record in records if bias in (None, record.bias_type)]
+    chosen = chosen if limit is None else chosen[: max(limit, 0)]
     if not chosen:
         raise TracelabError(f"no record of {what} is left (bias={bias}, limit={limit})")
     return chosen

@@ -76,7 +76,7 @@ def stereoset(
     require_choice("task", task, TASKS)
     if bias is not None:
         require_choice("bias type", bias, BIAS_TYPES)
-    records = list(_hub(task, split) if source == "hub" else _file(_path(source, split), task))
+    records = list(_hub(task, split) if source == "hub" else _read(_path(source, split), task))
     return select(records, bias, limit, what=f"StereoSet {split} {task}")
 
 
@@ -110,8 +110,12 @@ def _path(source: str | Path, split: str) -> Path:
     return path
 
 
+def _read(path: Path, task: str) -> tuple[StereoSetRecord, ...]:
+    return _file(path, task, path.stat().st_mtime_ns)  # a changed file is read again
+
+
 @lru_cache(maxsize=4)
-def _file(path: Path, task: str) -> tuple[StereoSetRecord, ...]:
+def _file(path: Path, task: str, changed: int) -> tuple[StereoSetRecord, ...]:
     what = f"{path} ({task})"
 
     def read() -> list[StereoSetRecord]:

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tracelab.datasets import crows_pairs, stereoset, templates
+from tracelab.datasets.records import data_hash
+from tracelab.errors import TracelabError
+from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
+from tracelab.localize import causal_trace, probe_layers
+from tracelab.localize.prober import ProberConfig
+from tracelab.localize.probes import LayerProbes
+from tracelab.localize.trace_result import CausalTrace
+from tracelab.model import model_info
+from tracelab.results import Result, run_settings
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model) -> dict[type[Result], Result]:
+    """One small result of each class."""
+    model = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few prompts
+        probes = probe_layers(model, templates("gender", limit=8), config=ProberConfig(hidden=8, epochs=1), n_seeds=1)
+    trace = causal_trace(model, stereoset("gender", limit=4), n_samples=1, window=2, layers=[1], max_cases=2)
+    return {
+        StereoSetScores: stereoset_scores(model, stereoset("religion", limit=10)),
+        CrowsPairsScores: crows_pairs_scores(model, crows_pairs("age", limit=10)),
+        LayerProbes: probes,
+        CausalTrace: trace,
+    }
+
+
+KINDS = [StereoSetScores, CrowsPairsScores, LayerProbes, CausalTrace]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_result_comes_back_as_it_was(results, tmp_path, kind):
+    saved = results[kind]
+    back = kind.load(saved.save(tmp_path / "kept"))
+    assert type(back) is kind
+    assert back.settings == saved.settings
+    for name, value in vars(saved).items():
+        other = getattr(back, name)
+        if isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(other, value, check_exact=True)
+        elif name == "probers":
+            assert value.keys() == other.keys()
+            assert all(torch.equal(value[key], other[key]) for key in value)
+    pd.testing.assert_frame_equal(back.frame, saved.frame)
+    assert back.tables().keys() == saved.tables().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_is_not_read_as_another_kind(results, tmp_path, kind):
+    folder = results[kind].save(tmp_path / "kept")
+    other = next(k for k in KINDS if k is not kind)
+    with pytest.raises(TracelabError, match=f"'.*kept' holds a {kind.__name__}, not a {other.__name__}"):
+        other.load(folder)
+
+
+def test_a_folder_without_a_result_is_named(tmp_path):
+    with pytest.raises(TracelabError, match="no saved result in '.*nowhere'"):
+        LayerProbes.load(tmp_path / "nowhere")
+
+
+def test_a_result_is_kept_in_open_formats(results, tmp_path):
+    folder = results[LayerProbes].save(tmp_path / "kept")
+    assert {file.name for file in folder.iterdir()} == {
+        "result.json",
+        "layers.parquet",
+        "labels.parquet",
+        "probers.safetensors",
+    }
+    assert json.loads((folder / "result.json").read_text())["result"] == "LayerProbes"
+    assert set(load_file(folder / "probers.safetensors")) == set(results[LayerProbes].probers)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "layers.parquet"), results[LayerProbes].layers)
+
+
+def test_saving_again_replaces_the_old_result_as_a_whole(results, tmp_path):
+    folder = results[LayerProbes].save(tmp_path / "kept")
+    results[StereoSetScores].save(folder)
+    assert not (folder / "layers.parquet").exists()
+    assert isinstance(StereoSetScores.load(folder), StereoSetScores)
+
+
+def test_a_folder_of_other_things_is_not_replaced(results, tmp_path, monkeypatch):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(TracelabError, match="holds other files: name a folder of its own"):
+            results[StereoSetScores].save(folder)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TracelabError, match="holds other files"):
+        results[StereoSetScores].save(".")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_used(results, tmp_path):
+    assert StereoSetScores.load(results[StereoSetScores].save(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_tell_model_data_seed_and_versions(results, tiny_model, kind):
+    settings = results[kind].settings
+    assert settings["model"] == model_info(tiny_model("llama")).settings()
+    assert len(settings["data_hash"]) == 16
+    assert settings["seed"] == 0
+    assert settings["versions"]["torch"] == version("torch") == torch.__version__
+    assert set(settings["versions"]) == {"tracelab", "torch", "transformers", "transformer-lens"}
+
+
+def test_the_data_hash_is_that_of_the_records(tiny_model):
+    records = stereoset("religion", limit=3)
+    settings = run_settings(tiny_model("llama"), records, benchmark="x")
+    assert settings["data_hash"] == data_hash(records)
+    assert settings["data_hash"] != run_settings(tiny_model("llama"), records[:2])["data_hash"]
+    assert settings["benchmark"] == "x"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_shows_itself_in_a_notebook(results, kind):
+    shown = results[kind]._repr_html_()
+    assert kind.__name__ in shown
+    assert "tiny-llama" in shown
+    rows = len(results[kind].frame)
+    assert shown.count("<tr") == 1 + min(rows, 12)
+    assert (f"{rows} rows in all" in shown) is (rows > 12)
+
+
+def test_a_result_without_table_or_figure_says_so(results):
+    @dataclass(frozen=True)
+    class Bare(Result):
+        pass
+
+    with pytest.raises(AttributeError, match="Bare has no table"):
+        _ = Bare({}).frame
+    with pytest.raises(AttributeError, match="Bare has no figure"):
+        Bare({}).plot()
+    with pytest.raises(AttributeError, match="StereoSetScores has no figure"):
+        results[StereoSetScores].plot()
