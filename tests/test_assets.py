@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -94,14 +93,17 @@ def test_an_interrupted_conversion_leaves_nothing_half_made(cache, sha256, tmp_p
     assert left_in(cache) == WHOLE
 
 
+def in_another_process(sha256: str, log: Path, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.toy_wheel", sha256, str(log), str(seconds)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL)
+
+
 def test_a_killed_fetch_is_made_good_by_the_next(cache, sha256, tmp_path):
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "tests.toy_wheel", sha256, str(log), "600"]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL) as process:
+    with in_another_process(sha256, log, 600) as process:
         while not log.exists():
             assert process.poll() is None
-            time.sleep(0.05)
+            time.sleep(0.02)
         process.kill()
     assert not (cache / "toy").exists()
     toy_wheel.fetch(sha256, log)
@@ -110,13 +112,8 @@ def test_a_killed_fetch_is_made_good_by_the_next(cache, sha256, tmp_path):
 
 def test_two_processes_at_once_make_one_whole_result(cache, sha256, tmp_path):
     log = tmp_path / "log"
-    spawn = multiprocessing.get_context("spawn")
-    both = [spawn.Process(target=toy_wheel.fetch, args=(sha256, log, 1.0)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    both = [in_another_process(sha256, log, 1.0) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
     assert log.read_text() == "made\n"
     assert left_in(cache) == WHOLE
 

@@ -1,6 +1,6 @@
-"""A small wheel in a local package index, and makers that other processes can run.
+"""A small wheel in a local package index, and a way for other processes to fetch it.
 
-``python -m tests.toy_wheel SHA256 LOG [SECONDS]`` fetches it into ``TRACELAB_CACHE``.
+``python -m tests.toy_wheel SHA256 LOG SECONDS`` fetches it into ``TRACELAB_CACHE``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ import functools
 import hashlib
 import sys
 import time
+import types
 import zipfile
 from pathlib import Path
+
+if __name__ == "__main__":  # only assets.py is needed: the whole package would import torch and take seconds
+    package = types.ModuleType("tracelab")
+    package.__path__ = [str(Path(__file__).parent.parent / "tracelab")]
+    sys.modules["tracelab"] = package
 
 from tracelab import assets
 from tracelab.assets import Wheel

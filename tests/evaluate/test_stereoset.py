@@ -56,10 +56,11 @@ def value(table: pd.DataFrame, bias: str, metric: str) -> float:
 
 def check_against_official(model, hf_model, tokenizer, records, *, context_bos):
     result = stereoset_scores(model, records, context_bos=context_bos)
+    texts = [getattr(record, label).text for record in records for label in LABELS]
+    slow = official_means(hf_model, tokenizer, texts, context_bos=context_bos)
     rows = []
-    for record, scored in zip(records, result.sentences.to_dict("records"), strict=True):
-        texts = [getattr(record, label).text for label in LABELS]
-        means = official_means(hf_model, tokenizer, texts, context_bos=context_bos)
+    for index, (record, scored) in enumerate(zip(records, result.sentences.to_dict("records"), strict=True)):
+        means = slow[3 * index : 3 * index + 3]
         assert [scored[label] for label in LABELS] == pytest.approx(means, abs=1e-4)
         rows.append((record.target, *means))
     ss, lms = slow_metrics(rows)
@@ -68,7 +69,7 @@ def check_against_official(model, hf_model, tokenizer, records, *, context_bos):
     assert value(result.table, "gender", "icat") == pytest.approx(lms * min(ss, 100 - ss) / 50, abs=0.01)
 
 
-@pytest.mark.parametrize(("context_bos", "limit"), [(False, 20), (True, 6)])
+@pytest.mark.parametrize(("context_bos", "limit"), [(False, 16), (True, 4)])
 def test_official_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, context_bos, limit):
     records = stereoset("gender", limit=limit)
     check_against_official(real_model, plain_model, tokenizer, records, context_bos=context_bos)
@@ -95,7 +96,7 @@ def test_the_first_token_comes_from_bos_alone(real_model, plain_model, tokenizer
 
 
 def test_an_intersentence_score_is_the_mean_of_the_continuation(real_model, plain_model, tokenizer):
-    records = stereoset("religion", task="intersentence", limit=3)
+    records = stereoset("religion", task="intersentence", limit=2)
     result = stereoset_scores(real_model, records, context_bos=False)
     assert set(result.table["benchmark"]) == {"stereoset-intersentence"}
     for record, scored in zip(records, result.sentences.to_dict("records"), strict=True):
