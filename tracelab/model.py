@@ -15,9 +15,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tracelab import assets
@@ -79,8 +79,8 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TracelabError(
             f"cannot load the model {model_id!r}: {reason} Give a hub id that can be reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
@@ -170,7 +170,15 @@ def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
         16 hexadecimal digits.
     """
     prints = []
-    for parameter in hf_model.parameters():
+    # A bridge adds copies of a joint query-key-value weight, split in three: they are not the model's own.
+    copies = {
+        id(parameter)
+        for module in hf_model.modules()
+        if isinstance(module, JointQKVAttentionBridge)
+        for split in (module.q, module.k, module.v)
+        for parameter in split.parameters()
+    }
+    for parameter in (p for p in hf_model.parameters() if id(p) not in copies):
         flat = parameter.detach().flatten()
         count = min(samples, flat.numel())
         index = torch.arange(count) * flat.numel() // count

@@ -69,7 +69,7 @@ def check_against_official(model, hf_model, tokenizer, records, *, context_bos):
     assert value(result.table, "gender", "icat") == pytest.approx(lms * min(ss, 100 - ss) / 50, abs=0.01)
 
 
-@pytest.mark.parametrize(("context_bos", "limit"), [(False, 16), (True, 4)])
+@pytest.mark.parametrize(("context_bos", "limit"), [(False, 10), (True, 4)])
 def test_official_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, context_bos, limit):
     records = stereoset("gender", limit=limit)
     check_against_official(real_model, plain_model, tokenizer, records, context_bos=context_bos)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
 from tracelab.tokens import Span
@@ -45,6 +45,7 @@ class Pair:
     anti_stereotype_words: tuple[Span, ...] = ()
 
 
+@runtime_checkable
 class Record(Protocol):
     """What every record has."""
 
