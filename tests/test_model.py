@@ -117,6 +117,12 @@ def test_the_fingerprint_differs_after_one_hashed_weight_changes():
     assert fingerprint(model) != before
 
 
+def test_the_fingerprint_tells_shapes_apart():
+    wide, tall = torch.nn.Linear(6, 2, bias=False), torch.nn.Linear(2, 6, bias=False)
+    tall.weight.data = wide.weight.data.reshape(6, 2)
+    assert fingerprint(wide) != fingerprint(tall)
+
+
 def test_the_fingerprint_of_another_seed_differs():
     assert fingerprint(tiny_hf("gpt2", 100, seed=0)) != fingerprint(tiny_hf("gpt2", 100, seed=1))
 

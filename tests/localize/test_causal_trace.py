@@ -295,21 +295,26 @@ def interrupt_when(condition):
     return hook
 
 
-@pytest.mark.parametrize(("run", "n"), [*(("fast", n) for n in (0, 1, 2, 3, 9)), ("plain", 0), ("plain", 5)])
-def test_an_interrupted_run_leaves_the_model_as_it_was(pairs, tokenizer, run, n):
+@pytest.fixture(scope="module")
+def own_model(tokenizer):
+    """A model that no other test uses."""
     own = AutoTokenizer.from_pretrained(assets.model_dir())
-    model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="interrupted")
-    blocks, tokens = list(model.blocks), torch.arange(10, 20)[None]
+    return from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="interrupted")
+
+
+@pytest.mark.parametrize(("run", "n"), [*(("fast", n) for n in (0, 1, 2, 3, 9)), ("plain", 0), ("plain", 5)])
+def test_an_interrupted_run_leaves_the_model_as_it_was(own_model, pairs, run, n):
+    blocks, tokens = list(own_model.blocks), torch.arange(10, 20)[None]
     with torch.no_grad():
-        before = model(tokens)
+        before = own_model(tokens)
     calls = itertools.count()
     hook = interrupt_when(lambda: next(calls) == n)
-    with model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", hook)]), pytest.raises(Interrupted):
-        causal_trace(model, pairs, **CHEAP, run=run)
-    assert not model.list_hooks()
-    assert list(model.blocks) == blocks
+    with own_model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", hook)]), pytest.raises(Interrupted):
+        causal_trace(own_model, pairs[:1], **CHEAP, run=run)
+    assert not own_model.list_hooks()
+    assert list(own_model.blocks) == blocks
     with torch.no_grad():
-        assert torch.equal(model(tokens), before)
+        assert torch.equal(own_model(tokens), before)
 
 
 @pytest.fixture
