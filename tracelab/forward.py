@@ -20,14 +20,17 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from tracelab.calls import reading
+
 KeyValues = tuple[Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, "_rows kv_heads _prefix d_head"]]
 
 
 def last_logits(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
     """Logits at the last position, unembedding only it where the model can."""
-    if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
-        return model(tokens, logits_to_keep=1)[:, -1]
-    return model(tokens)[:, -1]
+    with reading(tokens.shape[1] - 1):
+        if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
+            return model(tokens, logits_to_keep=1)[:, -1]
+        return model(tokens)[:, -1]
 
 
 class _Return(nn.Module):

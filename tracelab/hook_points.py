@@ -7,9 +7,13 @@ in one table, and :func:`check_hook_points` runs the model on a few tokens to se
     resid_mid + mlp_out == resid_post        (where the architecture has a resid_mid)
 
 and that changing each edited point changes the logits. What does not hold is refused by name when used.
+
+A :class:`Point` says where an edit acts: an activation, the input and output of a linear map, or the logits.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -24,11 +28,47 @@ HOOKS = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "attn_out": "blocks.{layer}.hook_attn_out",
     "pattern": "blocks.{layer}.attn.hook_pattern",
+    "logits": "unembed.hook_out",
 }
 """Hook-point names by kind. ``mlp_out`` and ``attn_out`` are contributions to the residual stream."""
 
-EDITED = ("embed", "resid_post", "mlp_out", "attn_out")
+EDITED = ("embed", "resid_post", "mlp_out", "attn_out", "logits")
 """Kinds that tracelab writes to; the others are only read."""
+
+LINEAR_MAPS = ("mlp.in", "mlp.gate", "mlp.out", "attn.q", "attn.k", "attn.v", "attn.o")
+"""Linear maps of a block that a weight delta can be added to, by TransformerLens name."""
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """Where an edit acts: a kind of :data:`HOOKS`, or a linear map of :data:`LINEAR_MAPS`, and its layer."""
+
+    kind: str
+    layer: int | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a linear map: the edit then sees its input and output."""
+        return self.kind in LINEAR_MAPS
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.{self.kind}" if self.linear else hook_name(self.kind, self.layer)
+
+
+def module_path(model: TransformerBridge, point: Point) -> str | None:
+    """Path of the module in a plain ``transformers`` model whose output is the point; None for the logits.
+
+    A linear map that the architecture computes together with others (query, key and value of GPT-2) has a
+    path here, but no module there.
+    """
+    if point.kind == "logits":
+        return None
+    name = str(point)
+    if not point.linear:
+        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma 2).
+        alias = model.blocks[point.layer].hook_aliases[f"hook_{point.kind}"]
+        name = f"blocks.{point.layer}.{alias.removesuffix('.hook_out')}"
+    return model.adapter.translate_transformer_lens_path(name)
 
 
 def hook_name(kind: str, layer: int | None = None) -> str:
@@ -74,6 +114,10 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
                 edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)])
                 if torch.equal(edited, clean):
                     faults[kind] = "edits there change nothing on this architecture"
+    if "logits" in seen and not torch.equal(seen["logits"], clean.float()):
+        faults["logits"] = (
+            "the returned logits are computed from it (a soft cap): attach the edit to model.original_model instead"
+        )
     if {"resid_mid", "mlp_out", "resid_post"} <= seen.keys() - faults.keys():
         gap = (seen["resid_mid"] + seen["mlp_out"] - seen["resid_post"]).abs().max()
         # bf16 keeps 8 bits: the sum of two rounded terms may be off by that much of its size.

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge.generalized_components.joint_qkv_attention im
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tracelab import assets
+from tracelab.calls import watch
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import check_hook_points, hook_name
 
@@ -219,6 +220,7 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
 
 
 def _describe(model: TransformerBridge, model_id: str, weights: str, prepend_bos: bool) -> ModelInfo:
+    watch(model.original_model)
     return ModelInfo(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),

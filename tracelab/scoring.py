@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.calls import reading
 from tracelab.errors import TracelabError
 from tracelab.progress import progress
 from tracelab.tokens import Span, bos_id, encode, length_batches, pad
@@ -117,7 +118,8 @@ def token_logprobs(
     with progress(total=sum(lengths), unit="token", what="scoring") as bar:
         for batch in length_batches(lengths, batch_tokens):
             tokens, mask = pad(model, [sequences[i] for i in batch])
-            logits = model(tokens, attention_mask=mask)
+            with reading(torch.tensor([firsts[i] - 1 for i in batch])):
+                logits = model(tokens, attention_mask=mask)
             scored = [(row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])]
             if not scored:  # texts of one token, which nothing predicts
                 continue

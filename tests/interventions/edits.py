@@ -1,0 +1,48 @@
+"""Edits with random tensors for tests: they move the logits by whole nats, and need no training."""
+
+from __future__ import annotations
+
+import torch
+
+from tracelab.datasets import templates
+from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
+from tracelab.interventions.base import Origin
+from tracelab.interventions.fairmed import AttributeSpec
+from tracelab.hook_points import Point
+
+
+def random_delta(model, *, modules=("mlp.out", "attn.o"), layers=(1, 3), rank=4, seed=0, scale=0.5) -> WeightDelta:
+    delta = WeightDelta.low_rank(model, layers=layers, modules=modules, rank=rank, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return delta
+
+
+def random_experts(model, *, expert=True, anti=True, bias="gender", **config) -> Experts:
+    return Experts(
+        random_delta(model, seed=1) if expert else None,
+        random_delta(model, seed=2) if anti else None,
+        ExpertsConfig(**config),
+        bias=bias,
+    )
+
+
+def random_fairmed(model, *, layers=(1, 2), attribute="gender", seed=0, **config) -> FairMed:
+    corpus = templates(attribute, limit=4)
+    d = model.cfg.d_model
+    spec = AttributeSpec(attribute=attribute, groups=corpus.group_names, layers=tuple(layers), d_model=d, hidden=16)
+    origin = Origin.of(model, [Point("mlp_out", layer) for layer in layers])
+    edit = FairMed(FairMedConfig(**config), [spec], origin)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, buffer in edit.named_buffers():
+            if name.endswith("norm_std"):
+                buffer.fill_(1.0)
+            else:
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
+    return edit
+
+
+__all__ = ["random_delta", "random_experts", "random_fairmed"]

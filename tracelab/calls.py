@@ -1,0 +1,156 @@
+"""What a forward pass under way knows of itself: tokens, padding, cache, and which logits will be read.
+
+A hook function is given an activation and nothing else. Edits need more: which rows of it are padding, how
+many tokens the cache holds already, which positions matter. :func:`watch` makes a model record this while it
+runs (it changes nothing), :func:`current_call` tells it to hooks. What an edit has to remember from one
+step of a generation to the next (the experts' keys and values) is kept with the model's own cache, so it
+is there for as long as the cache is and follows it through beam search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which logits of the forward passes to come are read.
+
+    Attributes:
+        first: first column (padding and cached tokens counted) whose logits are read, one a row or one for all.
+        generating: whether tokens are being sampled; else given ones are scored.
+    """
+
+    first: Int[Tensor, "batch"] | int
+    generating: bool = False
+
+
+_READING: ContextVar[Reading | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def reading(first: Int[Tensor, "batch"] | int, *, generating: bool = False) -> Iterator[None]:
+    """Within the block, say from which column on logits are read; without it, all of them are."""
+    token = _READING.set(Reading(first, generating))
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
+@dataclass
+class Call:
+    """One forward pass of a model.
+
+    Attributes:
+        input_ids: the new tokens; None if the model was given embeddings.
+        attention_mask: of cached and new tokens, 1 = a token; None: no padding.
+        position_ids: as the model was given them.
+        past_length: columns that the cache holds.
+        kept: what edits keep with the cache, each under a key of its own.
+        made: what edits share within this pass.
+        reading: which logits are read; None: all.
+    """
+
+    input_ids: Int[Tensor, "batch pos"] | None = None
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    past_length: int = 0
+    kept: dict[Any, Cache] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict)
+    reading: Reading | None = None
+
+    def real(self, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
+        """Which of the new columns hold a token, for activations of ``shape`` ``[batch, pos, …]``."""
+        batch, pos = shape[:2]
+        if self.attention_mask is None or self.attention_mask.ndim != 2:
+            return torch.ones(batch, pos, dtype=torch.bool, device=device)
+        return (self.attention_mask[:, -pos:] != 0).to(device).expand(batch, pos)
+
+    def read(self, shape: torch.Size, device: torch.device, *, shift: int = 0) -> Bool[Tensor, "batch pos"]:
+        """Which of the new columns hold a token whose logits are read, ``shift`` columns later if not 0."""
+        real = self.real(shape, device)
+        if self.reading is None:
+            return real
+        columns = self.past_length + torch.arange(shape[1], device=device)
+        first = torch.as_tensor(self.reading.first, device=device).reshape(-1, 1)
+        return real & (columns >= first + shift)
+
+    def index(self, shape: torch.Size, device: torch.device) -> Int[Tensor, "batch pos"]:
+        """Each new column's place in its text, from 0, padding before it not counted."""
+        batch, pos = shape[:2]
+        columns = (self.past_length + torch.arange(pos, device=device)).expand(batch, pos)
+        if self.attention_mask is None or self.attention_mask.ndim != 2:
+            return columns
+        places = (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return places[:, -pos:].to(device).expand(batch, pos)
+
+
+_CALLS: WeakKeyDictionary[nn.Module, list[Call]] = WeakKeyDictionary()
+
+
+def current_call(hf_model: nn.Module) -> Call:
+    """The forward pass of a watched model that is under way (an empty one while only a part of it runs)."""
+    calls = _CALLS.get(hf_model)
+    return calls[-1] if calls else Call(reading=_READING.get())
+
+
+def watch(hf_model: nn.Module) -> list[RemovableHandle]:
+    """Record the forward passes of a ``transformers`` model; twice is as once.
+
+    Returns:
+        The handles that end it; none if the model was watched already.
+    """
+    if hf_model in _CALLS:
+        return []
+    _CALLS[hf_model] = []
+    return [
+        hf_model.register_forward_pre_hook(_begin, with_kwargs=True),
+        # Also after an error: a call that failed must not stay "under way".
+        hf_model.register_forward_hook(_end, always_call=True),
+    ]
+
+
+def unwatch(hf_model: nn.Module, handles: list[RemovableHandle]) -> None:
+    """Undo :func:`watch`, if it was this call of it that began the recording."""
+    for handle in handles:
+        handle.remove()
+    if handles:
+        _CALLS.pop(hf_model, None)
+
+
+def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    ids = args[0] if args else kwargs.get("input_ids")
+    mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    cache = kwargs.get("past_key_values")
+    call = Call(
+        input_ids=ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None,
+        attention_mask=mask if isinstance(mask, Tensor) else None,
+        position_ids=position_ids if isinstance(position_ids, Tensor) else None,
+        past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0,
+        reading=_READING.get(),
+    )
+    if call.past_length:
+        call.kept = getattr(cache, "kept_by_edits", {})
+    _CALLS[module].append(call)
+
+
+def _end(module: nn.Module, args: tuple, output: Any) -> None:
+    call = _CALLS[module].pop()
+    cache = getattr(output, "past_key_values", None)
+    if isinstance(cache, Cache) and call.kept and not call.past_length:
+        cache.kept_by_edits = call.kept  # type: ignore[attr-defined]
+        # As further layers of the model's cache they are reordered, repeated and cropped with it.
+        for kept in call.kept.values():
+            cache.layers.extend(kept.layers)

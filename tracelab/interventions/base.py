@@ -1,0 +1,306 @@
+"""An intervention: tensors of its own, and the hooks by which they change what a model computes.
+
+    with edit.applied(model):          # hooks on, and off again whatever happens
+        model.generate(tokens)
+
+Weights are never changed. An intervention lists :class:`Edit` s, each a :class:`~tracelab.hook_points.Point`
+and a function; here they become TransformerLens hooks (:meth:`Intervention.hooks`) or forward hooks of a
+plain ``transformers`` model (:meth:`Intervention.attach`). The same function runs on both, so both compute
+the same. What an edit was made for is its :class:`Origin`; another model is refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.calls import unwatch, watch
+from tracelab.errors import TracelabError
+from tracelab.hook_points import Point, module_path
+from tracelab.model import fingerprint, model_info, require_hook
+
+Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
+
+
+class Origin(BaseModel):
+    """The model an intervention was made for, and where its points lie in plain ``transformers``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_id: str
+    revision: str | None
+    fingerprint: str
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    prepend_bos: bool
+    paths: dict[str, str] = {}
+    """Module path by point; the logits, which the model itself returns, have none."""
+
+    @classmethod
+    def of(cls, model: TransformerBridge, points: Sequence[Point] = ()) -> Origin:
+        """Of a loaded model; ``points`` are those the intervention acts on.
+
+        Raises:
+            TracelabError: the model lacks one of the points.
+        """
+        for point in points:
+            point_name(model, point)
+        info = model_info(model)
+        return cls(
+            model_id=info.model_id,
+            revision=info.revision,
+            fingerprint=info.fingerprint,
+            n_layers=info.n_layers,
+            d_model=model.cfg.d_model,
+            d_vocab=model.cfg.d_vocab,
+            prepend_bos=info.prepend_bos,
+            paths={str(point): path for point in points if (path := module_path(model, point)) is not None},
+        )
+
+    def require(self, model_id: str, print_of_weights: str, sizes: tuple[int, int, int], allow_mismatch: bool) -> None:
+        """Refuse another model than the one this was made for."""
+        own = (self.n_layers, self.d_model, self.d_vocab)
+        if own != sizes:
+            raise TracelabError(
+                f"this edit was made for {self.model_id} (layers, d_model, vocabulary: {own}), "
+                f"{model_id} has {sizes}: fit it on that model"
+            )
+        if print_of_weights != self.fingerprint and not allow_mismatch:
+            raise TracelabError(
+                f"this edit was made for {self.model_id} with weights {self.fingerprint}, {model_id} has weights "
+                f"{print_of_weights}: fit it on that model, or load it with allow_mismatch=True"
+            )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change at one point.
+
+    Attributes:
+        point: where.
+        function: for an activation or the logits ``(value) -> new value``; for a linear map
+            ``(input, output) -> new output``.
+    """
+
+    point: Point
+    function: Callable[..., Tensor]
+
+
+class Intervention(nn.Module, ABC):
+    """Base of all interventions; see the module's docstring.
+
+    Attributes:
+        kind: name of the method in the registry of bundles.
+        origin: the model it was made for; None if it fits any (an empty stack).
+        notes: what made it (data hash, seed, versions, metrics): kept in its bundle.
+        allow_mismatch: whether a model with other weights but the same shapes is accepted.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.origin = origin
+        self.notes = notes or {}
+        self.allow_mismatch = False
+        self._observers = threading.local()
+
+    @property
+    def name(self) -> str:
+        """What the edit is called in tables."""
+        return self.kind
+
+    @abstractmethod
+    def edits(self, hf_model: nn.Module) -> list[Edit]:
+        """The changes, in order, for a model whose forward passes :func:`~tracelab.calls.current_call` tells."""
+
+    @abstractmethod
+    def spec(self) -> BaseModel:
+        """Everything but tensors that :meth:`build` needs to make it again, as kept in a bundle."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, spec: Any, origin: Origin | None) -> Self:
+        """An instance with tensors of the right shapes and no values, to be filled from a bundle."""
+
+    def require(self, model: TransformerBridge) -> None:
+        """Refuse a model that this was not made for.
+
+        Raises:
+            TracelabError: naming both models.
+        """
+        if self.origin is not None:
+            info = model_info(model)
+            sizes = (info.n_layers, model.cfg.d_model, model.cfg.d_vocab)
+            self.origin.require(info.model_id, info.fingerprint, sizes, self.allow_mismatch)
+
+    def require_plain(self, hf_model: Any) -> None:
+        """Refuse a plain ``transformers`` model that this was not made for.
+
+        Raises:
+            TracelabError: naming both models.
+        """
+        if self.origin is not None:
+            config = hf_model.config.get_text_config()
+            sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
+            name = str(config.name_or_path or type(hf_model).__name__)
+            self.origin.require(name, fingerprint(hf_model), sizes, self.allow_mismatch)
+
+    def hooks(self, model: TransformerBridge) -> Hooks:
+        """The TransformerLens hooks ``[(name, function), …]``, for ``model.hooks`` or ``run_with_hooks``.
+
+        Raises:
+            TracelabError: the model is not the one this was made for, or lacks a hook point.
+        """
+        self.require(model)
+        model_info(model)  # begins to watch a bridge that tracelab has not seen
+        self.to(model.cfg.device)
+        found: Hooks = []
+        for edit in self.edits(model.original_model):
+            name = point_name(model, edit.point)
+            found += _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
+        return found
+
+    @contextmanager
+    def applied(self, model: TransformerBridge) -> Iterator[TransformerBridge]:
+        """Within the block the model is edited; afterwards it is bit for bit what it was."""
+        with model.hooks(fwd_hooks=self.hooks(model)):
+            yield model
+
+    def attach(self, hf_model: nn.Module) -> ExitStack:
+        """Edit a ``transformers`` model by forward hooks, without TransformerLens.
+
+        Use the result in a ``with`` statement, or keep it and call ``close()``.
+
+        Raises:
+            TracelabError: another model, or one that computes an edited map together with others.
+        """
+        self.require_plain(hf_model)
+        self.to(next(hf_model.parameters()).device)
+        edits = [(edit, self._module(hf_model, edit.point)) for edit in self.edits(hf_model)]
+        handles = watch(hf_model)
+        with ExitStack() as stack:
+            stack.callback(unwatch, hf_model, handles)
+            for edit, module in reversed(edits):
+                # Before the hooks that are there, as the one that ends the recording of the pass must come last.
+                stack.callback(module.register_forward_hook(_forward_hook(edit), prepend=True).remove)
+            return stack.pop_all()
+
+    def _module(self, hf_model: nn.Module, point: Point) -> nn.Module:
+        if point.kind == "logits":
+            return hf_model
+        path = self.paths().get(str(point))
+        try:
+            if not path:
+                raise AttributeError
+            return hf_model.get_submodule(path)
+        except AttributeError:
+            raise TracelabError(
+                f"{type(hf_model).__name__} has no module {path!r} (it may be computed together with others): "
+                f"an edit of {point} cannot be attached to it"
+            ) from None
+
+    def paths(self) -> dict[str, str]:
+        """Module path in plain ``transformers`` of each point."""
+        return {} if self.origin is None else self.origin.paths
+
+    @contextmanager
+    def observed(self) -> Iterator[list[dict[str, Any]]]:
+        """Within the block, what the edits see and do in each forward pass is collected (for ``inspect``)."""
+        kept = getattr(self._observers, "log", None)
+        log: list[dict[str, Any]] = []
+        self._observers.log = log
+        try:
+            yield log
+        finally:
+            self._observers.log = kept
+
+    def observe(self, **facts: Any) -> None:
+        """Hand facts to whoever observes; does nothing if nobody does."""
+        log = getattr(self._observers, "log", None)
+        if log is not None:
+            log.append(facts)
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether :meth:`observe` has a listener."""
+        return getattr(self._observers, "log", None) is not None
+
+    def save(self, path: Path | str) -> Path:
+        """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
+        from tracelab.interventions.bundle import save_bundle
+
+        return save_bundle(self, path)
+
+
+def point_name(model: TransformerBridge, point: Point) -> str:
+    """The hook name of a point (of a linear map: without ``.hook_in``), if this model has it.
+
+    Raises:
+        TracelabError: the model has no such point or layer, or edits there do not do what they should.
+    """
+    if not point.linear:
+        return require_hook(model, point.kind, point.layer)
+    require_hook(model, "resid_post", point.layer)  # the layer exists
+    if f"{point}.hook_in" not in model.hook_dict or f"{point}.hook_out" not in model.hook_dict:
+        raise TracelabError(f"{model_info(model).model_id} has no linear map {point}")
+    return str(point)
+
+
+def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
+    # A hook that returns a batch of 1 would be broadcast in silence.
+    if new.shape != old.shape:
+        raise RuntimeError(f"the edit at {point} made {tuple(new.shape)} of {tuple(old.shape)}")
+    return new.to(old.dtype)
+
+
+def _activation_hook(edit: Edit) -> Callable[[Tensor, Any], Tensor]:
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        return _checked(edit.point, value, edit.function(value))
+
+    return hook
+
+
+def _linear_hooks(name: str, edit: Edit) -> Hooks:
+    inputs: list[Tensor] = []
+
+    def before(value: Tensor, hook: Any) -> None:
+        inputs[:] = [value]
+
+    def after(value: Tensor, hook: Any) -> Tensor:
+        if not inputs:
+            raise RuntimeError(f"{name}.hook_in did not fire before {name}.hook_out on this architecture")
+        return _checked(edit.point, value, edit.function(inputs.pop(), value))
+
+    return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
+
+
+def _forward_hook(edit: Edit) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        if edit.point.linear:
+            return _checked(edit.point, output, edit.function(args[0], output))
+        if edit.point.kind == "logits":
+            output.logits = _checked(edit.point, output.logits, edit.function(output.logits))
+            return output
+        if isinstance(output, tuple):
+            return (_checked(edit.point, output[0], edit.function(output[0])), *output[1:])
+        return _checked(edit.point, output, edit.function(output))
+
+    return hook
+
+
+def flat_input(value: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos d_in"]:
+    """A linear map's input with the heads of an attention output joined, in fp32."""
+    return value.flatten(start_dim=2).to(torch.float32)

@@ -1,0 +1,124 @@
+"""Running experts beside a model: one batch for all of them, each with its own keys and values.
+
+The experts of one small model are weight deltas on it, so ``n`` experts are one forward pass of that model on ``n``
+copies of the rows, copy ``i`` with delta ``i``. They run on a plain *twin* of the small model, which shares its
+weights but not its modules: a hook on the model itself (another edit, a cache) is not fired by its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tracelab.calls import Call
+from tracelab.errors import TracelabError
+from tracelab.hook_points import Point
+from tracelab.interventions.base import flat_input
+from tracelab.interventions.weight_delta import WeightDelta
+
+
+def plain_twin(hf_model: Any) -> Any:
+    """A second ``transformers`` model with the same weights (shared, not copied) and modules of its own.
+
+    ``hf_model`` may have been wrapped by a bridge, which renames its parameters.
+    """
+    config = type(hf_model.config).from_dict(hf_model.config.to_dict())
+    config._attn_implementation = hf_model.config._attn_implementation
+    with init_empty_weights(include_buffers=False):
+        twin = AutoModelForCausalLM.from_config(config)
+    weights = {key.replace("._original_component", ""): value for key, value in hf_model.state_dict().items()}
+    wanted = twin.state_dict().keys()
+    twin.load_state_dict({key: weights[key] for key in wanted}, strict=True, assign=True)
+    twin.tie_weights()
+    return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)
+
+
+class ExpertRunner:
+    """The logits of ``n`` experts in step with the forward passes of another model.
+
+    Args:
+        hf_model: the small model that the deltas are of.
+        deltas: one an expert.
+    """
+
+    def __init__(self, hf_model: Any, deltas: Sequence[WeightDelta]) -> None:
+        self.twin = plain_twin(hf_model)
+        self.deltas = list(deltas)
+        points = sorted({shape.point for delta in deltas for shape in delta.spec().maps})
+        paths = {name: path for delta in deltas for name, path in delta.paths().items()}
+        for point in points:
+            module = self.twin.get_submodule(paths[str(point)])
+            module.register_forward_hook(self._adder(point))
+
+    def _adder(self, point: Point) -> Callable[..., Tensor]:
+        parts = [delta.part(point) for delta in self.deltas]
+
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            pairs = zip(parts, args[0].chunk(len(parts)), output.chunk(len(parts)), strict=True)
+            return torch.cat([y if part is None else (y + part(flat_input(x))).to(y.dtype) for part, x, y in pairs])
+
+        return add
+
+    @torch.no_grad()
+    def logits(self, call: Call, n_last: int) -> Float[Tensor, "experts batch n_last vocab"]:
+        """Logits, in fp32, at the last ``n_last`` columns of a forward pass.
+
+        Raises:
+            TracelabError: the model was given embeddings, or a cache that this runner has not filled too.
+        """
+        if self in call.made:  # two edits that mix the same experts
+            return call.made[self]
+        if call.input_ids is None:
+            raise TracelabError("experts read tokens: give the model input_ids, not embeddings")
+        n = len(self.deltas)
+        cache = call.kept.get(self)
+        if call.past_length and (cache is None or cache.get_seq_length() != call.past_length):
+            raise TracelabError(
+                f"the cache holds {call.past_length} columns that were computed without the experts: "
+                "fill it with the edit applied"
+            )
+        if cache is None:
+            cache = call.kept[self] = Cache(layer_class_to_replicate=cast(Any, lambda: _Rows(n)))
+        inputs = {"attention_mask": call.attention_mask, "position_ids": call.position_ids}
+        output = self.twin(
+            input_ids=_copies(call.input_ids, n),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=n_last,
+            **{name: _copies(value, n) for name, value in inputs.items() if value is not None},
+        )
+        call.made[self] = output.logits.float().unflatten(0, (n, -1))
+        return call.made[self]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertRunner:
+        # A copied cache is still this runner's.
+        return self
+
+
+def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:
+    return value.repeat(n, 1)
+
+
+class _Rows(DynamicLayer):
+    """Keys and values of ``n`` copies of a batch, one after the other, that follow the batch's reordering."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(cast(Any, self._in_all(beam_idx)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(self._in_all(indices))
+
+    def _in_all(self, rows: Tensor) -> Tensor:
+        size = cast(Tensor, self.keys).shape[0] // self.n
+        return torch.cat([rows + copy * size for copy in range(self.n)])

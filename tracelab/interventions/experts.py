@@ -1,0 +1,269 @@
+"""Expert / anti-expert decoding: shift the logits by what two small fine-tuned models disagree on.
+
+    z̃ = z + α (z⁺ - z⁻)
+
+``z`` are the target's logits, ``z⁺`` those of an expert tuned on anti-biased text, ``z⁻`` those of an anti-expert tuned
+on biased text; all before the softmax, at every position (arXiv 2412.01711; DExperts, arXiv 2105.03023). Where
+one is missing, the target's own logits stand in for it. The log-odds of two tokens move by ``α (Δz⁺ - Δz⁻)``.
+
+Both experts are weight deltas of one small model with the target's vocabulary; by default the target itself. They
+run as one batch and keep their keys and values along with the target's own (:mod:`.expert_runner`).
+
+``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler. ``"base_first"``
+(DExperts): the target's own distribution, before the difference is added; this is part of the edit, so with it
+tokens outside the target's nucleus have probability 0 wherever the edit is applied, in scores too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from tracelab.calls import current_call
+from tracelab.datasets.records import data_hash
+from tracelab.datasets.redditbias import ExpertTexts
+from tracelab.errors import TracelabError, require_choice
+from tracelab.hook_points import Point
+from tracelab.interventions.base import Edit, Intervention, Origin
+from tracelab.interventions.expert_runner import ExpertRunner
+from tracelab.interventions.finetune import finetune
+from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.model import model_info
+
+FILTER_ORDERS = ("after", "base_first")
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """How logits are mixed.
+
+    Attributes:
+        alpha: strength; 0 is the unedited model, negative swaps the two.
+        filter_order: ``"after"`` or ``"base_first"`` (see the module's docstring).
+        top_p: the nucleus that ``"base_first"`` keeps.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
+
+    alpha: float = 1.0
+    filter_order: str = "after"
+    top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.alpha):
+            raise TracelabError(f"alpha must be a finite number, not {self.alpha}")
+        if not 0 < self.top_p <= 1:
+            raise TracelabError(f"top_p is above 0 and at most 1, not {self.top_p}")
+        require_choice("filter_order", self.filter_order, FILTER_ORDERS)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts line by line."""
+
+    rank: int = 16
+    modules: tuple[str, ...] = ("mlp.in", "mlp.out", "attn.o")
+    lr: float = 5e-4
+    epochs: int = 2
+    batch_size: int = 8
+    block_size: int = 64
+    seed: int = 0
+
+
+class ExpertsSpec(BaseModel):
+    """The configuration, what the experts are for, and the shapes of their deltas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: ExpertsConfig
+    bias: str
+    expert: WeightDeltaSpec | None
+    anti_expert: WeightDeltaSpec | None
+
+
+class Experts(Intervention):
+    """Expert / anti-expert decoding.
+
+    >>> edit = Experts.fit(model, tracelab.datasets.expert_texts("gender"))
+    >>> with edit.with_alpha(0.5).applied(model):
+    ...     tracelab.generate(model, ["The nurse said that"]).frame
+
+    Several directions at once are a :class:`~tracelab.interventions.stack.Stack` of them: the differences add up.
+
+    Attributes:
+        expert_base: the model that the experts are deltas of, where it is not the edited model itself; set it to
+            the loaded small model.
+    """
+
+    kind = "experts"
+
+    def __init__(
+        self,
+        expert: WeightDelta | None,
+        anti_expert: WeightDelta | None,
+        config: ExpertsConfig | None = None,
+        *,
+        bias: str = "",
+        origin: Origin | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        given = [delta for delta in (expert, anti_expert) if delta is not None]
+        if not given:
+            raise TracelabError("experts need an expert, an anti-expert or both")
+        prints = {delta.origin.fingerprint for delta in given if delta.origin is not None}
+        if len(prints) > 1:
+            raise TracelabError("the expert and the anti-expert are deltas of different models: tune both on one")
+        super().__init__(origin or given[0].origin, notes)
+        self.expert, self.anti_expert = expert, anti_expert
+        self.config = config or ExpertsConfig()
+        self.bias = bias
+        self._bases: list[TransformerBridge] = []  # in a list, as a module's attribute would be saved with it
+        self._runners: WeakKeyDictionary[nn.Module, ExpertRunner] = WeakKeyDictionary()
+
+    @classmethod
+    def fit(
+        cls,
+        model: TransformerBridge,
+        data: ExpertTexts,
+        config: ExpertsConfig | None = None,
+        *,
+        training: FinetuneConfig | None = None,
+    ) -> Experts:
+        """Tune an expert on ``data.anti_biased`` and an anti-expert on ``data.biased``.
+
+        Args:
+            model: the small model; the edited model itself, or one with its vocabulary.
+
+        Raises:
+            TracelabError: no usable text, or training that diverges (lower ``lr``).
+        """
+        config, training = config or ExpertsConfig(), training or FinetuneConfig()
+        tuned, losses = [], {}
+        for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
+            delta = WeightDelta.low_rank(
+                model,
+                layers=range(model_info(model).n_layers),
+                modules=training.modules,
+                rank=training.rank,
+                seed=training.seed,
+            )
+            steps = finetune(
+                model,
+                delta,
+                texts,
+                lr=training.lr,
+                epochs=training.epochs,
+                batch_size=training.batch_size,
+                block_size=training.block_size,
+                seed=training.seed,
+                what=what,
+            )
+            tuned.append(delta)
+            losses[what] = [round(loss, 4) for loss in steps]
+        notes = {"data_hash": data_hash([data]), "training": asdict(training), "losses": losses}
+        return cls(tuned[0], tuned[1], config, bias=data.bias, notes=notes)
+
+    def with_config(self, config: ExpertsConfig) -> Experts:
+        """The same experts, mixed in another way."""
+        other = Experts(self.expert, self.anti_expert, config, bias=self.bias, origin=self.origin, notes=self.notes)
+        other._bases, other._runners, other.allow_mismatch = self._bases, self._runners, self.allow_mismatch
+        return other
+
+    def with_alpha(self, alpha: float) -> Experts:
+        """The same experts at another strength."""
+        return self.with_config(replace(self.config, alpha=alpha))
+
+    @property
+    def name(self) -> str:
+        """``experts(gender, α=1)``."""
+        return f"experts({f'{self.bias}, ' if self.bias else ''}α={self.config.alpha:g})"
+
+    @property
+    def expert_base(self) -> TransformerBridge | None:
+        """The small model, where it is not the edited one."""
+        return self._bases[0] if self._bases else None
+
+    @expert_base.setter
+    def expert_base(self, model: TransformerBridge | None) -> None:
+        if model is not None:
+            super().require(model)
+        self._bases[:] = [] if model is None else [model]
+
+    def require(self, model: TransformerBridge) -> None:
+        """Refuse a model with another vocabulary, or one that is not the experts' base if none is set."""
+        base = self.expert_base
+        if base is None:
+            super().require(model)
+        elif model.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+            raise TracelabError(
+                f"the experts' base {model_info(base).model_id} has another vocabulary than "
+                f"{model_info(model).model_id}: logits of different tokens cannot be mixed"
+            )
+
+    def require_plain(self, hf_model: Any) -> None:
+        """Refuse a plain model with another vocabulary, or one that is not the experts' base if none is set."""
+        base = self.expert_base
+        if base is None:
+            super().require_plain(hf_model)
+            return
+        size, own = hf_model.config.get_text_config().vocab_size, base.cfg.d_vocab
+        if size != own:
+            raise TracelabError(f"the experts have a vocabulary of {own} tokens, the model one of {size}")
+
+    def paths(self) -> dict[str, str]:
+        """None: logits are what the model returns."""
+        return {}
+
+    def edits(self, hf_model: nn.Module) -> list[Edit]:
+        """One edit, of the logits."""
+        small = hf_model if self.expert_base is None else self.expert_base.original_model
+        deltas = [delta for delta in (self.expert, self.anti_expert) if delta is not None]
+        if small not in self._runners:
+            self._runners[small] = ExpertRunner(small, deltas)
+        runner = self._runners[small]
+        config = self.config
+
+        def mix(logits: Float[Tensor, "batch n_last vocab"]) -> Tensor:
+            if config.alpha == 0 and config.filter_order == "after":
+                return logits
+            z = logits.float()
+            found = list(runner.logits(current_call(hf_model), logits.shape[1]).to(z.device))
+            plus = found.pop(0) if self.expert is not None else z
+            minus = found.pop(0) if self.anti_expert is not None else z
+            self.observe(method=self.kind, name=self.name, z=z, z_plus=plus, z_minus=minus)
+            kept = _nucleus(z, config.top_p) if config.filter_order == "base_first" else z
+            return kept + config.alpha * (plus - minus)
+
+        return [Edit(Point("logits"), mix)]
+
+    def spec(self) -> ExpertsSpec:
+        """The configuration and the deltas' shapes."""
+        return ExpertsSpec(
+            config=self.config,
+            bias=self.bias,
+            expert=None if self.expert is None else self.expert.spec(),
+            anti_expert=None if self.anti_expert is None else self.anti_expert.spec(),
+        )
+
+    @classmethod
+    def build(cls, spec: ExpertsSpec, origin: Origin | None) -> Experts:
+        """With zero deltas."""
+        expert, anti = (
+            None if part is None else WeightDelta.build(part, origin) for part in (spec.expert, spec.anti_expert)
+        )
+        return cls(expert, anti, spec.config, bias=spec.bias, origin=origin)
+
+
+def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
+    """Logits with all but the smallest set of tokens of probability ``top_p`` at -inf."""
+    flat = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), z.flatten(0, 1))
+    return flat.reshape(z.shape)

@@ -1,0 +1,77 @@
+"""Several interventions at once: the concatenation of their hooks, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.interventions.base import Edit, Intervention, Origin
+
+
+class StackSpec(BaseModel):
+    """Nothing: a bundle keeps each member beside the others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stack(Intervention):
+    """Interventions applied together; at a shared point the first acts first. An empty stack changes nothing.
+
+    >>> with Stack([fairmed, experts]).applied(model):
+    ...     model(tokens)
+    """
+
+    kind = "stack"
+
+    def __init__(self, members: Sequence[Intervention]) -> None:
+        super().__init__(None)
+        self.members = nn.ModuleList(members)
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.members)  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        """The members' names, joined."""
+        return " + ".join(member.name for member in self) or "nothing"
+
+    def edits(self, hf_model: nn.Module) -> list[Edit]:
+        """The edits of all members."""
+        return [edit for member in self for edit in member.edits(hf_model)]
+
+    def require(self, model: TransformerBridge) -> None:
+        """Refuse a model that a member was not made for."""
+        for member in self:
+            member.require(model)
+
+    def require_plain(self, hf_model: Any) -> None:
+        """Refuse a plain model that a member was not made for."""
+        for member in self:
+            member.require_plain(hf_model)
+
+    def paths(self) -> dict[str, str]:
+        """Those of all members."""
+        return {point: path for member in self for point, path in member.paths().items()}
+
+    @contextmanager
+    def observed(self) -> Iterator[list[dict[str, Any]]]:
+        """Observe every member; what they tell is in the order of their members."""
+        log: list[dict[str, Any]] = []
+        with ExitStack() as stack:
+            logs = [stack.enter_context(member.observed()) for member in self]
+            yield log
+        log.extend(facts for part in logs for facts in part)
+
+    def spec(self) -> StackSpec:
+        """Nothing of its own."""
+        return StackSpec()
+
+    @classmethod
+    def build(cls, spec: StackSpec, origin: Origin | None) -> Stack:
+        """Made from its members' bundles instead."""
+        raise NotImplementedError

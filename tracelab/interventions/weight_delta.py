@@ -1,0 +1,172 @@
+"""Weight deltas: a change of linear maps, added at their output from their input.
+
+    y = W x  becomes  y + ΔW x,   ΔW = B A (low rank, as in LoRA) or dense
+
+The base weights are never touched, and the delta is kept and multiplied in fp32 whatever the model's dtype. A
+zero delta is the unedited model bit for bit. ``A`` is ``[r, d_in]`` and ``B`` ``[d_out, r]``, the orientation of
+PEFT's ``lora_A`` and ``lora_B``; a new low-rank delta has ``B = 0``, so training starts at the base model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.hook_points import LINEAR_MAPS, Point
+from tracelab.interventions.base import Edit, Intervention, Origin, flat_input
+
+
+class MapShape(BaseModel):
+    """A linear map with a delta: where it is, its sizes, and the rank (None: dense)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    layer: int
+    d_in: int
+    d_out: int
+    rank: int | None
+
+    @property
+    def point(self) -> Point:
+        """Where the delta acts."""
+        return Point(self.module, self.layer)
+
+
+class WeightDeltaSpec(BaseModel):
+    """All maps of a weight delta."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    maps: tuple[MapShape, ...]
+
+
+class _Dense(nn.Module):
+    def __init__(self, shape: MapShape) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(shape.d_out, shape.d_in))
+
+    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        return x @ self.delta.T
+
+
+class _LowRank(nn.Module):
+    def __init__(self, shape: MapShape) -> None:
+        super().__init__()
+        assert shape.rank is not None
+        self.lora_A = nn.Parameter(torch.zeros(shape.rank, shape.d_in))
+        self.lora_B = nn.Parameter(torch.zeros(shape.d_out, shape.rank))
+
+    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+        return x @ self.lora_A.T @ self.lora_B.T
+
+
+class WeightDelta(Intervention):
+    """Deltas of chosen linear maps.
+
+    >>> delta = WeightDelta.low_rank(model, layers=[27, 28, 29], modules=["mlp.out"], rank=8)
+    >>> with delta.applied(model):                       # train delta.parameters() on any loss of the model
+    ...     loss = my_loss(model)
+    """
+
+    kind = "weight_delta"
+
+    def __init__(self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+        super().__init__(origin, notes)
+        self._spec = spec
+        self.maps = nn.ModuleDict(
+            {_key(shape.point): _Dense(shape) if shape.rank is None else _LowRank(shape) for shape in spec.maps}
+        )
+
+    @classmethod
+    def low_rank(
+        cls,
+        model: TransformerBridge,
+        *,
+        layers: Sequence[int],
+        modules: Sequence[str] = ("mlp.out",),
+        rank: int | None = 8,
+        seed: int = 0,
+    ) -> WeightDelta:
+        """A zero delta, ready to be trained; with ``rank=None`` it is dense.
+
+        Args:
+            modules: linear maps by TransformerLens name: ``mlp.in, mlp.gate, mlp.out, attn.q/k/v/o``.
+
+        Raises:
+            TracelabError: no such layer or map, or a rank under 1.
+        """
+        if rank is not None and rank < 1:
+            raise TracelabError(f"the rank of a delta is at least 1, not {rank}")
+        for module in modules:
+            require_choice("linear map", module, LINEAR_MAPS)
+        points = [Point(module, layer) for layer in layers for module in modules]
+        if not points:
+            raise TracelabError("a weight delta needs at least one layer and one linear map")
+        origin = Origin.of(model, points)
+        sizes = _map_sizes(model, points)
+        shapes = tuple(
+            MapShape(module=point.kind, layer=point.layer or 0, d_in=d_in, d_out=d_out, rank=rank)
+            for point, (d_in, d_out) in zip(points, sizes, strict=True)
+        )
+        delta = cls(WeightDeltaSpec(maps=shapes), origin)
+        generator = torch.Generator().manual_seed(seed)
+        for part in delta.maps.values():
+            if isinstance(part, _LowRank):  # as peft initialises lora_A
+                nn.init.kaiming_uniform_(part.lora_A, a=math.sqrt(5), generator=generator)
+        return delta.to(model.cfg.device)
+
+    def edits(self, hf_model: nn.Module) -> list[Edit]:
+        """One edit a linear map."""
+        return [Edit(shape.point, _adder(self.maps[_key(shape.point)])) for shape in self._spec.maps]
+
+    def part(self, point: Point) -> nn.Module | None:
+        """The module that computes the delta's contribution at a point from the map's input (fp32)."""
+        return self.maps[_key(point)] if _key(point) in self.maps else None  # noqa: SIM401  ModuleDict has no get
+
+    def spec(self) -> WeightDeltaSpec:
+        """The maps and their shapes."""
+        return self._spec
+
+    @classmethod
+    def build(cls, spec: WeightDeltaSpec, origin: Origin | None) -> WeightDelta:
+        """A zero delta of these shapes."""
+        return cls(spec, origin)
+
+
+def _key(point: Point) -> str:
+    """The point as a module name, in which no dot may stand."""
+    return str(point).replace(".", "-")
+
+
+def _adder(part: nn.Module):
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return y.float() + part(flat_input(x)).reshape(y.shape)
+
+    return add
+
+
+@torch.no_grad()
+def _map_sizes(model: TransformerBridge, points: Sequence[Point]) -> list[tuple[int, int]]:
+    """Input and output width of each map, seen on one token."""
+    widths: dict[str, int] = {}
+
+    def note(value: Tensor, hook: Any) -> None:
+        widths[hook.name] = value.flatten(start_dim=2).shape[2]
+
+    names = [f"{point}.{side}" for point in points for side in ("hook_in", "hook_out")]
+    model.run_with_hooks(
+        torch.zeros((1, 1), dtype=torch.long, device=model.cfg.device), fwd_hooks=[(n, note) for n in names]
+    )
+    missing = [name for name in names if name not in widths]
+    if missing:
+        raise TracelabError(f"{missing[0]} does not fire on this architecture: a delta there would change nothing")
+    return [(widths[f"{point}.hook_in"], widths[f"{point}.hook_out"]) for point in points]
