@@ -14,6 +14,8 @@ from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.hellinger import HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.perplexity import PerplexityScores, perplexity
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.localize import causal_trace, probe_layers
 from tracelab.localize.prober import ProberConfig
@@ -34,12 +36,14 @@ def results(tiny_model) -> dict[type[Result], Result]:
     return {
         StereoSetScores: stereoset_scores(model, stereoset("religion", limit=10)),
         CrowsPairsScores: crows_pairs_scores(model, crows_pairs("age", limit=10)),
+        PerplexityScores: perplexity(model, ["The dog sleeps.", "The cat sits on the wall."]),
+        HellingerScores: hellinger(model, prompt_pairs("gender")[:3]),
         LayerProbes: probes,
         CausalTrace: trace,
     }
 
 
-KINDS = [StereoSetScores, CrowsPairsScores, LayerProbes, CausalTrace]
+KINDS = [StereoSetScores, CrowsPairsScores, PerplexityScores, HellingerScores, LayerProbes, CausalTrace]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tracelab.statistics import (
+    flipped_sums,
     mean_interval,
     percentile_interval,
     resample_counts,
+    two_sided_p,
     two_stage_means,
 )
 
@@ -94,3 +96,30 @@ def test_undefined_draws_are_ignored_and_only_they_give_nan():
     draws = np.concatenate([np.arange(1001.0), np.full(500, np.nan)])
     assert percentile_interval(draws) == pytest.approx((25.0, 975.0))
     assert all(math.isnan(edge) for edge in percentile_interval(np.full(5, np.nan)))
+
+
+def test_few_units_are_flipped_in_every_way_and_the_observed_sum_comes_first():
+    sums = flipped_sums(np.array([[1.0, 10.0], [2.0, 0.0]]))
+    assert sums.tolist() == [[3.0, 10.0], [1.0, -10.0], [-1.0, 10.0], [-3.0, -10.0]]
+
+
+def test_units_without_a_difference_do_not_count():
+    assert flipped_sums(np.array([[0.0], [5.0], [0.0]])).tolist() == [[5.0], [-5.0]]
+    assert flipped_sums(np.zeros((40, 2))).tolist() == [[0.0, 0.0]]
+
+
+def test_many_units_are_flipped_at_random_as_the_seed_says():
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    sums = flipped_sums(values, n_flips=5200)
+    assert sums.shape == (5201, 2)
+    assert sums[0] == pytest.approx(values.sum(axis=0))
+    assert sums[1:].mean(axis=0) == pytest.approx(np.zeros(2), abs=0.3)
+    assert sums[1:].std(axis=0) == pytest.approx(np.sqrt((values**2).sum(axis=0)), rel=0.05)
+    assert np.array_equal(sums, flipped_sums(values, n_flips=5200))
+    assert not np.array_equal(sums, flipped_sums(values, seed=1, n_flips=5200))
+
+
+def test_p_counts_both_tails_and_ties():
+    assert two_sided_p(np.array([2.0, -2.0 + 1e-12, 1.0, -3.0])) == 0.75
+    assert two_sided_p(np.array([0.0, 1.0, -1.0])) == 1.0
+    assert two_sided_p(np.array([5.0, 1.0, -1.0, 2.0])) == 0.25

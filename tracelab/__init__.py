@@ -1,13 +1,27 @@
-"""Find where a language model keeps a social stereotype, and look at it.
+"""Find where a language model keeps a social stereotype, edit it there, and see what the edit did.
 
 >>> import tracelab
 >>> model = tracelab.load()                                   # the embedded default
 >>> probes = tracelab.probe_layers(model, tracelab.datasets.templates("gender"))
->>> probes.plot()
+>>> edit = tracelab.FairMed.fit(model, probes)
+>>> tracelab.inspect(model, edit, "The nurse said that").plot()
 """
 
 from tracelab import datasets
 from tracelab.errors import TracelabError
+from tracelab.generation import generate
+from tracelab.inspection import BeforeAfter, inspect
+from tracelab.interventions import (
+    Experts,
+    ExpertsConfig,
+    FairMed,
+    FairMedConfig,
+    FinetuneConfig,
+    Intervention,
+    Stack,
+    WeightDelta,
+    load_intervention,
+)
 from tracelab.localize import attention_gap, causal_trace, probe_layers
 from tracelab.localize.attention_gap import AttentionGap
 from tracelab.localize.probes import LayerProbes
@@ -18,13 +32,25 @@ from tracelab.scoring import score
 
 __all__ = [
     "AttentionGap",
+    "BeforeAfter",
     "CausalTrace",
+    "Experts",
+    "ExpertsConfig",
+    "FairMed",
+    "FairMedConfig",
+    "FinetuneConfig",
+    "Intervention",
     "LayerProbes",
+    "Stack",
     "TracelabError",
+    "WeightDelta",
     "attention_gap",
     "causal_trace",
     "datasets",
+    "generate",
+    "inspect",
     "load",
+    "load_intervention",
     "probe_layers",
     "report",
     "score",

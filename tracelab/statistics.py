@@ -1,8 +1,10 @@
-"""Intervals: every score in a table gets one, resampled by the unit that its benchmark averages over.
+"""Intervals and tests: every score gets an interval, every before/after difference a p-value.
+
+Both resample the unit that a benchmark averages over.
 
 Where a plain mean over independent units is reported, ``transformer_lens.utilities.bootstrap_ci`` is used.
 This file adds what it lacks: units that hold several records (a target term, a concept), resampled in two
-stages, and a percentile interval of any statistic of the resamples.
+stages, and a percentile interval of any statistic of the resamples; and sign flips for paired permutation tests.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
+N_FLIPS = 9999
 
 
 def mean_interval(
@@ -75,3 +78,30 @@ def percentile_interval(draws: Float[np.ndarray, "resamples"]) -> tuple[float, f
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def flipped_sums(
+    values: Float[np.ndarray, "units columns"], *, seed: int = 0, n_flips: int = N_FLIPS
+) -> Float[np.ndarray, "flips columns"]:
+    """Sums over units under random sign flips of whole units: what differences would be if order meant nothing.
+
+    The first row is the sum as observed. All ``2 ** units`` patterns are taken where they are no more than
+    ``n_flips``, as in ``scipy.stats.permutation_test``; units without a difference do not count.
+    """
+    values = values[(values != 0).any(axis=1)]
+    total = values.sum(axis=0)
+    if 2 ** len(values) <= n_flips:
+        flipped = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
+        return total - 2 * flipped @ values
+    generator = np.random.default_rng(seed)
+    rows = [total[None]]
+    for start in range(0, n_flips, 500):  # bounds the memory
+        flipped = generator.integers(2, size=(min(500, n_flips - start), len(values)))
+        rows.append(total - 2 * flipped @ values)
+    return np.concatenate(rows)
+
+
+def two_sided_p(null: Float[np.ndarray, "flips"]) -> float:
+    """Share of the permuted statistics that are at least as far from 0 as the observed one, ``null[0]``."""
+    rounding = 1e-9 * np.abs(null).max()
+    return float((np.abs(null) >= abs(null[0]) - rounding).mean())

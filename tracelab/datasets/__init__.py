@@ -1,19 +1,29 @@
 """Benchmarks as frozen records: one file a benchmark, file in, records out."""
 
+from tracelab.datasets.bold import BoldText, bold, neutral_sentences
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
 from tracelab.datasets.records import Pair, Sentence, data_hash
+from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.datasets.templates import Corpus, bracketed, templates
 
 __all__ = [
+    "BoldText",
     "Corpus",
     "CrowsPair",
+    "ExpertTexts",
     "Pair",
+    "RedditBiasPhrase",
     "Sentence",
     "StereoSetRecord",
+    "bold",
     "bracketed",
+    "counter_target",
     "crows_pairs",
     "data_hash",
+    "expert_texts",
+    "neutral_sentences",
+    "redditbias",
     "stereoset",
     "templates",
 ]

@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-import numpy as np
 import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
+from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column
 from tracelab.model import model_info
-from tracelab.results import Result, run_settings
+from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.statistics import mean_interval
 from tracelab.tokens import encode
@@ -38,7 +38,7 @@ METRICS = ("crows_sum", "crows_mean", "crows_shared")
 
 
 @dataclass(frozen=True)
-class CrowsPairsScores(Result):
+class CrowsPairsScores(BenchmarkScores):
     """The three scores per bias type, and the sentence scores they come from.
 
     Attributes:
@@ -47,13 +47,11 @@ class CrowsPairsScores(Result):
         pairs: one row a pair: ``id, bias_type, direction`` and, a metric, ``<metric>_more`` and ``_less``.
     """
 
-    table: pd.DataFrame
     pairs: pd.DataFrame
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The scores, one row a metric and bias type."""
-        return self.table
+    def samples(self) -> list[Sample]:
+        """Pairs of each bias type, and of each direction in it; 100 is a hit, 0 none."""
+        return _samples(self.pairs)
 
 
 def crows_pairs_scores(
@@ -61,6 +59,7 @@ def crows_pairs_scores(
     records: Sequence[CrowsPair],
     *,
     prepend_bos: bool | None = None,
+    edit: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> CrowsPairsScores:
@@ -68,6 +67,7 @@ def crows_pairs_scores(
 
     Args:
         prepend_bos: whether BOS comes before each sentence; default: the model's.
+        edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples pairs.
 
     Raises:
@@ -104,23 +104,28 @@ def crows_pairs_scores(
         )
     pairs = pd.DataFrame(rows)
     settings = run_settings(model, records, benchmark="crows-pairs", prepend_bos=bos, seed=seed)
-    return CrowsPairsScores(settings, crows_pairs_metrics(pairs, seed=seed), pairs)
+    return CrowsPairsScores(settings, crows_pairs_metrics(pairs, edit=edit, seed=seed), pairs)
 
 
 def crows_pairs_metrics(pairs: pd.DataFrame, *, edit: str | None = None, seed: int = 0) -> pd.DataFrame:
     """The scores of :class:`CrowsPairsScores` from its ``pairs`` table."""
-    biases = sorted(pairs["bias_type"].unique())
-    parts = [(bias, pairs[pairs["bias_type"] == bias]) for bias in biases]
-    if len(biases) > 1:
-        parts.append(("overall", pairs))
     rows = []
-    for bias, part in parts:
-        columns = {name: (name, part) for name in METRICS}
-        for direction, rest in part.groupby("direction"):
-            columns[f"crows_sum_{direction}"] = ("crows_sum", rest)
-        for metric, (name, chosen) in columns.items():
-            hits = 100.0 * (chosen[f"{name}_more"] > chosen[f"{name}_less"]).to_numpy()
-            low, high = mean_interval(np.asarray(hits, dtype=float), seed=seed)
-            row = {"benchmark": "crows-pairs", "bias": bias, "edit": edit, "metric": metric}
-            rows.append(row | {"value": hits.mean(), "low": low, "high": high, "n": len(chosen)})
+    for sample in _samples(pairs):
+        (hits,) = sample.groups
+        for metric, values in zip(sample.metrics, hits.T, strict=True):
+            low, high = mean_interval(values, seed=seed)
+            row = {"benchmark": "crows-pairs", "bias": sample.bias, "edit": edit, "metric": metric}
+            rows.append(row | {"value": values.mean(), "low": low, "high": high, "n": sample.n})
     return pd.DataFrame(rows)
+
+
+def _samples(pairs: pd.DataFrame) -> list[Sample]:
+    samples = []
+    for bias, part in by_bias(pairs):
+        more, less = (part[[f"{metric}_{side}" for metric in METRICS]].to_numpy(float) for side in ("more", "less"))
+        hits = 100.0 * (more > less)
+        samples.append(Sample(bias, (hits,), {metric: column(k) for k, metric in enumerate(METRICS)}))
+        for direction in sorted(part["direction"].unique()):
+            chosen = hits[(part["direction"] == direction).to_numpy(), :1]
+            samples.append(Sample(bias, (chosen,), {f"crows_sum_{direction}": column(0)}))
+    return samples

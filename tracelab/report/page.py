@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from tracelab.figures import COMPONENT_NAMES, ROLE_NAMES, trace_example
+from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES, trace_example
 from tracelab.report.parts import Parts
 
 

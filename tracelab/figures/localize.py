@@ -1,17 +1,8 @@
-"""Every figure of tracelab, one function each: a result in, a plotly ``Figure`` out.
-
-Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers and
-heads count from 0; the caption under each title names n and the interval. :func:`save_figures` writes
-HTML, and PNG where a browser for kaleido is at hand.
-"""
+"""Figures of the localisers, one function each: a result in, a plotly ``Figure`` out."""
 
 from __future__ import annotations
 
-import sys
-import textwrap
-from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,17 +11,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_file
+from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, SEQUENTIAL, band, finish, model_name
 
 if TYPE_CHECKING:  # results draw themselves by calling this module
     from tracelab.localize.attention_gap import AttentionGap
     from tracelab.localize.probes import LayerProbes
     from tracelab.localize.trace_result import CausalTrace
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
-DIVERGING = "PuOr_r"
-SEQUENTIAL = "Blues"
-WIDTH = 900
 
 ROLE_NAMES = {
     "attribute": "attribute words",
@@ -50,14 +36,14 @@ def f1_per_layer(probes: LayerProbes) -> go.Figure:
     """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in grey."""
     table, settings = probes.layers, probes.settings
     figure = go.Figure()
-    _band(figure, table["layer"], table["control_low"], table["control_high"], GREY)
+    band(figure, table["layer"], table["control_low"], table["control_high"], GREY)
     figure.add_scatter(
         x=table["layer"],
         y=table["f1_control"],
         name="control (shuffled labels)",
         line={"color": GREY, "dash": "dot"},
     )
-    _band(figure, table["layer"], table["low"], table["high"], BLUE)
+    band(figure, table["layer"], table["low"], table["high"], BLUE)
     figure.add_scatter(x=table["layer"], y=table["f1"], name="prober", line={"color": BLUE})
     best = table[table["top_k"]]
     figure.add_scatter(
@@ -74,11 +60,11 @@ def f1_per_layer(probes: LayerProbes) -> go.Figure:
     }[settings["split"]]
     figure.update_xaxes(title="layer", dtick=5)
     figure.update_yaxes(title="macro-F1", range=[0, 1])
-    return _finish(
+    return finish(
         figure,
         f"Where {settings['attribute']} groups can be read from the MLP output",
         f"{table['n_test'].iloc[0]} test prompts with held-out {held_out}, {settings['n_seeds']} seeds; "
-        f"bands: 95 % bootstrap over concepts · {_model(settings)}",
+        f"bands: 95 % bootstrap over concepts · {model_name(settings)}",
     )
 
 
@@ -121,11 +107,11 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
         }
     )
     settings = trace.settings
-    return _finish(
+    return finish(
         figure,
         f"Which restored states bring the {_bias(trace.cases)} gap back",
         f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise samples; "
-        f"1 = the state carries all of the total effect · {_model(settings)}",
+        f"1 = the state carries all of the total effect · {model_name(settings)}",
         height=170 + 150 * len(components),
         legend=False,
     )
@@ -161,11 +147,11 @@ def trace_example(trace: CausalTrace, case: str | None = None, component: str = 
     # Equal token texts would merge on a category axis.
     figure.update_yaxes(tickvals=list(range(len(marked))), ticktext=marked, autorange="reversed")
     figure.update_xaxes(title="layer")
-    return _finish(
+    return finish(
         figure,
         f"One pair: {facts['stereotype']}",
         f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; gap clean "
-        f"{facts['high']:.2f}, corrupted {facts['low']:.2f} nats · {_model(trace.settings)}",
+        f"{facts['high']:.2f}, corrupted {facts['low']:.2f} nats · {model_name(trace.settings)}",
         height=190 + 26 * len(marked),
         legend=False,
     )
@@ -227,10 +213,10 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
         },
     )
     settings = gap.settings
-    return _finish(
+    return finish(
         figure,
         f"Attention at layer {settings['layer']}, {_heads(settings)}",
-        f"bold: tokens in which the two sentences differ; key across, query down · {_model(settings)}",
+        f"bold: tokens in which the two sentences differ; key across, query down · {model_name(settings)}",
         height=480,
         legend=False,
     )
@@ -274,92 +260,14 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
             f"({int(excess.n)} pairs)"
         )
     settings = gap.settings
-    return _finish(
+    return finish(
         figure,
         f"Attention gap of {_bias(gap.pairs)} pairs at layer {settings['layer']}, {_heads(settings)} "
         f"({settings['reduce']})",
-        f"{text} · {_model(settings)}",
+        f"{text} · {model_name(settings)}",
         height=420,
         legend=False,
     )
-
-
-def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
-    """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
-
-    The HTML files share one ``plotly.min.js`` beside them and need no network. Without kaleido or a browser one
-    line on stderr says so and the HTML stays.
-
-    Returns:
-        The files written.
-    """
-    folder = Path(folder)
-    written = []
-    for name, figure in figures.items():
-        with atomic_file(folder / f"{name}.html") as path:
-            figure.write_html(path, include_plotlyjs="directory", full_html=True)
-        written.append(folder / f"{name}.html")
-    if png:
-        from plotly.io import write_images
-
-        files = [folder / f"{name}.png" for name in figures]
-        try:
-            write_images(  # one browser for all of them
-                list(figures.values()),
-                files,
-                scale=2,
-                width=[figure.layout.width for figure in figures.values()],
-                height=[figure.layout.height for figure in figures.values()],
-            )
-        except (ImportError, RuntimeError, ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"tracelab: no PNG figures, the HTML is there ({reason})", file=sys.stderr)
-        else:
-            written += files
-    return written
-
-
-def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> None:
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*high, *low[::-1]],
-        fill="toself",
-        fillcolor=colour,
-        opacity=0.18,
-        line={"width": 0},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
-def _finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
-    """Title, caption under it (n, interval, model), one font and width for all figures."""
-    layout: dict[str, Any] = {
-        "template": "plotly_white",
-        "width": WIDTH,
-        "height": height,
-        "title": {
-            "text": title,
-            "x": 0.02,
-            "xanchor": "left",
-            "y": 1 - 24 / height,
-            "yanchor": "top",
-            "font": {"size": 17},
-            "subtitle": {
-                "text": "<br>".join(textwrap.wrap(caption, 140)),
-                "font": {"size": 12, "color": "#444"},
-            },
-        },
-        "font": {"size": 12},
-        "margin": {"l": 70, "r": 30, "t": 125, "b": 60},
-        "showlegend": legend,
-        "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 1, "xanchor": "right"},
-    }
-    return figure.update_layout(layout)
-
-
-def _model(settings: dict[str, Any]) -> str:
-    return str(settings["model"]["model_id"])
 
 
 def _bias(table: pd.DataFrame) -> str:

@@ -1,0 +1,92 @@
+"""BOLD (Dhamala et al., 2021): beginnings of Wikipedia sentences about people of many groups, and the sentences.
+
+The prompts are what a model continues to show how it speaks of a group; the sentences they were cut from show how
+people do, and serve here as neutral text for perplexity. Of the 23,679 prompts five are empty and left out; one
+text may stand under several names. Licence of the data: CC BY-SA 4.0.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tracelab import assets
+from tracelab.datasets.records import parse, select
+from tracelab.errors import TracelabError, require_choice
+
+DOMAINS = ("gender", "race", "religious_ideology", "political_ideology", "profession")
+KINDS = {"prompts": "prompts/{}_prompt.json", "wikipedia": "wikipedia/{}_wiki.json"}
+WORDS = (8, 60)
+"""Fewest and most words of a neutral sentence: shorter ones are fragments, longer ones lists."""
+
+
+@dataclass(frozen=True)
+class BoldText:
+    """A prompt or a sentence on ``name`` (a person, an occupation, …) of ``group``; ``bias_type`` is BOLD's domain."""
+
+    id: str
+    bias_type: str
+    group: str
+    name: str
+    text: str
+
+
+def bold(
+    domain: str | None = None, *, what: str = "prompts", source: str | Path = "wheel", limit: int | None = None
+) -> list[BoldText]:
+    """Read BOLD.
+
+    Args:
+        domain: one of :data:`DOMAINS` ("religion" is taken for "religious_ideology"), or None for all.
+        what: ``"prompts"`` or ``"wikipedia"`` (the sentences that the prompts begin; the same ids).
+        source: ``"wheel"`` (the embedded copy) or a path to the official folder that holds ``prompts`` and
+            ``wikipedia``.
+        limit: at most so many texts.
+
+    Raises:
+        TracelabError: unknown domain; a folder that is not BOLD.
+    """
+    if domain is not None:
+        domain = require_choice("domain", {"religion": "religious_ideology"}.get(domain, domain), DOMAINS)
+    require_choice("kind of text", what, KINDS)
+    folder = assets.data_dir() / "BOLD/data" if source == "wheel" else Path(source).expanduser()
+    records = [record for name in DOMAINS for record in _read(folder / KINDS[what].format(name), name)]
+    return select(records, domain, limit, what=f"BOLD {what}")
+
+
+def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "wheel") -> list[str]:
+    """A random sample of BOLD's Wikipedia sentences, each once: text to measure perplexity on.
+
+    Only sentences on one line of :data:`WORDS` words are taken; the others are lists, headings and fragments.
+
+    Raises:
+        TracelabError: fewer than ``n`` such sentences, or ``n`` below 1.
+    """
+    texts = dict.fromkeys(record.text for record in bold(what="wikipedia", source=source))
+    usable = [text for text in texts if "\n" not in text and WORDS[0] <= len(text.split()) <= WORDS[1]]
+    if not 1 <= n <= len(usable):
+        raise TracelabError(f"cannot take {n} neutral sentences: BOLD has {len(usable)}")
+    return random.Random(seed).sample(usable, n)
+
+
+def _read(path: Path, domain: str) -> tuple[BoldText, ...]:
+    if not path.is_file():
+        raise TracelabError(f'no BOLD file at {str(path)!r}: give the folder that holds "prompts", or "wheel"')
+    return _file(path, domain, path.stat().st_mtime_ns)  # a changed file is read again
+
+
+@lru_cache(maxsize=10)
+def _file(path: Path, domain: str, changed: int) -> tuple[BoldText, ...]:
+    def read() -> list[BoldText]:
+        return [
+            BoldText(f"{group}/{name}/{number}", domain, group, name, text.strip())
+            for group, names in json.loads(path.read_text("utf-8")).items()
+            for name, texts in names.items()
+            for number, text in enumerate(texts)
+            if text.strip()
+        ]
+
+    return tuple(parse(str(path), read))

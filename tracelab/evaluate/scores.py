@@ -1,0 +1,93 @@
+"""What the scores of all benchmarks share: one table, and the samples it is made of.
+
+A metric is a function f of means over the units that a benchmark averages (records, pairs, texts):
+
+    value = f( mean over groups of the mean over each group's units )
+
+StereoSet's groups are target terms; all other benchmarks have one group, that is, plain means. The same units
+of two results are what :func:`~tracelab.evaluate.paired.paired` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from tracelab.results import Result
+from tracelab.statistics import percentile_interval, two_stage_means
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The units of one bias type and the metrics that are functions of their mean.
+
+    Attributes:
+        groups: values of each unit, by group.
+        metrics: by name, f from means ``[..., columns]`` to values ``[...]``.
+    """
+
+    bias: str
+    groups: tuple[Float[np.ndarray, "_units columns"], ...]
+    metrics: dict[str, Callable[[np.ndarray], np.ndarray]]
+
+    @property
+    def n(self) -> int:
+        """Number of units."""
+        return sum(map(len, self.groups))
+
+    @property
+    def means(self) -> Float[np.ndarray, "columns"]:
+        """Unweighted mean over groups of each group's mean."""
+        return np.mean([group.mean(axis=0) for group in self.groups], axis=0)
+
+
+@dataclass(frozen=True)
+class BenchmarkScores(Result):
+    """Base of the scores.
+
+    Attributes:
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, one row a metric and bias type; ``edit``
+            is the name of the edit under which the model was scored, ``n`` the number of units.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The scores, one row a metric and bias type."""
+        return self.table
+
+    def samples(self) -> list[Sample]:
+        """The units behind the table, bias type by bias type."""
+        raise NotImplementedError
+
+
+def column(index: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The metric that is the mean of one column."""
+    return lambda means: means[..., index]
+
+
+def by_bias(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each bias type and, if there are several, all of them as ``overall``."""
+    biases = sorted(units["bias_type"].unique())
+    for bias in biases:
+        yield bias, units[units["bias_type"] == bias]
+    if len(biases) > 1:
+        yield "overall", units
+
+
+def score_table(samples: Sequence[Sample], *, benchmark: str, edit: str | None, seed: int) -> pd.DataFrame:
+    """The columns of :attr:`BenchmarkScores.table`; intervals resample groups, then units inside each."""
+    rows: list[dict[str, Any]] = []
+    for sample in samples:
+        means, draws = sample.means, two_stage_means(sample.groups, seed=seed)
+        for metric, function in sample.metrics.items():
+            low, high = percentile_interval(function(draws)) if sample.n > 1 else (np.nan, np.nan)
+            row = {"benchmark": benchmark, "bias": sample.bias, "edit": edit, "metric": metric}
+            rows.append(row | {"value": float(function(means)), "low": low, "high": high, "n": sample.n})
+    return pd.DataFrame(rows)

@@ -1,0 +1,210 @@
+"""Figures of edits: what ``inspect`` found before and after, one view a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tracelab.errors import TracelabError
+from tracelab.figures.style import BLUE, DIVERGING, GREEN, GREY, ORANGE, finish, model_name
+
+if TYPE_CHECKING:
+    from tracelab.inspection import BeforeAfter
+
+_PURPLE, _SKY = "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, ORANGE, GREEN, _PURPLE, _SKY, GREY)
+MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+MEASURES = {"resid_post": "residual stream", "mlp_out": "MLP output", "pattern": "attention pattern"}
+
+
+def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
+    """One view of one prompt; see :meth:`tracelab.inspection.BeforeAfter.plot`."""
+    if not 0 <= prompt < len(result.settings["prompts"]):
+        raise TracelabError(f"no prompt {prompt}: there are {len(result.settings['prompts'])}, counted from 0")
+    views: dict[str, Callable[[BeforeAfter, int], go.Figure]] = {
+        "tokens": _tokens,
+        "positions": _positions,
+        "layers": _layers,
+        "groups": _groups,
+        "logits": _logits,
+    }
+    return views[view](result, prompt)
+
+
+def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
+    """Probability before and after of the tokens that moved most, one panel an edit."""
+    table = _last(_of(result.tokens, prompt))
+    edits = result.settings["edits"]
+    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=0.14)
+    most = 1
+    for column, edit in enumerate(edits, start=1):
+        part = table[table["edit"] == edit].drop_duplicates("token_id")
+        part = part.sort_values("p_after", key=lambda s: part["p_after"] - part["p_before"], ascending=False)
+        rows = np.arange(len(part))
+        most = max(most, len(part))
+        for row, (low, high) in enumerate(zip(part["p_before"], part["p_after"], strict=True)):
+            figure.add_scatter(
+                x=[low, high], y=[row, row], mode="lines", line={"color": GREY, "width": 1}, row=1, col=column,
+                showlegend=False, hoverinfo="skip",
+            )  # fmt: skip
+        for name, field, colour, symbol in (
+            ("before", "p_before", GREY, "circle-open"),
+            ("after", "p_after", ORANGE, "diamond"),
+        ):
+            figure.add_scatter(
+                x=part[field].to_numpy(np.float32),
+                y=rows,
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"color": colour, "symbol": symbol, "size": 9},
+                text=[escape(t) for t in part["token"]],
+                hovertemplate="%{text}: %{x:.3g}<extra></extra>",
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(
+            tickvals=rows, ticktext=[escape(t) for t in part["token"]], autorange="reversed", row=1, col=column
+        )
+    figure.update_xaxes(title="probability of the next token", rangemode="tozero")
+    return _finish(result, figure, prompt, "Tokens that the edit promotes and demotes", height=230 + 22 * most)
+
+
+def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
+    """KL of the next-token distribution after each token."""
+    table = _of(result.positions, prompt)
+    figure = go.Figure()
+    for i, edit in enumerate(result.settings["edits"]):
+        part = table[table["edit"] == edit]
+        figure.add_scatter(
+            x=part["position"], y=part["kl"].to_numpy(np.float32), mode="lines+markers", name=escape(edit), **_style(i)
+        )
+    first = table[table["edit"] == result.settings["edits"][0]]
+    figure.update_xaxes(tickvals=first["position"], ticktext=[escape(t) for t in first["token"]], tickangle=-50)
+    figure.update_yaxes(title="KL(before ‖ after), nats", rangemode="tozero")
+    return _finish(result, figure, prompt, "How far the next-token distribution moves after each token")
+
+
+def _layers(result: BeforeAfter, prompt: int) -> go.Figure:
+    """Relative change of residual stream, MLP output and attention pattern by layer."""
+    table = _last(_of(result.layers, prompt))
+    figure = make_subplots(rows=1, cols=len(MEASURES), subplot_titles=list(MEASURES.values()), horizontal_spacing=0.07)
+    for column, measure in enumerate(MEASURES, start=1):
+        for i, edit in enumerate(result.settings["edits"]):
+            part = table[table["edit"] == edit]
+            figure.add_scatter(
+                x=part["layer"],
+                y=part[measure].to_numpy(np.float32),
+                mode="lines+markers",
+                name=escape(edit),
+                legendgroup=edit,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+                **_style(i, size=5),
+            )
+    figure.update_xaxes(title="layer", dtick=5)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title="‖after - before‖ / ‖before‖", row=1, col=1)
+    return _finish(result, figure, prompt, "How far each layer moves at the last token")
+
+
+def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
+    """FairMed: group probability before and after at each edited layer, one panel an edit and attribute."""
+    table = _last(_of(result.groups, prompt))
+    if table.empty:
+        raise TracelabError("the view 'groups' is of FairMed, and none of the edits is one")
+    panels = list(table.groupby(["edit", "attribute"], sort=False))
+    figure = make_subplots(
+        rows=1, cols=len(panels), subplot_titles=[escape(f"{e}: {a}") for (e, a), _ in panels], shared_yaxes=True
+    )
+    for column, (_, part) in enumerate(panels, start=1):
+        layers = [str(layer) for layer in sorted(part["layer"].unique())]
+        for i, (group, rows) in enumerate(part.groupby("group", sort=False)):
+            for name, field, dash in (("before", "p_before", "dot"), ("after", "p_after", "solid")):
+                style = _style(i)
+                style["line"] = {**style["line"], "dash": dash}
+                figure.add_scatter(
+                    x=[str(layer) for layer in rows["layer"]],
+                    y=rows[field].to_numpy(np.float32),
+                    mode="lines+markers",
+                    name=f"{group} {name}",
+                    legendgroup=f"{group} {name}",
+                    showlegend=column == 1,
+                    row=1,
+                    col=column,
+                    **style,
+                )
+        figure.add_hline(y=1 / part["group"].nunique(), line={"color": GREY, "width": 1}, row=1, col=column)
+        figure.update_xaxes(title="edited layer", categoryarray=layers, row=1, col=column)
+    figure.update_yaxes(title="probers' group probability", range=[0, 1], row=1, col=1)
+    return _finish(result, figure, prompt, "What the probers read before and after (grey: uniform)")
+
+
+def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
+    """Experts: the target's, the expert's and the anti-expert's logit of the tokens that moved most."""
+    table = _last(_of(result.tokens, prompt))
+    if "z_plus" not in table or table["z_plus"].isna().all():
+        raise TracelabError("the view 'logits' is of experts, and none of the edits has any")
+    table = table[table["z_plus"].notna()]
+    edits = list(dict.fromkeys(table["edit"]))
+    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=0.14)
+    names = ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
+    parts = [table[table["edit"] == edit].drop_duplicates("token_id") for edit in edits]
+
+    def centred(part: pd.DataFrame) -> np.ndarray:
+        values = part[["z", "z_plus", "z_minus"]].to_numpy()
+        difference = values[:, 1] - values[:, 2]
+        columns = np.column_stack([values, difference, part["logit_after"]])
+        return columns - np.array([*columns[:, :3].mean(axis=0), 0, columns[:, 4].mean()])
+
+    bound = max(float(np.abs(centred(part)).max()) for part in parts) or 1.0
+    for column, part in enumerate(parts, start=1):
+        figure.add_heatmap(
+            z=centred(part).astype(np.float32),
+            x=names,
+            y=list(range(len(part))),
+            coloraxis="coloraxis",
+            hovertemplate="%{x}: %{z:.2f}<extra></extra>",
+            row=1,
+            col=column,
+        )
+        ticks = [escape(t) for t in part["token"]]
+        figure.update_yaxes(tickvals=list(range(len(part))), ticktext=ticks, autorange="reversed", row=1, col=column)
+    figure.update_layout(
+        coloraxis={"colorscale": DIVERGING, "cmin": -bound, "cmax": bound, "colorbar": {"title": "logit"}}
+    )
+    return _finish(
+        result,
+        figure,
+        prompt,
+        "What the experts add (logits less their mean over these tokens)",
+        height=230 + 22 * max(map(len, parts)),
+        legend=False,
+    )
+
+
+def _of(table: pd.DataFrame, prompt: int) -> pd.DataFrame:
+    return table[table["prompt"] == prompt]
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["position"] == table["position"].max()]
+
+
+def _style(i: int, size: int = 7) -> dict[str, Any]:
+    colour = COLOURS[i % len(COLOURS)]
+    return {"line": {"color": colour}, "marker": {"symbol": MARKERS[i % len(MARKERS)], "size": size, "color": colour}}
+
+
+def _finish(result: BeforeAfter, figure: go.Figure, prompt: int, title: str, **options: Any) -> go.Figure:
+    text = result.settings["prompts"][prompt]
+    caption = f"after “{escape(text if len(text) < 100 else '… ' + text[-98:])}” · {model_name(result.settings)}"
+    return finish(figure, title, caption, **options)

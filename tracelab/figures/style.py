@@ -1,0 +1,104 @@
+"""What all figures share: colours, the caption under a title, and writing them to disk.
+
+Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers and heads count
+from 0; the caption under each title names n and the interval. :func:`save_figures` writes HTML, and PNG where a
+browser for kaleido is at hand.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from tracelab.files import atomic_file
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+DIVERGING = "PuOr_r"
+SEQUENTIAL = "Blues"
+WIDTH = 900
+
+
+def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
+    """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
+
+    The HTML files share one ``plotly.min.js`` beside them and need no network. Without kaleido or a browser one
+    line on stderr says so and the HTML stays.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(folder)
+    written = []
+    for name, figure in figures.items():
+        with atomic_file(folder / f"{name}.html") as path:
+            figure.write_html(path, include_plotlyjs="directory", full_html=True)
+        written.append(folder / f"{name}.html")
+    if png:
+        from plotly.io import write_images
+
+        files = [folder / f"{name}.png" for name in figures]
+        try:
+            write_images(  # one browser for all of them
+                list(figures.values()),
+                files,
+                scale=2,
+                width=[figure.layout.width for figure in figures.values()],
+                height=[figure.layout.height for figure in figures.values()],
+            )
+        except (ImportError, RuntimeError, ValueError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"tracelab: no PNG figures, the HTML is there ({reason})", file=sys.stderr)
+        else:
+            written += files
+    return written
+
+
+def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> None:
+    """The area between two curves."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.18,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
+    """Title, caption under it (n, interval, model), one font and width for all figures."""
+    layout: dict[str, Any] = {
+        "template": "plotly_white",
+        "width": WIDTH,
+        "height": height,
+        "title": {
+            "text": title,
+            "x": 0.02,
+            "xanchor": "left",
+            "y": 1 - 24 / height,
+            "yanchor": "top",
+            "font": {"size": 17},
+            "subtitle": {
+                "text": "<br>".join(textwrap.wrap(caption, 140)),
+                "font": {"size": 12, "color": "#444"},
+            },
+        },
+        "font": {"size": 12},
+        "margin": {"l": 70, "r": 30, "t": 125, "b": 60},
+        "showlegend": legend,
+        "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    }
+    return figure.update_layout(layout)
+
+
+def model_name(settings: dict[str, Any]) -> str:
+    """What captions call the model."""
+    return str(settings["model"]["model_id"])

@@ -1,0 +1,268 @@
+"""What did an edit do? Before and after, token by token and layer by layer.
+
+:func:`inspect` runs each prompt once unedited and once under each edit and compares, at the last position or at all:
+
+    tokens      the next tokens most promoted and demoted, with logit and probability before and after
+    positions   KL(before ‖ after) of the next-token distribution, in nats
+    layers      how far the residual stream, the MLP output and the attention pattern moved: ‖after - before‖ / ‖before‖
+    groups      FairMed: the probers' group distribution before and after, and the steps taken
+
+A moved distribution says that the edit acts, not that it removes a bias: compare with a control edit of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.hook_points import hook_name
+from tracelab.interventions.base import Intervention
+from tracelab.interventions.stack import Stack
+from tracelab.model import model_info
+from tracelab.results import Result, run_settings
+from tracelab.tokens import Span, encode, token_texts
+
+POSITIONS = ("last", "all")
+RANKINGS = ("probability", "logit")
+VIEWS = ("tokens", "positions", "layers", "groups", "logits")
+_MEASURED = ("resid_post", "mlp_out", "pattern")
+
+Edits = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
+
+
+@dataclass(frozen=True)
+class BeforeAfter(Result):
+    """What edits did to prompts. Each table has ``edit``, ``prompt`` (its number) and ``position`` (from 0).
+
+    Attributes:
+        tokens: ``direction`` (promoted, demoted, named), ``token``, ``token_id``, ``logit_before``, ``logit_after``,
+            ``p_before``, ``p_after``; for experts also ``z``, ``z_plus`` and ``z_minus``.
+        positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``, ``entropy_after``.
+        layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
+        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``, ``steps``, ``size``
+            (‖δ‖ / ‖a‖).
+    """
+
+    tokens: pd.DataFrame
+    positions: pd.DataFrame
+    layers: pd.DataFrame
+    groups: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table of tokens."""
+        return self.tokens
+
+    def plot(self, view: str = "tokens", *, prompt: int = 0) -> go.Figure:
+        """One view of one prompt, the edits side by side.
+
+        Args:
+            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed) or ``"logits"`` (experts).
+
+        Raises:
+            TracelabError: unknown view or prompt, or a view of a method that is not among the edits.
+        """
+        from tracelab.figures import before_after
+
+        require_choice("view", view, VIEWS)
+        return before_after(self, view, prompt)
+
+
+@torch.no_grad()
+def inspect(
+    model: TransformerBridge,
+    interventions: Edits,
+    prompts: str | Sequence[str],
+    *,
+    positions: str = "last",
+    top: int = 10,
+    rank_by: str = "probability",
+    tokens: Sequence[str] = (),
+    prepend_bos: bool | None = None,
+) -> BeforeAfter:
+    """Compare a model with and without edits on prompts.
+
+    Args:
+        interventions: one edit or several, each applied alone (a stack is one edit), or a mapping from names.
+        positions: ``"last"``: after the whole prompt; ``"all"``: after each of its tokens.
+        top: how many promoted and how many demoted tokens.
+        rank_by: what change ranks tokens: of ``"probability"`` or of ``"logit"``.
+        tokens: words whose (first) tokens are always shown, as continuations after a space.
+
+    Raises:
+        TracelabError: no prompt, no edit, or an edit of another model.
+    """
+    require_choice("positions", positions, POSITIONS)
+    require_choice("rank_by", rank_by, RANKINGS)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    edits = _named(interventions)
+    if not prompts or not edits or top < 1:
+        raise TracelabError("inspect needs at least one prompt, one edit and top >= 1")
+    for edit in edits.values():
+        edit.hooks(model)  # refuses before any work
+    named = [_first_id(model, word) for word in tokens]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("tokens", "positions", "layers", "groups")}
+    for number, prompt in enumerate(prompts):
+        ids = encode(model, prompt, prepend_bos=prepend_bos).ids
+        texts = token_texts(model, ids)
+        chosen = range(len(ids)) if positions == "all" else [len(ids) - 1]
+        before = _measure(model, ids, None)
+        for name, edit in edits.items():
+            after = _measure(model, ids, edit)
+            for position in chosen:
+                where = {"edit": name, "prompt": number, "position": position}
+                rows["tokens"] += _token_rows(model, where, before, after, top, rank_by, named)
+                rows["positions"].append(_position_row(where, texts[position], before, after))
+                rows["layers"] += _layer_rows(where, before, after)
+                rows["groups"] += _group_rows(where, after.told)
+    columns = {
+        "tokens": ("direction", "token", "token_id", "logit_before", "logit_after", "p_before", "p_after"),
+        "positions": ("token", "kl", "entropy_before", "entropy_after"),
+        "layers": ("layer", *_MEASURED),
+        "groups": ("layer", "attribute", "group", "p_before", "p_after", "steps", "size"),
+    }
+    tables = {
+        name: pd.DataFrame(found) if found else pd.DataFrame(columns=["edit", "prompt", "position", *columns[name]])
+        for name, found in rows.items()
+    }
+    settings = run_settings(
+        model,
+        prompts=prompts,
+        edits=list(edits),
+        positions=positions,
+        top=top,
+        rank_by=rank_by,
+        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
+    )
+    return BeforeAfter(settings, **tables)
+
+
+def _named(interventions: Edits) -> dict[str, Intervention]:
+    if isinstance(interventions, Mapping):
+        return dict(interventions)
+    listed = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    names = [edit.name for edit in listed]
+    twice = {name for name in names if names.count(name) > 1}
+    return {
+        f"{name} #{i + 1}" if name in twice else name: edit
+        for i, (name, edit) in enumerate(zip(names, listed, strict=True))
+    }
+
+
+def _first_id(model: TransformerBridge, word: str) -> int:
+    encoding = encode(model, f"a {word}", prepend_bos=False)
+    return encoding.ids[encoding.positions(Span(2, 2 + len(word)))[0]]
+
+
+@dataclass
+class _Run:
+    """One forward pass: fp32 logits ``[pos, vocab]``, activations by (kind, layer), what edits told."""
+
+    logits: Float[Tensor, "pos vocab"]
+    seen: dict[tuple[str, int], Tensor]
+    told: list[dict[str, Any]]
+
+
+def _measure(model: TransformerBridge, ids: Sequence[int], edit: Intervention | None) -> _Run:
+    info, seen = model_info(model), {}
+
+    def reader(kind: str, layer: int):
+        def read(value: Tensor, hook: object) -> None:
+            seen[kind, layer] = value[0].float()
+
+        return read
+
+    kinds = [kind for kind in _MEASURED if kind not in info.faults]
+    # After the edit's hooks at the same point: what is read is what the model goes on with.
+    readers = [(hook_name(kind, layer), reader(kind, layer)) for kind in kinds for layer in range(info.n_layers)]
+    tokens = torch.tensor([ids], device=model.cfg.device)
+    edit = edit or Stack([])
+    with edit.observed() as told, edit.applied(model), model.hooks(fwd_hooks=readers):
+        logits = model(tokens)[0].float()
+    return _Run(logits, seen, told)
+
+
+def _token_rows(
+    model: TransformerBridge,
+    where: dict[str, Any],
+    before: _Run,
+    after: _Run,
+    top: int,
+    rank_by: str,
+    named: Sequence[int],
+) -> list[dict[str, Any]]:
+    position = where["position"]
+    logit = before.logits[position], after.logits[position]
+    p = logit[0].softmax(dim=-1), logit[1].softmax(dim=-1)
+    change = p[1] - p[0] if rank_by == "probability" else logit[1] - logit[0]
+    ranked = change.argsort(descending=True)
+    listed = [("promoted", int(i)) for i in ranked[:top]] + [("demoted", int(i)) for i in ranked.flip(0)[:top]]
+    mixed = [facts for facts in after.told if facts["method"] == "experts"]
+    rows = []
+    for direction, token in [*listed, *(("named", i) for i in named)]:
+        row = where | {
+            "direction": direction,
+            "token": token_texts(model, [token])[0],
+            "token_id": token,
+            "logit_before": float(logit[0][token]),
+            "logit_after": float(logit[1][token]),
+            "p_before": float(p[0][token]),
+            "p_after": float(p[1][token]),
+        }
+        # Of a stack with several pairs of experts, the last.
+        rows.append(row | {k: float(mixed[-1][k][0, position, token]) for k in ("z", "z_plus", "z_minus") if mixed})
+    return rows
+
+
+def _position_row(where: dict[str, Any], text: str, before: _Run, after: _Run) -> dict[str, Any]:
+    log_p, log_q = (run.logits[where["position"]].double().log_softmax(dim=-1) for run in (before, after))
+    return where | {
+        "token": text,
+        "kl": float(kl_div(log_q, log_p, reduction="sum", log_target=True).clamp(min=0)),
+        "entropy_before": float(torch.special.entr(log_p.exp()).sum()),
+        "entropy_after": float(torch.special.entr(log_q.exp()).sum()),
+    }
+
+
+def _layer_rows(where: dict[str, Any], before: _Run, after: _Run) -> list[dict[str, Any]]:
+    position = where["position"]
+
+    def moved(kind: str, layer: int) -> float:
+        if (kind, layer) not in before.seen:
+            return float("nan")
+        old, new = before.seen[kind, layer], after.seen[kind, layer]
+        # [head, query, key] of a pattern, [pos, d_model] of the others
+        old, new = (old[:, position], new[:, position]) if kind == "pattern" else (old[position], new[position])
+        return float((new - old).norm() / old.norm().clamp_min(1e-12))
+
+    layers = sorted({layer for _, layer in before.seen})
+    return [where | {"layer": layer} | {kind: moved(kind, layer) for kind in _MEASURED} for layer in layers]
+
+
+def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    position = where["position"]
+    return [
+        where
+        | {
+            "layer": facts["layer"],
+            "attribute": facts["attribute"],
+            "group": group,
+            "p_before": float(facts["p_before"][0, position, i]),
+            "p_after": float(facts["p_after"][0, position, i]),
+            "steps": int(facts["steps"][0, position]),
+            "size": float(facts["size"][0, position]),
+        }
+        for facts in told
+        if facts["method"] == "fairmed"
+        for i, group in enumerate(facts["groups"])
+    ]
