@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,12 +24,13 @@ import torch
 from safetensors import SafetensorError
 
 from tracelab import assets
-from tracelab.datasets import crows_pairs, stereoset, templates
+from tracelab.datasets import crows_pairs, expert_texts, neutral_sentences, stereoset, templates
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_file
 from tracelab.results import Result
 
-BENCHMARKS = ("stereoset", "stereoset-intersentence", "crows-pairs")
+BENCHMARKS = ("stereoset", "stereoset-intersentence", "crows-pairs", "perplexity", "local-bias")
+METHODS = ("fairmed", "experts")
 
 Verb = Callable[[argparse.Namespace], Result | None]
 
@@ -60,14 +62,90 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> Result:
-    from tracelab.evaluate import crows_pairs_scores, stereoset_scores
+    from tracelab.evaluate import edited_scores
+
+    edit = _edit(options) if options.edit else None
+    records = _records(options)
+    model = _load(options)
+    if edit is None:
+        return _measure(model, records, options, None)
+    return edited_scores(model, edit, lambda name: _measure(model, records, options, name), seed=options.seed)
+
+
+def _records(options: argparse.Namespace) -> Sequence[Any]:
+    from tracelab.evaluate import prompt_pairs
 
     if options.benchmark == "crows-pairs":
-        pairs = crows_pairs(options.bias, source=options.source, limit=options.limit)
-        return crows_pairs_scores(_load(options), pairs, seed=options.seed)
+        return crows_pairs(options.bias, source=options.source, limit=options.limit)
+    if options.benchmark == "perplexity":
+        if options.bias is not None:
+            raise TracelabError("perplexity is of neutral text: it has no --bias")
+        return neutral_sentences(options.limit or 500, seed=options.seed, source=options.source)
+    if options.benchmark == "local-bias":
+        return prompt_pairs(options.bias)[: options.limit]
     task = "intersentence" if options.benchmark.endswith("intersentence") else "intrasentence"
-    records = stereoset(options.bias, split=options.split, task=task, source=options.source, limit=options.limit)
-    return stereoset_scores(_load(options), records, seed=options.seed)
+    return stereoset(options.bias, split=options.split, task=task, source=options.source, limit=options.limit)
+
+
+def _measure(model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None) -> Any:
+    from tracelab.evaluate import crows_pairs_scores, hellinger, perplexity, stereoset_scores
+
+    scorers: dict[str, Callable[..., Any]] = {
+        "crows-pairs": crows_pairs_scores,
+        "perplexity": perplexity,
+        "local-bias": hellinger,
+    }
+    scorer = scorers.get(options.benchmark, stereoset_scores)
+    return scorer(model, records, edit=edit, seed=options.seed)
+
+
+def _edit(options: argparse.Namespace) -> Any:
+    """The one edit, or the stack of several, that ``--edit`` names."""
+    from tracelab.interventions import Stack, load_intervention
+
+    edits = [load_intervention(path) for path in options.edit]
+    return edits[0] if len(edits) == 1 else Stack(edits)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, FinetuneConfig
+
+    if options.out is None:
+        raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    if options.method == "fairmed":
+        own = {name: given[name] for name in ("lam", "positions") if name in given}
+        config = FairMedConfig.published(options.bias, **own) if options.published else FairMedConfig(**own)
+        corpus = templates(options.bias, limit=options.limit)
+        layers = _layers(options.layers)
+        edit: Any = FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed)
+    else:
+        texts = expert_texts(options.bias, source=options.source, limit=options.limit)
+        mixing = ExpertsConfig(**{name: given[name] for name in ("alpha", "filter_order") if name in given})
+        training = FinetuneConfig(
+            **{name: given[name] for name in ("rank", "lr", "epochs") if name in given}, seed=options.seed
+        )
+        partial = Path(f"{options.out}.partial")
+        edit = Experts.fit(_load(options), texts, mixing, training=training, partial=partial)
+    print(edit.save(options.out))
+    if options.method == "experts":
+        shutil.rmtree(f"{options.out}.partial", ignore_errors=True)
+
+
+def _inspect(options: argparse.Namespace) -> Result:
+    from tracelab.inspection import inspect
+    from tracelab.interventions import load_intervention
+
+    edits = [load_intervention(path) for path in options.edit]
+    return inspect(
+        _load(options),
+        edits,
+        options.prompt,
+        positions=options.positions,
+        top=options.top,
+        rank_by=options.rank_by,
+        tokens=options.token or (),
+    )
 
 
 def _probe(options: argparse.Namespace) -> Result:
@@ -167,7 +245,8 @@ def _layers(text: str | None) -> list[int] | None:
 
 def _name(options: argparse.Namespace) -> str:
     """What a result is called in ``--out``: the verb, the data and the bias type."""
-    parts = (options.verb_name, getattr(options, "benchmark", getattr(options, "data", None)), options.bias)
+    names = ("verb_name", "benchmark", "data", "bias")
+    parts = (getattr(options, name, None) for name in names)
     return "-".join(part for part in parts if part)
 
 
@@ -237,7 +316,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tracelab", description="Find where a language model keeps a stereotype.")
+    text = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
+    parser = _Parser(prog="tracelab", description=text)
     verbs = parser.add_subparsers(dest="verb_name", required=True, metavar="VERB")
     common = _Parser(add_help=False)
     group = common.add_argument_group("common options")
@@ -278,6 +358,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("benchmark", choices=BENCHMARKS)
     score.add_argument("--bias", help="one bias type (default: each, and all together)")
     score.add_argument("--split", default="dev", help="of StereoSet: dev (official) or test")
+    score.add_argument(
+        "--edit",
+        action="append",
+        metavar="BUNDLE",
+        help="score before and under this edit, with paired differences; several are stacked in order",
+    )
     _add_source(score)
 
     probe = add(
@@ -321,6 +407,40 @@ def _parser() -> argparse.ArgumentParser:
     attention.add_argument("--head", type=int, help="one head (default: mean over heads)")
     attention.add_argument("--reduce", default="received", help="received, received_abs, paid, both or last")
     _add_source(attention)
+
+    fit = add(
+        "fit",
+        _fit,
+        "Fit an intervention and write it as a bundle into --out.",
+        "tracelab fit fairmed --bias gender --out fairmed-gender/",
+    )
+    fit.add_argument("method", choices=METHODS)
+    fit.add_argument("--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias")
+    fairmed = fit.add_argument_group("fairmed")
+    fairmed.add_argument("--lam", type=float, help="radius in standard deviations of the activation norm (default 3)")
+    fairmed.add_argument("--layers", help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1)")
+    fairmed.add_argument("--positions", help="predictive (default), published or all")
+    fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
+    experts = fit.add_argument_group("experts")
+    experts.add_argument("--alpha", type=float, help="strength (default 1)")
+    experts.add_argument("--filter-order", help="after (default) or base_first")
+    experts.add_argument("--rank", type=_positive, help="of the low-rank deltas (default 16)")
+    experts.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
+    experts.add_argument("--epochs", type=_positive, help="default 2")
+    _add_source(fit)
+
+    inspect = add(
+        "inspect",
+        _inspect,
+        "What edits do to the next token after prompts, before and after.",
+        'tracelab inspect --edit fairmed-gender/ --prompt "The nurse said that"',
+    )
+    inspect.add_argument("--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side")
+    inspect.add_argument("--prompt", action="append", required=True, metavar="TEXT")
+    inspect.add_argument("--positions", default="last", help="last (default) or all")
+    inspect.add_argument("--top", type=_positive, default=10, help="tokens promoted and demoted (default 10)")
+    inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
+    inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
 
     report = add(
         "report",

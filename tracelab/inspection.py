@@ -49,8 +49,8 @@ class BeforeAfter(Result):
             ``p_before``, ``p_after``; for experts also ``z``, ``z_plus`` and ``z_minus``.
         positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``, ``entropy_after``.
         layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
-        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``, ``steps``, ``size``
-            (‖δ‖ / ‖a‖).
+        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``, ``kl_before``, ``kl_after``
+            (from uniform, over the neutralised groups), ``steps``, ``size`` (‖δ‖ / ‖a‖).
     """
 
     tokens: pd.DataFrame
@@ -129,7 +129,7 @@ def inspect(
         "tokens": ("direction", "token", "token_id", "logit_before", "logit_after", "p_before", "p_after"),
         "positions": ("token", "kl", "entropy_before", "entropy_after"),
         "layers": ("layer", *_MEASURED),
-        "groups": ("layer", "attribute", "group", "p_before", "p_after", "steps", "size"),
+        "groups": ("layer", "attribute", "group", "p_before", "p_after", "kl_before", "kl_after", "steps", "size"),
     }
     tables = {
         name: pd.DataFrame(found) if found else pd.DataFrame(columns=["edit", "prompt", "position", *columns[name]])
@@ -259,6 +259,8 @@ def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[
             "group": group,
             "p_before": float(facts["p_before"][0, position, i]),
             "p_after": float(facts["p_after"][0, position, i]),
+            "kl_before": float(facts["kl_before"][0, position]),
+            "kl_after": float(facts["kl_after"][0, position]),
             "steps": int(facts["steps"][0, position]),
             "size": float(facts["size"][0, position]),
         }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from tracelab.datasets import templates
+from tracelab.hook_points import Point
 from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.base import Origin
 from tracelab.interventions.fairmed import AttributeSpec
-from tracelab.hook_points import Point
 
 
 def random_delta(model, *, modules=("mlp.out", "attn.o"), layers=(1, 3), rank=4, seed=0, scale=0.5) -> WeightDelta:
@@ -32,7 +32,14 @@ def random_experts(model, *, expert=True, anti=True, bias="gender", **config) ->
 def random_fairmed(model, *, layers=(1, 2), attribute="gender", seed=0, **config) -> FairMed:
     corpus = templates(attribute, limit=4)
     d = model.cfg.d_model
-    spec = AttributeSpec(attribute=attribute, groups=corpus.group_names, layers=tuple(layers), d_model=d, hidden=16)
+    spec = AttributeSpec(
+        attribute=attribute,
+        groups=corpus.group_names,
+        scored=corpus.group_names,
+        layers=tuple(layers),
+        d_model=d,
+        hidden=16,
+    )
     origin = Origin.of(model, [Point("mlp_out", layer) for layer in layers])
     edit = FairMed(FairMedConfig(**config), [spec], origin)
     generator = torch.Generator().manual_seed(seed)

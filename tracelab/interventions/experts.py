@@ -16,8 +16,11 @@ tokens outside the target's nucleus have probability 0 wherever the edit is appl
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -137,40 +140,33 @@ class Experts(Intervention):
         config: ExpertsConfig | None = None,
         *,
         training: FinetuneConfig | None = None,
+        partial: Path | str | None = None,
     ) -> Experts:
         """Tune an expert on ``data.anti_biased`` and an anti-expert on ``data.biased``.
 
         Args:
             model: the small model; the edited model itself, or one with its vocabulary.
+            partial: folder where each finished expert is kept, so that an interrupted fit goes on from there.
 
         Raises:
             TracelabError: no usable text, or training that diverges (lower ``lr``).
         """
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
-        tuned, losses = [], {}
+        key = {"data_hash": data_hash([data]), "training": asdict(training)}
+        key["model"] = model_info(model).settings()
+        tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
-            delta = WeightDelta.low_rank(
-                model,
-                layers=range(model_info(model).n_layers),
-                modules=training.modules,
-                rank=training.rank,
-                seed=training.seed,
-            )
-            steps = finetune(
-                model,
-                delta,
-                texts,
-                lr=training.lr,
-                epochs=training.epochs,
-                batch_size=training.batch_size,
-                block_size=training.block_size,
-                seed=training.seed,
-                what=what,
-            )
-            tuned.append(delta)
-            losses[what] = [round(loss, 4) for loss in steps]
-        notes = {"data_hash": data_hash([data]), "training": asdict(training), "losses": losses}
-        return cls(tuned[0], tuned[1], config, bias=data.bias, notes=notes)
+            kept = None if partial is None else Path(partial) / what
+            delta = _taken_up(kept, key)
+            if delta is None:
+                delta = _tuned(model, texts, training, what)
+                delta.notes |= {"key": key}
+                if kept is not None:
+                    delta.save(kept)
+            tuned[what] = delta
+        losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
+        notes = {"data_hash": key["data_hash"], "training": key["training"], "losses": losses}
+        return cls(tuned["expert"], tuned["anti_expert"], config, bias=data.bias, notes=notes)
 
     def with_config(self, config: ExpertsConfig) -> Experts:
         """The same experts, mixed in another way."""
@@ -267,3 +263,34 @@ def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
     """Logits with all but the smallest set of tokens of probability ``top_p`` at -inf."""
     flat = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), z.flatten(0, 1))
     return flat.reshape(z.shape)
+
+
+def _tuned(model: TransformerBridge, texts: Sequence[str], training: FinetuneConfig, what: str) -> WeightDelta:
+    """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
+    layers = range(model_info(model).n_layers)
+    delta = WeightDelta.low_rank(model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed)
+    losses = finetune(
+        model,
+        delta,
+        texts,
+        lr=training.lr,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        block_size=training.block_size,
+        seed=training.seed,
+        what=what,
+    )
+    delta.notes["losses"] = [round(loss, 4) for loss in losses]
+    return delta
+
+
+def _taken_up(folder: Path | None, key: dict[str, Any]) -> WeightDelta | None:
+    """The delta that an interrupted fit with the same key finished."""
+    from tracelab.interventions.bundle import load_intervention
+
+    try:
+        kept = None if folder is None else load_intervention(folder)
+    except TracelabError:
+        return None
+    same = isinstance(kept, WeightDelta) and kept.notes.get("key") == json.loads(json.dumps(key))
+    return kept if same else None  # type: ignore[return-value]

@@ -35,12 +35,13 @@ _NOISE_BLOCK = 256
 
 
 class AttributeSpec(BaseModel):
-    """The probers of one attribute: its groups, the layers they are for, their sizes."""
+    """The probers of one attribute: its groups, those of them that enter F1, the layers, the sizes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attribute: str
     groups: tuple[str, ...]
+    scored: tuple[str, ...]
     layers: tuple[int, ...]
     d_model: int
     hidden: int
@@ -72,9 +73,13 @@ class _AttributeProbers(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
         self.spec = spec
 
-    def layer(self, layer: int) -> LayerProber:
+    def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
+        """The prober of a layer; among some groups only, its distribution is the softmax of their logits."""
         row = self.spec.layers.index(layer)
-        return LayerProber(self.w1[row], self.b1[row], self.w2[row], self.b2[row])
+        among = {"all": self.spec.groups, "scored": self.spec.scored}.get(groups) if isinstance(groups, str) else groups
+        # An attribute of which no group is named keeps all of them.
+        chosen = [i for i, name in enumerate(self.spec.groups) if name in (among or ())] or slice(None)
+        return LayerProber(self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen])
 
     def std(self, layer: int) -> float:
         return float(self.norm_std[self.spec.layers.index(layer)])
@@ -98,6 +103,9 @@ class FairMed(Intervention):
         notes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(origin, notes)
+        known = {group for spec in attributes for group in spec.groups}
+        if not isinstance(config.groups, str) and not known >= set(config.groups):
+            raise TracelabError(f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}")
         self.config = config
         self.attributes = tuple(attributes)
         self.probers = nn.ModuleDict({spec.attribute: _AttributeProbers(spec) for spec in attributes})
@@ -147,6 +155,7 @@ class FairMed(Intervention):
                 AttributeSpec(
                     attribute=made.settings["attribute"],
                     groups=tuple(made.settings["groups"]),
+                    scored=tuple(made.settings["groups_scored"]),
                     layers=tuple(chosen),
                     d_model=d_model,
                     hidden=hidden,
@@ -190,7 +199,7 @@ class FairMed(Intervention):
             mask = _positions(call, mlp_out, self.config.positions)
             with torch.no_grad():
                 a = mlp_out.float()
-                probers = [part.layer(layer) for part in parts]  # type: ignore[operator]
+                probers = [part.layer(layer, self.config.groups) for part in parts]  # type: ignore[operator]
                 epsilon = self.config.lam * max(part.std(layer) for part in parts)  # type: ignore[operator]
                 noise = self._draw(call, a, layer) if "random" in (self.config.init, self.config.direction) else None
                 found = neutralise(a, mask, probers, epsilon, self.config, noise)
@@ -208,7 +217,8 @@ class FairMed(Intervention):
     def _tell(self, layer: int, mask: Tensor, a: Tensor, edited: Tensor, steps: Tensor) -> None:
         for spec in self.attributes:
             if layer in spec.layers:
-                prober = self.probers[spec.attribute].layer(layer)  # type: ignore[operator]
+                part = self.probers[spec.attribute]
+                prober, own = part.layer(layer), part.layer(layer, self.config.groups)  # type: ignore[operator]
                 self.observe(
                     method=self.kind,
                     attribute=spec.attribute,
@@ -217,6 +227,8 @@ class FairMed(Intervention):
                     mask=mask,
                     p_before=prober.log_probs(a).exp(),
                     p_after=prober.log_probs(edited).exp(),
+                    kl_before=own.kl(a),
+                    kl_after=own.kl(edited),
                     steps=steps,
                     size=(edited - a).norm(dim=-1) / a.norm(dim=-1).clamp_min(1e-12),
                 )

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,6 +67,9 @@ class FairMedConfig:
         direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same length.
         positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens when scoring, the
             last three prompt tokens and each new one when generating; ``"all"``.
+        groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter the probers' F1;
+            ``"all"``, as the paper; or their names. A group that the model hardly ever names draws most of a
+            perturbation to itself.
         seed: of random directions.
     """
 
@@ -82,6 +85,7 @@ class FairMedConfig:
     radius: str = "fixed"
     direction: str = "adversarial"
     positions: str = "predictive"
+    groups: Literal["scored", "all"] | tuple[str, ...] = "scored"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +94,10 @@ class FairMedConfig:
                 raise TracelabError(f"{name} of FairMed is a finite number from 0 on, not {getattr(self, name)}")
         if not (isfinite(self.step_frac) and self.step_frac > 0) or self.steps < 0:
             raise TracelabError(f"FairMed needs steps >= 0 and step_frac > 0, not {self.steps} and {self.step_frac}")
+        if len(self.groups) == 1:
+            raise TracelabError(
+                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two or more"
+            )
         choices = {"norm": NORMS, "grad": GRADS, "init": INITS, "radius": RADII}
         for name, known in {**choices, "direction": DIRECTIONS, "positions": POSITIONS}.items():
             require_choice(name, getattr(self, name), known)
@@ -98,7 +106,7 @@ class FairMedConfig:
     def published(cls, attribute: str, **changes: Any) -> FairMedConfig:
         """What the released code does, with the paper's radius for an attribute (the mean of them for another)."""
         lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
-        code = cls(lam=lam, norm="code", grad="sign", init="random", positions="published")
+        code = cls(lam=lam, norm="code", grad="sign", init="random", positions="published", groups="all")
         return replace(code, **changes)
 
     def settings(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +73,19 @@ class LayerProbes(Result):
         """The chosen layers, best F1 first."""
         chosen = self.layers[self.layers["top_k"]]
         return chosen.sort_values(["f1", "layer"], ascending=[False, True])["layer"].tolist()
+
+    def unseen(self, corpus: Corpus) -> Corpus:
+        """The prompts of a corpus that share neither concept nor template with the kept probers' training rows.
+
+        Raises:
+            TracelabError: there are none.
+        """
+        seen = self.labels[~self.labels["held_out"]]
+        concepts, templates = set(seen["concept"]), set(seen["template"])
+        prompts = [p for p in corpus.prompts if p.concept not in concepts and p.template not in templates]
+        if not prompts:
+            raise TracelabError("every prompt shares its concept or template with the probers' training prompts")
+        return replace(corpus, prompts=tuple(prompts))
 
     def plot(self) -> go.Figure:
         """F1 per layer with its interval and the control."""

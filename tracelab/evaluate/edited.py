@@ -1,0 +1,62 @@
+"""A benchmark before and under an edit, measured on the same units, with the paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.evaluate.paired import paired
+from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.interventions import Intervention
+from tracelab.results import Result
+
+
+@dataclass(frozen=True)
+class EditedScores(Result):
+    """Scores before and under an edit.
+
+    Attributes:
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, then for the edited rows ``difference`` to the
+            unedited model with its paired interval ``difference_low, difference_high`` and permutation ``p``.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+
+def edited_scores(
+    model: TransformerBridge,
+    edit: Intervention,
+    measure: Callable[[str | None], BenchmarkScores],
+    *,
+    before: BenchmarkScores | None = None,
+    seed: int = 0,
+) -> EditedScores:
+    """Measure a benchmark with and without an edit.
+
+    >>> edited_scores(model, edit, lambda name: stereoset_scores(model, records, edit=name)).frame
+
+    Args:
+        measure: scores the model as it is at the moment; given the edit's name, or None, for the table.
+        before: the unedited scores, if they are at hand.
+        seed: of the paired bootstrap and permutations.
+
+    Raises:
+        TracelabError: the edit was made for another model.
+    """
+    hooks = edit.hooks(model)  # refuses before any work
+    first = before or measure(None)
+    with model.hooks(fwd_hooks=hooks):
+        second = measure(edit.name)
+    names = {"low": "difference_low", "high": "difference_high"}
+    change = paired(first, second, seed=seed).rename(columns=names)
+    keys = ["benchmark", "bias", "metric"]
+    edited = second.table.merge(change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1")
+    return EditedScores(second.settings | {"edit": edit.name}, pd.concat([first.table, edited], ignore_index=True))

@@ -1,0 +1,111 @@
+"""Figures of benchmark scores: edits beside each other, and a score along a parameter of an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tracelab.figures.edits import COLOURS, MARKERS
+from tracelab.figures.style import GREY, band, finish
+
+IDEAL = {"ss": 50.0, "lms": 100.0, "icat": 100.0, "crows_sum": 50.0, "crows_mean": 50.0, "crows_shared": 50.0}
+NAMES = {
+    "ss": "StereoSet SS (%)",
+    "lms": "StereoSet LMS (%)",
+    "icat": "StereoSet ICAT (%)",
+    "crows_sum": "CrowS-Pairs, sum (%)",
+    "perplexity": "perplexity",
+    "hellinger": "local bias (Hellinger)",
+    "distance": "distance from even",
+    "mass": "mass of group words",
+    "kl": "probers' KL from uniform (nats)",
+}
+NO_EDIT = "unedited"
+
+
+def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
+    """Each edit's scores with 95 % intervals, one panel a metric; the ideal value, where there is one, in grey.
+
+    Args:
+        table: rows of :class:`~tracelab.evaluate.scores.BenchmarkScores` tables; a missing ``edit`` is the model
+            as it is.
+        metrics: which, in order.
+        title, caption: above the figure; name n and the model in the caption.
+    """
+    table = table.assign(edit=table["edit"].fillna(NO_EDIT))
+    edits = list(dict.fromkeys(table["edit"]))
+    names = [NAMES.get(metric, metric) for metric in metrics]
+    figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, metric in enumerate(metrics, start=1):
+        part = table[table["metric"] == metric].drop_duplicates("edit").set_index("edit").reindex(edits)
+        figure.add_scatter(
+            x=part["value"].to_numpy(np.float32),
+            y=list(range(len(edits))),
+            mode="markers",
+            error_x=_bars(part),
+            marker={"color": [GREY if e == NO_EDIT else COLOURS[0] for e in edits], "size": 9},
+            showlegend=False,
+            hovertemplate="%{x:.3g}<extra></extra>",
+            row=1,
+            col=column,
+        )
+        if metric in IDEAL:
+            figure.add_vline(x=IDEAL[metric], line={"color": GREY, "dash": "dot"}, row=1, col=column)
+    ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
+    figure.update_yaxes(autorange="reversed", **ticks)
+    figure.update_xaxes(nticks=5)
+    figure = finish(figure, title, caption, height=210 + 36 * len(edits), legend=False)
+    return figure.update_layout(margin_l=40 + 7 * max(map(len, edits)))
+
+
+def sweep(
+    table: pd.DataFrame, x: str, metrics: Sequence[str], *, series: str, title: str, caption: str, x_title: str = ""
+) -> go.Figure:
+    """Scores along a parameter, one panel a metric, one line with a 95 % band a series.
+
+    Args:
+        table: columns ``x``, ``series``, ``metric, value, low, high``.
+        x: name of the parameter's column.
+        series: name of the column that tells lines apart.
+    """
+    names = [NAMES.get(metric, metric) for metric in metrics]
+    figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, horizontal_spacing=0.07)
+    lines = list(dict.fromkeys(table[series]))
+    for column, metric in enumerate(metrics, start=1):
+        for i, line in enumerate(lines):
+            part = table[(table["metric"] == metric) & (table[series] == line)].sort_values(x)
+            if part.empty:
+                continue
+            drawn = go.Figure()
+            band(drawn, part[x], part["low"], part["high"], COLOURS[i % len(COLOURS)])
+            drawn.add_scatter(
+                x=part[x],
+                y=part["value"].to_numpy(np.float32),
+                mode="lines+markers",
+                name=escape(str(line)),
+                legendgroup=str(line),
+                showlegend=column == 1,
+                line={"color": COLOURS[i % len(COLOURS)]},
+                marker={"symbol": MARKERS[i % len(MARKERS)], "size": 7},
+            )
+            figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
+        if metric in IDEAL:
+            figure.add_hline(y=IDEAL[metric], line={"color": GREY, "dash": "dot"}, row=1, col=column)
+    figure.update_xaxes(title=x_title or x)
+    return finish(figure, title, caption)
+
+
+def _bars(part: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (part["high"] - part["value"]).to_numpy(np.float32),
+        "arrayminus": (part["value"] - part["low"]).to_numpy(np.float32),
+        "thickness": 1.5,
+    }
