@@ -67,6 +67,67 @@ def test_out_keeps_a_result_that_loads_again(tmp_path, tiny_folder):
     assert (tmp_path / "attention-crows-pairs-gender.html").is_file()
 
 
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, tokenizer):
+    """A tiny model's folder, and a FairMed and an experts bundle that the command line fitted on it."""
+    folder = tmp_path_factory.mktemp("bundles")
+    tiny_hf("llama", len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    common = ["--model", str(folder / "model"), "--bias", "gender"]
+    fairmed, experts = str(folder / "fairmed"), str(folder / "experts")
+    assert main(["fit", "fairmed", *common, "--limit", "12", "--layers", "1,2", "--lam", "2", "--out", fairmed]) == 0
+    assert main(["fit", "experts", *common, "--limit", "8", "--rank", "2", "--alpha", "2", "--out", experts]) == 0
+    return {"model": str(folder / "model"), "fairmed": fairmed, "experts": experts}
+
+
+def test_fit_writes_bundles_that_hold_what_was_asked_for(bundles):
+    from tracelab import Experts, FairMed, load_intervention
+
+    fairmed, experts = load_intervention(bundles["fairmed"]), load_intervention(bundles["experts"])
+    assert isinstance(fairmed, FairMed)
+    assert (fairmed.layers, fairmed.config.lam) == ([1, 2], 2)
+    assert isinstance(experts, Experts)
+    assert (experts.config.alpha, experts.bias) == (2, "gender")
+    assert {name: len(losses) for name, losses in experts.notes["losses"].items()} == {"expert": 1, "anti_expert": 1}
+
+
+def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bundles):
+    common = ["score", "local-bias", "--bias", "gender", "--model", bundles["model"]]
+    plain = run_json(tmp_path, *common)["results"]
+    rows = run_json(tmp_path, *common, "--edit", bundles["fairmed"], "--edit", bundles["experts"])["results"]
+    before, after = rows
+    assert before["value"] == plain[0]["value"]
+    assert before["difference"] is None
+    assert after["edit"] == "fairmed(gender) + experts(gender, α=2)"
+    assert after["difference"] == pytest.approx(after["value"] - before["value"])
+    assert after["difference_low"] <= after["difference"] <= after["difference_high"]
+    assert 0 < after["p"] <= 1
+
+
+@pytest.mark.parametrize("benchmark", ["stereoset", "crows-pairs", "perplexity"])
+def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
+    arguments = ["score", benchmark, "--limit", "8", "--model", bundles["model"], "--edit", bundles["experts"]]
+    rows = run_json(tmp_path, *arguments)["results"]
+    assert {row["edit"] for row in rows} == {None, "experts(gender, α=2)"}
+
+
+def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
+    edits = ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]
+    prompts = ["--prompt", "The nurse said that", "--prompt", "He"]
+    arguments = ["inspect", "--model", bundles["model"], *edits, *prompts, "--top", "2", "--token", "woman"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "·woman" in capsys.readouterr().out
+    drawn = {file.stem for file in tmp_path.glob("*.html")}
+    views = ("tokens", "positions", "layers", "groups", "logits")
+    assert drawn == {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
+
+
+def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["fit", "fairmed", "--bias", "gender", "--out", str(tmp_path), "--model", "/no/model"]) == 2
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,6 +135,14 @@ def test_out_keeps_a_result_that_loads_again(tmp_path, tiny_folder):
         (["score", "stereoset", "--split", "train"], "unknown split 'train'"),
         (["score", "stereoset", "--source", "/no/file.json"], "no StereoSet file"),
         (["trace", "--bias", "gender", "--component", "mid"], "unknown component 'mid'"),
+        (["score", "perplexity", "--bias", "gender"], "it has no --bias"),
+        (["score", "stereoset", "--edit", "/no/bundle"], "no bundle folder at '/no/bundle'"),
+        (["inspect", "--edit", "/no/bundle", "--prompt", "x"], "no bundle folder at '/no/bundle'"),
+        (["fit", "fairmed", "--bias", "gender"], "add --out BUNDLE"),
+        (["fit", "fairmed", "--bias", "nope", "--out", "none"], "unknown attribute 'nope'"),
+        (["fit", "fairmed", "--bias", "gender", "--lam", "nan", "--out", "none"], "lam of FairMed is a finite"),
+        (["fit", "experts", "--bias", "age", "--out", "none"], "unknown bias type 'age'"),
+        (["fit", "experts", "--bias", "gender", "--alpha", "inf", "--out", "none"], "alpha must be a finite"),
         (["trace", "--bias", "gender", "--layers", "99"], "out of range"),
         (["trace", "--bias", "gender", "--layers", "a:b"], "write 0,5,9 or 0:30:3"),
         (["trace", "--bias", "gender", "--window", "31"], "a window of 31 layers"),

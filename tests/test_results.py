@@ -99,12 +99,20 @@ def test_saving_again_replaces_the_old_result_as_a_whole(results, tmp_path):
 def test_a_folder_of_other_things_is_not_replaced(results, tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("years of work")
     for folder in (tmp_path, str(tmp_path)):
-        with pytest.raises(TracelabError, match="holds other files: name a folder of its own"):
+        with pytest.raises(TracelabError, match=r"holds other files \(thesis\.tex\): name a folder of its own"):
             results[StereoSetScores].save(folder)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TracelabError, match="holds other files"):
         results[StereoSetScores].save(".")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_with_a_result_and_something_else_is_not_replaced(results, tmp_path):
+    folder = results[StereoSetScores].save(tmp_path / "kept")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(TracelabError, match=r"holds other files \(notes\.txt\)"):
+        results[StereoSetScores].save(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_an_empty_folder_is_used(results, tmp_path):

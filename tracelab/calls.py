@@ -9,6 +9,7 @@ is there for as long as the cache is and follows it through beam search.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,43 +98,67 @@ class Call:
         return places[:, -pos:].to(device).expand(batch, pos)
 
 
-_CALLS: WeakKeyDictionary[nn.Module, list[Call]] = WeakKeyDictionary()
+@dataclass
+class _Watched:
+    """The passes of a model that are under way, an inner one after its outer one, and what records them."""
+
+    calls: list[Call] = field(default_factory=list)
+    users: int = 0
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+_WATCHED: WeakKeyDictionary[nn.Module, _Watched] = WeakKeyDictionary()
 
 
 def current_call(hf_model: nn.Module) -> Call:
     """The forward pass of a watched model that is under way (an empty one while only a part of it runs)."""
-    calls = _CALLS.get(hf_model)
-    return calls[-1] if calls else Call(reading=_READING.get())
+    watched = _WATCHED.get(hf_model)
+    return watched.calls[-1] if watched and watched.calls else Call(reading=_READING.get())
 
 
-def watch(hf_model: nn.Module) -> list[RemovableHandle]:
-    """Record the forward passes of a ``transformers`` model; twice is as once.
-
-    Returns:
-        The handles that end it; none if the model was watched already.
-    """
-    if hf_model in _CALLS:
-        return []
-    _CALLS[hf_model] = []
-    return [
+def watch(hf_model: nn.Module) -> None:
+    """Record the forward passes of a ``transformers`` model, until :func:`unwatch` is called as often."""
+    watched = _WATCHED.setdefault(hf_model, _Watched())
+    watched.users += 1
+    _remove(watched.handles)
+    watched.handles = [
         hf_model.register_forward_pre_hook(_begin, with_kwargs=True),
-        # Also after an error: a call that failed must not stay "under way".
+        # Anew, so that it comes after all hooks that are there: to them the call is still under way. Also after an
+        # error: a call that failed must not stay under way.
         hf_model.register_forward_hook(_end, always_call=True),
     ]
 
 
-def unwatch(hf_model: nn.Module, handles: list[RemovableHandle]) -> None:
-    """Undo :func:`watch`, if it was this call of it that began the recording."""
+def unwatch(hf_model: nn.Module) -> None:
+    """Undo one :func:`watch`."""
+    watched = _WATCHED[hf_model]
+    watched.users -= 1
+    if not watched.users:
+        _remove(watched.handles)
+        del _WATCHED[hf_model]
+
+
+@contextmanager
+def ending_with_the_block(hf_model: nn.Module) -> Iterator[None]:
+    """After the block no pass of a watched model that began in it is under way, interrupted ones (Ctrl-C) included."""
+    calls = _WATCHED[hf_model].calls
+    outer = len(calls)
+    try:
+        yield
+    finally:
+        del calls[outer:]
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
-    if handles:
-        _CALLS.pop(hf_model, None)
 
 
 def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
     ids = args[0] if args else kwargs.get("input_ids")
-    mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    cache = kwargs.get("past_key_values")
+    mask, position_ids = given.get("attention_mask"), given.get("position_ids")
+    cache = given.get("past_key_values")
     call = Call(
         input_ids=ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None,
         attention_mask=mask if isinstance(mask, Tensor) else None,
@@ -143,11 +168,12 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     )
     if call.past_length:
         call.kept = getattr(cache, "kept_by_edits", {})
-    _CALLS[module].append(call)
+    # A copy of a watched model has its hooks, and is not known yet.
+    _WATCHED.setdefault(module, _Watched()).calls.append(call)
 
 
 def _end(module: nn.Module, args: tuple, output: Any) -> None:
-    call = _CALLS[module].pop()
+    call = _WATCHED[module].calls.pop()
     cache = getattr(output, "past_key_values", None)
     if isinstance(cache, Cache) and call.kept and not call.past_length:
         cache.kept_by_edits = call.kept  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from tracelab import assets
 from tracelab.datasets import crows_pairs, expert_texts, neutral_sentences, stereoset, templates
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_file
+from tracelab.files import atomic_file, require_replaceable
 from tracelab.results import Result
 
 BENCHMARKS = ("stereoset", "stereoset-intersentence", "crows-pairs", "perplexity", "local-bias")
@@ -109,9 +109,11 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def _fit(options: argparse.Namespace) -> None:
     from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, FinetuneConfig
+    from tracelab.interventions.bundle import MANIFEST, OWN_FILES
 
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
+    require_replaceable(Path(options.out), OWN_FILES)
     given = {name: value for name, value in vars(options).items() if value is not None}
     if options.method == "fairmed":
         own = {name: given[name] for name in ("lam", "positions") if name in given}
@@ -127,9 +129,12 @@ def _fit(options: argparse.Namespace) -> None:
         )
         partial = Path(f"{options.out}.partial")
         edit = Experts.fit(_load(options), texts, mixing, training=training, partial=partial)
-    print(edit.save(options.out))
+    bundle = edit.save(options.out)
+    print(bundle)
     if options.method == "experts":
         shutil.rmtree(f"{options.out}.partial", ignore_errors=True)
+    if options.json is not None:
+        _write_json(options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame())
 
 
 def _inspect(options: argparse.Namespace) -> Result:
@@ -274,10 +279,12 @@ def _hand_out(result: Result, options: argparse.Namespace) -> None:
     if options.out is not None:
         result.save(Path(options.out) / _name(options))
         _partial(options).unlink(missing_ok=True)
-        if type(result).plot is not Result.plot:  # benchmark scores have no figure
+        figures = result.figures()
+        if figures:
             from tracelab.figures import save_figures
 
-            save_figures({_name(options): result.plot()}, options.out)
+            named = {"-".join(filter(None, (_name(options), name))): figure for name, figure in figures.items()}
+            save_figures(named, options.out)
     if options.json is not None:
         _write_json(options, result.settings, result.frame)
 
@@ -426,7 +433,7 @@ def _parser() -> argparse.ArgumentParser:
     experts.add_argument("--filter-order", help="after (default) or base_first")
     experts.add_argument("--rank", type=_positive, help="of the low-rank deltas (default 16)")
     experts.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
-    experts.add_argument("--epochs", type=_positive, help="default 2")
+    experts.add_argument("--epochs", type=_positive, help="default 1")
     _add_source(fit)
 
     inspect = add(

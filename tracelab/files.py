@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tracelab.errors import TracelabError
 
 
 @contextmanager
@@ -29,6 +31,22 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_replaceable(folder: Path, own: Sequence[str]) -> None:
+    """Refuse to replace a folder that holds anything but what we write.
+
+    Args:
+        own: patterns of the file names that we write.
+
+    Raises:
+        TracelabError: naming a file that is not ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TracelabError(f"{str(folder)!r} is a file: name a folder")
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not any(file.match(pattern) for pattern in own):
+            raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): name a folder of its own")
 
 
 @contextmanager

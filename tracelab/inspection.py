@@ -77,6 +77,13 @@ class BeforeAfter(Result):
         require_choice("view", view, VIEWS)
         return before_after(self, view, prompt)
 
+    def figures(self) -> dict[str, go.Figure]:
+        """Every view of every prompt that has it, by ``<view>-<prompt>``."""
+        mixed = "z_plus" in self.tokens
+        views = [v for v in VIEWS if (v != "groups" or len(self.groups)) and (v != "logits" or mixed)]
+        numbers = range(len(self.settings["prompts"]))
+        return {f"{view}-{number}": self.plot(view, prompt=number) for number in numbers for view in views}
+
 
 @torch.no_grad()
 def inspect(

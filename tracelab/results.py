@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_folder
+from tracelab.files import atomic_folder, require_replaceable
 from tracelab.model import model_info
 
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
@@ -53,6 +53,10 @@ class Result:
         """The figure of this result."""
         raise AttributeError(f"{type(self).__name__} has no figure")
 
+    def figures(self) -> dict[str, go.Figure]:
+        """All its figures by name ("" for the only one); none for a result that has none."""
+        return {} if type(self).plot is Result.plot else {"": self.plot()}
+
     def save(self, folder: Path | str) -> Path:
         """Write the result into ``folder``, which replaces a result saved there before; returns the folder.
 
@@ -60,8 +64,7 @@ class Result:
             TracelabError: ``folder`` holds something else.
         """
         folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").is_file():
-            raise TracelabError(f"{str(folder)!r} holds other files: name a folder of its own for the result")
+        require_replaceable(folder, ["result.json", "*.parquet", "*.safetensors"])
         plain: dict[str, Any] = {}
         with atomic_folder(folder) as made:
             for name, value in self._values():

@@ -80,7 +80,6 @@ def stereoset(
     return select(records, bias, limit, what=f"StereoSet {split} {task}")
 
 
-@lru_cache(maxsize=8)
 def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
     """Attribute words of a bias type, from ``bias_attribute_words.json``; none for ``profession``.
 
@@ -97,6 +96,11 @@ def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
             stacklevel=2,
         )
         return ()
+    return _attribute_words(path, bias)
+
+
+@lru_cache(maxsize=16)
+def _attribute_words(path: Path, bias: str) -> tuple[str, ...]:
     tuples = json.loads(path.read_text(encoding="utf-8")).get(bias, [])
     return tuple(dict.fromkeys(word for words in tuples for word in words))
 

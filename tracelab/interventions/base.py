@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.calls import unwatch, watch
+from tracelab.calls import ending_with_the_block, unwatch, watch
 from tracelab.errors import TracelabError
 from tracelab.hook_points import Point, module_path
 from tracelab.model import fingerprint, model_info, require_hook
@@ -176,7 +176,7 @@ class Intervention(nn.Module, ABC):
     @contextmanager
     def applied(self, model: TransformerBridge) -> Iterator[TransformerBridge]:
         """Within the block the model is edited; afterwards it is bit for bit what it was."""
-        with model.hooks(fwd_hooks=self.hooks(model)):
+        with model.hooks(fwd_hooks=self.hooks(model)), ending_with_the_block(model.original_model):
             yield model
 
     def attach(self, hf_model: nn.Module) -> ExitStack:
@@ -190,12 +190,12 @@ class Intervention(nn.Module, ABC):
         self.require_plain(hf_model)
         self.to(next(hf_model.parameters()).device)
         edits = [(edit, self._module(hf_model, edit.point)) for edit in self.edits(hf_model)]
-        handles = watch(hf_model)
         with ExitStack() as stack:
-            stack.callback(unwatch, hf_model, handles)
-            for edit, module in reversed(edits):
-                # Before the hooks that are there, as the one that ends the recording of the pass must come last.
-                stack.callback(module.register_forward_hook(_forward_hook(edit), prepend=True).remove)
+            for edit, module in edits:
+                stack.callback(module.register_forward_hook(_forward_hook(edit)).remove)
+            watch(hf_model)  # after them: see there
+            stack.callback(unwatch, hf_model)
+            stack.enter_context(ending_with_the_block(hf_model))
             return stack.pop_all()
 
     def _module(self, hf_model: nn.Module, point: Point) -> nn.Module:

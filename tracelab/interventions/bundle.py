@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_folder
+from tracelab.files import atomic_folder, require_replaceable
 from tracelab.interventions.base import Intervention, Origin
 from tracelab.interventions.experts import Experts, ExpertsSpec
 from tracelab.interventions.fairmed import FairMed, FairMedSpec
@@ -35,6 +35,7 @@ from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 
 FORMAT_VERSION = 1
 MANIFEST, TENSORS, CARD = "tracelab.json", "tensors.safetensors", "README.md"
+OWN_FILES = (MANIFEST, TENSORS, CARD)
 
 REGISTRY: dict[str, tuple[type[Intervention], type[BaseModel]]] = {
     FairMed.kind: (FairMed, FairMedSpec),
@@ -84,8 +85,7 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
         TracelabError: ``path`` holds something else.
     """
     folder = Path(path)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise TracelabError(f"{str(folder)!r} holds other files: name a folder of its own for the bundle")
+    require_replaceable(folder, OWN_FILES)
     tensors = {name: value.detach().cpu().contiguous() for name, value in intervention.state_dict().items()}
     content = save(tensors)
     manifest = Manifest(

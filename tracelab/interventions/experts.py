@@ -71,12 +71,16 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts line by line."""
+    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts line by line.
+
+    The paper's recipe is not public. On the embedded model these values give each gender expert alone 1.7 times the
+    base's perplexity on neutral text; the authors' own experts have 1.3 to 2 times.
+    """
 
     rank: int = 16
     modules: tuple[str, ...] = ("mlp.in", "mlp.out", "attn.o")
     lr: float = 5e-4
-    epochs: int = 2
+    epochs: int = 1
     batch_size: int = 8
     block_size: int = 64
     seed: int = 0

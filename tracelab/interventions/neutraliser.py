@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,7 @@ INITS = ("zero", "random")
 RADII = ("fixed", "adaptive")
 DIRECTIONS = ("adversarial", "random")
 POSITIONS = ("predictive", "published", "all")
+GROUPS = ("scored", "all")
 
 PUBLISHED_LAM = {
     "age": 4.0,
@@ -85,7 +86,7 @@ class FairMedConfig:
     radius: str = "fixed"
     direction: str = "adversarial"
     positions: str = "predictive"
-    groups: Literal["scored", "all"] | tuple[str, ...] = "scored"
+    groups: str | tuple[str, ...] = "scored"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +95,9 @@ class FairMedConfig:
                 raise TracelabError(f"{name} of FairMed is a finite number from 0 on, not {getattr(self, name)}")
         if not (isfinite(self.step_frac) and self.step_frac > 0) or self.steps < 0:
             raise TracelabError(f"FairMed needs steps >= 0 and step_frac > 0, not {self.steps} and {self.step_frac}")
-        if len(self.groups) == 1:
+        if isinstance(self.groups, str):
+            require_choice("groups", self.groups, GROUPS)
+        elif len(self.groups) == 1:
             raise TracelabError(
                 f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two or more"
             )
@@ -218,13 +221,17 @@ class _Problem:
     def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per sequence: the summed KL, the largest KL of an attribute; and the gradient."""
         found = [prober.kl_and_gradient(self.a + delta) for prober in self.probers]
-        kl = torch.stack([(kl * self.mask).sum(dim=1) for kl, _ in found])
+        kl = torch.stack([self._summed(kl) for kl, _ in found])
         gradient = torch.stack([slope for _, slope in found]).sum(dim=0)
-        return kl.sum(dim=0), kl.amax(dim=0), gradient * self.mask[..., None]
+        return kl.sum(dim=0), kl.amax(dim=0), gradient.where(self.mask[..., None], torch.zeros_like(gradient))
 
     def worst(self, delta: Tensor) -> Tensor:
         """Per sequence the largest KL of an attribute."""
-        return torch.stack([(p.kl(self.a + delta) * self.mask).sum(dim=1) for p in self.probers]).amax(dim=0)
+        return torch.stack([self._summed(p.kl(self.a + delta)) for p in self.probers]).amax(dim=0)
+
+    def _summed(self, kl: Tensor) -> Tensor:
+        # A product with the mask would let a NaN outside it through.
+        return kl.where(self.mask, torch.zeros_like(kl)).sum(dim=1)
 
 
 def _start(problem: _Problem, noise: Tensor | None, epsilon: float, config: FairMedConfig) -> Tensor:
@@ -244,7 +251,8 @@ def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedCo
     evaluations = config.steps + (config.init == "zero")
     for number in range(1, evaluations + 1):
         kl, worst, gradient = problem.select(active).evaluate(delta[active])
-        better = kl < best_kl[active]  # never true of a KL that is not a number
+        # Never true of a KL that is not a number. Neutral for all attributes is best even if the sum was lower before.
+        better = (kl < best_kl[active]) | (worst < config.tol)
         best_kl[active[better]], best[active[better]] = kl[better], delta[active[better]]
         going = (worst >= config.tol) & kl.isfinite()
         active, gradient = active[going], gradient[going]
