@@ -36,7 +36,7 @@ class Generations(Result):
 @torch.no_grad()
 def generate(
     model: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     max_new_tokens: int = 15,
     num_return_sequences: int = 1,
@@ -61,8 +61,13 @@ def generate(
     Raises:
         TracelabError: no prompt, or an argument that ``transformers`` refuses.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise TracelabError("no prompt to continue")
+    counts = {"batch_size": batch_size, "num_return_sequences": num_return_sequences, "num_beams": num_beams}
+    for name, count in counts.items():
+        if count < 1:
+            raise TracelabError(f"{name} is at least 1, not {count}")
     sequences = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in prompts]
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

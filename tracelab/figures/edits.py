@@ -131,6 +131,8 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
             for name, field, dash in (("before", "p_before", "dot"), ("after", "p_after", "solid")):
                 style = _style(i)
                 style["line"] = {**style["line"], "dash": dash}
+                if name == "before":
+                    style["marker"] = {**style["marker"], "symbol": f"{style['marker']['symbol']}-open"}
                 figure.add_scatter(
                     x=[str(layer) for layer in rows["layer"]],
                     y=rows[field].to_numpy(np.float32),

@@ -75,6 +75,8 @@ def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colou
 
 def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
     """Title, caption under it (n, interval, model), one font and width for all figures."""
+    # Above the titles of panels, where there are any.
+    above = 1 + (28 if figure.layout.annotations else 4) / (height - 185)
     layout: dict[str, Any] = {
         "template": "plotly_white",
         "width": WIDTH,
@@ -94,7 +96,7 @@ def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, le
         "font": {"size": 12},
         "margin": {"l": 70, "r": 30, "t": 125, "b": 60},
         "showlegend": legend,
-        "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        "legend": {"orientation": "h", "y": above, "yanchor": "bottom", "x": 1, "xanchor": "right"},
     }
     return figure.update_layout(layout)
 

@@ -7,7 +7,8 @@ on biased text; all before the softmax, at every position (arXiv 2412.01711; DEx
 one is missing, the target's own logits stand in for it. The log-odds of two tokens move by ``α (Δz⁺ - Δz⁻)``.
 
 Both experts are weight deltas of one small model with the target's vocabulary; by default the target itself. They
-run as one batch and keep their keys and values along with the target's own (:mod:`.expert_runner`).
+run as one batch and keep their keys and values along with the target's own (:mod:`.expert_runner`). Other edits of
+the target do not act inside its experts.
 
 ``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler. ``"base_first"``
 (DExperts): the target's own distribution, before the difference is added; this is part of the edit, so with it
@@ -202,7 +203,12 @@ class Experts(Intervention):
         """Refuse a model with another vocabulary, or one that is not the experts' base if none is set."""
         base = self.expert_base
         if base is None:
-            super().require(model)
+            try:
+                super().require(model)
+            except TracelabError as error:
+                raise TracelabError(
+                    f"{error}; or set edit.expert_base to the loaded model they were tuned on"
+                ) from None
         elif model.tokenizer.get_vocab() != base.tokenizer.get_vocab():
             raise TracelabError(
                 f"the experts' base {model_info(base).model_id} has another vocabulary than "

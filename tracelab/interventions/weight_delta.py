@@ -108,7 +108,8 @@ class WeightDelta(Intervention):
             raise TracelabError(f"the rank of a delta is at least 1, not {rank}")
         for module in modules:
             require_choice("linear map", module, LINEAR_MAPS)
-        points = [Point(module, layer) for layer in layers for module in modules]
+        # Each once: a map named twice would get its delta twice.
+        points = list(dict.fromkeys(Point(module, layer) for layer in layers for module in modules))
         if not points:
             raise TracelabError("a weight delta needs at least one layer and one linear map")
         origin = Origin.of(model, points)
