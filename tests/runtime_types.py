@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException, BeartypeDecorHintPep673Exception
+
+_CHECK = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as type checkers say
 
 UNCHECKABLE: dict[str, str] = {}
 """The functions with an annotation that beartype refuses, and why."""
@@ -14,7 +16,7 @@ UNCHECKABLE: dict[str, str] = {}
 def check(function: Callable) -> Callable:
     """``beartype(function)``; a function it refuses is noted and left as it is."""
     try:
-        return beartype(function)
+        return _CHECK(function)
     except BeartypeDecorHintPep673Exception:  # typing.Self: it would have to see the whole class
         return function
     except BeartypeDecorHintException as error:

@@ -12,6 +12,7 @@ from tests.interventions.edits import random_delta, random_experts, random_fairm
 from tests.tiny import KINDS, tiny_hf
 from tracelab import assets
 from tracelab.errors import TracelabError
+from tracelab.hook_points import LINEAR_MAPS
 from tracelab.interventions import Stack, WeightDelta
 from tracelab.model import from_hf
 
@@ -264,3 +265,25 @@ def test_an_attached_edit_can_be_kept_and_closed(tiny_model, tokenizer):
             assert not torch.equal(plain(TOKENS).logits, before)
             handle.close()
         assert torch.equal(plain(TOKENS).logits, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delta_of_every_linear_map_moves_the_bridge_as_it_moves_plain_transformers(tiny_model, tokenizer, kind):
+    model, plain = tiny_model(kind), tiny_hf(kind, len(tokenizer))
+    joint = {"gpt2", "gpt_neox"}  # query, key and value are one module there
+    before, served = logits(model), 0
+    for module in LINEAR_MAPS:
+        if f"blocks.1.{module}.hook_in" not in model.hook_dict:
+            continue
+        edit = random_delta(model, modules=(module,), layers=(1,))
+        with edit.applied(model):
+            bridged = logits(model)
+        assert (bridged - before).abs().max() > 1, module
+        if kind in joint and module in {"attn.q", "attn.k", "attn.v"}:
+            with pytest.raises(TracelabError, match="computed together with others"):
+                edit.attach(plain)
+            continue
+        with torch.no_grad(), edit.attach(plain):
+            torch.testing.assert_close(plain(TOKENS).logits, bridged, atol=1e-4, rtol=1e-4)
+        served += 1
+    assert served >= 3

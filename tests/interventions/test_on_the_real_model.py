@@ -40,7 +40,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def experts(real_model, texts):
-    training = FinetuneConfig(rank=4, modules=("mlp.out",), epochs=2, batch_size=8)
+    training = FinetuneConfig(rank=4, modules=("mlp.out",), lr=5e-3, epochs=3)
     return Experts.fit(real_model, texts, training=training)
 
 
@@ -76,7 +76,7 @@ def test_fairmed_makes_the_probers_more_even_at_every_layer_on_unseen_prompts_an
 def test_the_first_edited_layer_is_read_as_it_is_without_the_edit(real_model, probes, fairmed, corpus):
     unseen = probes.unseen(corpus)
     before = probers_kl(real_model, fairmed, unseen)["before"]
-    untouched = probers_kl(real_model, fairmed.with_config(FairMedConfig(lam=0)), unseen)["before"]
+    untouched = probers_kl(real_model, fairmed.with_config(FairMedConfig(lam=0.0)), unseen)["before"]
     torch.testing.assert_close(before[0], untouched[0])
     assert not torch.allclose(before[-1], untouched[-1])
 
@@ -93,7 +93,7 @@ def test_experts_learn_their_texts_and_leave_the_weights_alone(real_model, exper
         assert tuned < counterpart
     with torch.no_grad():
         before = real_model(tokens)
-        with experts.with_alpha(0).applied(real_model):
+        with experts.with_alpha(0.0).applied(real_model):
             assert torch.equal(real_model(tokens), before)
     assert all(parameter.grad is None for parameter in real_model.parameters())
 
@@ -180,7 +180,7 @@ def test_inspect_reports_what_the_stack_did_on_the_real_model(real_model, fairme
     first = min(fairmed.layers)
     moved = result.layers.set_index(["edit", "layer"])["resid_post"].loc[fairmed.name]
     assert (moved.loc[: first - 1] == 0).all()
-    assert (moved.loc[first:] > 0).all()
+    assert moved.loc[max(fairmed.layers) :].min() > 0
     stacked = result.tokens[result.tokens["edit"] != fairmed.name]
     mixed = stacked["z"] + experts.config.alpha * (stacked["z_plus"] - stacked["z_minus"])
     assert (stacked["logit_after"] - mixed).abs().max() < 1e-3

@@ -24,6 +24,8 @@ NAMES = {
     "hellinger": "local bias (Hellinger)",
     "distance": "distance from even",
     "mass": "mass of group words",
+    "change in distance": "change of the distance from even",
+    "change in mass": "change of the mass of group words",
     "kl": "probers' KL from uniform (nats)",
 }
 NO_EDIT = "unedited"

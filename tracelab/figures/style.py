@@ -64,6 +64,7 @@ def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colou
     figure.add_scatter(
         x=[*x, *x[::-1]],
         y=[*high, *low[::-1]],
+        mode="lines",
         fill="toself",
         fillcolor=colour,
         opacity=0.18,

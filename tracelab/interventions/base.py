@@ -189,7 +189,7 @@ class Intervention(nn.Module, ABC):
         """
         self.require_plain(hf_model)
         self.to(next(hf_model.parameters()).device)
-        edits = [(edit, self._module(hf_model, edit.point)) for edit in self.edits(hf_model)]
+        edits = [(edit, self.module(hf_model, edit.point)) for edit in self.edits(hf_model)]
         with ExitStack() as stack:
             for edit, module in edits:
                 stack.callback(module.register_forward_hook(_forward_hook(edit)).remove)
@@ -198,7 +198,12 @@ class Intervention(nn.Module, ABC):
             stack.enter_context(ending_with_the_block(hf_model))
             return stack.pop_all()
 
-    def _module(self, hf_model: nn.Module, point: Point) -> nn.Module:
+    def module(self, hf_model: nn.Module, point: Point) -> nn.Module:
+        """The module of a plain ``transformers`` model whose output is the point.
+
+        Raises:
+            TracelabError: it has none.
+        """
         if point.kind == "logits":
             return hf_model
         path = self.paths().get(str(point))
@@ -292,6 +297,11 @@ def _forward_hook(edit: Edit) -> Callable[..., Any]:
         if edit.point.linear:
             return _checked(edit.point, output, edit.function(args[0], output))
         if edit.point.kind == "logits":
+            if output.get("loss") is not None:
+                raise TracelabError(
+                    "transformers computed the loss before the logits were edited: give no labels, and compute it "
+                    "from the logits"
+                )
             output.logits = _checked(edit.point, output.logits, edit.function(output.logits))
             return output
         if isinstance(output, tuple):

@@ -46,15 +46,16 @@ class ExpertRunner:
     Args:
         hf_model: the small model that the deltas are of.
         deltas: one an expert.
+
+    Raises:
+        TracelabError: the model computes a map of the deltas together with others.
     """
 
     def __init__(self, hf_model: Any, deltas: Sequence[WeightDelta]) -> None:
         self.twin = plain_twin(hf_model)
         self.deltas = list(deltas)
-        points = sorted({shape.point for delta in deltas for shape in delta.spec().maps})
-        paths = {name: path for delta in deltas for name, path in delta.paths().items()}
-        for point in points:
-            module = self.twin.get_submodule(paths[str(point)])
+        modules = {shape.point: delta.module(self.twin, shape.point) for delta in deltas for shape in delta.spec().maps}
+        for point, module in sorted(modules.items()):
             module.register_forward_hook(self._adder(point))
 
     def _adder(self, point: Point) -> Callable[..., Tensor]:

@@ -130,7 +130,7 @@ class Experts(Intervention):
         prints = {delta.origin.fingerprint for delta in given if delta.origin is not None}
         if len(prints) > 1:
             raise TracelabError("the expert and the anti-expert are deltas of different models: tune both on one")
-        super().__init__(origin or given[0].origin, notes)
+        super().__init__(origin or _origin_of_all(given), notes)
         self.expert, self.anti_expert = expert, anti_expert
         self.config = config or ExpertsConfig()
         self.bias = bias
@@ -176,7 +176,7 @@ class Experts(Intervention):
     def with_config(self, config: ExpertsConfig) -> Experts:
         """The same experts, mixed in another way."""
         other = Experts(self.expert, self.anti_expert, config, bias=self.bias, origin=self.origin, notes=self.notes)
-        other._bases, other._runners, other.allow_mismatch = self._bases, self._runners, self.allow_mismatch
+        other._bases, other._runners, other.allow_mismatch = list(self._bases), self._runners, self.allow_mismatch
         return other
 
     def with_alpha(self, alpha: float) -> Experts:
@@ -199,6 +199,12 @@ class Experts(Intervention):
             super().require(model)
         self._bases[:] = [] if model is None else [model]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "expert_base":  # torch would make the model a part of the edit, past the property
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def require(self, model: TransformerBridge) -> None:
         """Refuse a model with another vocabulary, or one that is not the experts' base if none is set."""
         base = self.expert_base
@@ -213,6 +219,11 @@ class Experts(Intervention):
             raise TracelabError(
                 f"the experts' base {model_info(base).model_id} has another vocabulary than "
                 f"{model_info(model).model_id}: logits of different tokens cannot be mixed"
+            )
+        elif model.cfg.d_vocab != base.cfg.d_vocab:  # one tokenizer, padded to different sizes
+            raise TracelabError(
+                f"the experts' base {model_info(base).model_id} has {base.cfg.d_vocab} logits, "
+                f"{model_info(model).model_id} has {model.cfg.d_vocab}: they cannot be mixed"
             )
 
     def require_plain(self, hf_model: Any) -> None:
@@ -267,6 +278,13 @@ class Experts(Intervention):
             None if part is None else WeightDelta.build(part, origin) for part in (spec.expert, spec.anti_expert)
         )
         return cls(expert, anti, spec.config, bias=spec.bias, origin=origin)
+
+
+def _origin_of_all(deltas: Sequence[WeightDelta]) -> Origin | None:
+    """The model that all deltas are of, with the paths of each."""
+    origin = deltas[0].origin
+    paths = {point: path for delta in deltas for point, path in delta.paths().items()}
+    return origin and origin.model_copy(update={"paths": paths})
 
 
 def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:

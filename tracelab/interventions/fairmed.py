@@ -106,6 +106,13 @@ class FairMed(Intervention):
         known = {group for spec in attributes for group in spec.groups}
         if not isinstance(config.groups, str) and not known >= set(config.groups):
             raise TracelabError(f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}")
+        for spec in attributes:
+            named = set(spec.groups) & set(() if isinstance(config.groups, str) else config.groups)
+            if len(named) == 1:
+                raise TracelabError(
+                    f"a distribution over one group, {named.pop()!r}, is always uniform: name two or more of "
+                    f"{spec.attribute}, or none"
+                )
         self.config = config
         self.attributes = tuple(attributes)
         self.probers = nn.ModuleDict({spec.attribute: _AttributeProbers(spec) for spec in attributes})
@@ -174,6 +181,7 @@ class FairMed(Intervention):
         """The same probers and layers, neutralising in another way."""
         other = FairMed(config, self.attributes, self.origin, self.notes)
         other.load_state_dict(self.state_dict())
+        other.allow_mismatch = self.allow_mismatch
         return other
 
     @property
