@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.interventions.edits import random_delta, random_experts
 from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
@@ -17,6 +18,8 @@ from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.hellinger import HellingerScores, hellinger, prompt_pairs
 from tracelab.evaluate.perplexity import PerplexityScores, perplexity
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
+from tracelab.generation import Generations, generate
+from tracelab.inspection import BeforeAfter, inspect
 from tracelab.localize import causal_trace, probe_layers
 from tracelab.localize.prober import ProberConfig
 from tracelab.localize.probes import LayerProbes
@@ -40,10 +43,21 @@ def results(tiny_model) -> dict[type[Result], Result]:
         HellingerScores: hellinger(model, prompt_pairs("gender")[:3]),
         LayerProbes: probes,
         CausalTrace: trace,
+        BeforeAfter: inspect(model, [random_delta(model), random_experts(model)], ["The dog", "A cat"], top=3),
+        Generations: generate(model, ["The dog", "A cat sits"], max_new_tokens=3, num_return_sequences=2),
     }
 
 
-KINDS = [StereoSetScores, CrowsPairsScores, PerplexityScores, HellingerScores, LayerProbes, CausalTrace]
+KINDS = [
+    StereoSetScores,
+    CrowsPairsScores,
+    PerplexityScores,
+    HellingerScores,
+    LayerProbes,
+    CausalTrace,
+    BeforeAfter,
+    Generations,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +138,7 @@ def test_settings_tell_model_data_seed_and_versions(results, tiny_model, kind):
     settings = results[kind].settings
     assert settings["model"] == model_info(tiny_model("llama")).settings()
     assert len(settings["data_hash"]) == 16
-    assert settings["seed"] == 0
+    assert settings.get("seed") == (None if kind is BeforeAfter else 0)  # inspect draws nothing
     assert settings["versions"]["torch"] == version("torch") == torch.__version__
     assert set(settings["versions"]) == {"tracelab", "torch", "transformers", "transformer-lens"}
 

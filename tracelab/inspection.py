@@ -167,6 +167,8 @@ def _named(interventions: Edits) -> dict[str, Intervention]:
 
 
 def _first_id(model: TransformerBridge, word: str) -> int:
+    if not word.strip():
+        raise TracelabError(f"no token in the word {word!r}")
     encoding = encode(model, f"a {word}", prepend_bos=False)
     return encoding.ids[encoding.positions(Span(2, 2 + len(word)))[0]]
 

@@ -125,6 +125,7 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
     figure = make_subplots(
         rows=1, cols=len(panels), subplot_titles=[escape(f"{e}: {a}") for (e, a), _ in panels], shared_yaxes=True
     )
+    listed: set[str] = set()  # in the legend: attributes have groups of their own
     for column, (_, part) in enumerate(panels, start=1):
         layers = [str(layer) for layer in sorted(part["layer"].unique())]
         for i, (group, rows) in enumerate(part.groupby("group", sort=False)):
@@ -133,17 +134,19 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
                 style["line"] = {**style["line"], "dash": dash}
                 if name == "before":
                     style["marker"] = {**style["marker"], "symbol": f"{style['marker']['symbol']}-open"}
+                label = escape(f"{group} {name}")
                 figure.add_scatter(
                     x=[str(layer) for layer in rows["layer"]],
                     y=rows[field].to_numpy(np.float32),
                     mode="lines+markers",
-                    name=f"{group} {name}",
-                    legendgroup=f"{group} {name}",
-                    showlegend=column == 1,
+                    name=label,
+                    legendgroup=label,
+                    showlegend=label not in listed,
                     row=1,
                     col=column,
                     **style,
                 )
+                listed.add(label)
         figure.add_hline(y=1 / part["group"].nunique(), line={"color": GREY, "width": 1}, row=1, col=column)
         figure.update_xaxes(title="edited layer", categoryarray=layers, row=1, col=column)
     figure.update_yaxes(title="probers' group probability", range=[0, 1], row=1, col=1)
@@ -165,9 +168,10 @@ def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
         values = part[["z", "z_plus", "z_minus"]].to_numpy()
         difference = values[:, 1] - values[:, 2]
         columns = np.column_stack([values, difference, part["logit_after"]])
-        return columns - np.array([*columns[:, :3].mean(axis=0), 0, columns[:, 4].mean()])
+        columns[np.isinf(columns)] = np.nan  # what "base_first" cut stays empty
+        return columns - np.nanmean(columns, axis=0) * [1, 1, 1, 0, 1]
 
-    bound = max(float(np.abs(centred(part)).max()) for part in parts) or 1.0
+    bound = max(float(np.nanmax(np.abs(centred(part)))) for part in parts) or 1.0
     for column, part in enumerate(parts, start=1):
         figure.add_heatmap(
             z=centred(part).astype(np.float32),

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -71,7 +71,7 @@ class Manifest(_Strict):
     """The content of ``tracelab.json``."""
 
     format: Literal["tracelab"]
-    format_version: int
+    format_version: int = Field(ge=1)
     part: Part
     tensors: dict[str, TensorInfo]
     sha256: str
@@ -150,14 +150,16 @@ def _part(intervention: Intervention) -> Part:
 def _build(part: Part) -> Intervention:
     if part.kind not in REGISTRY:
         raise TracelabError(f"unknown kind of intervention {part.kind!r}: this version knows {', '.join(REGISTRY)}")
-    if part.kind == Stack.kind:
-        return Stack([_build(member) for member in part.members])
     cls, spec_type = REGISTRY[part.kind]
     try:
         spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)
+        members = [_build(member) for member in part.members]
+        intervention = Stack(members) if cls is Stack else cls.build(spec, part.origin)
     except ValidationError as error:
         raise TracelabError(f"the bundle's {part.kind} is not valid: {_first(error)}") from error
-    intervention = cls.build(spec, part.origin)
+    except (KeyError, TypeError, RuntimeError) as error:  # names and sizes that torch refuses
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TracelabError(f"the bundle's {part.kind} is not valid: {reason}") from error
     intervention.notes = part.notes
     return intervention
 
@@ -184,7 +186,7 @@ def _manifest(text: str, where: str) -> Manifest:
     try:
         content = json.loads(text)
         newest = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TracelabError(f"{where} is not the manifest of a tracelab bundle") from error
     if isinstance(newest, int) and newest > FORMAT_VERSION:
         raise TracelabError(

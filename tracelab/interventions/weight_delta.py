@@ -80,6 +80,8 @@ class WeightDelta(Intervention):
     kind = "weight_delta"
 
     def __init__(self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+        for shape in spec.maps:
+            require_choice("linear map", shape.module, LINEAR_MAPS)
         super().__init__(origin, notes)
         self._spec = spec
         self.maps = nn.ModuleDict(

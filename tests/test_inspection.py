@@ -1,0 +1,464 @@
+"""What ``inspect`` reports against slow oracles, and each view's figure by its content."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import entropy
+from transformers import AutoTokenizer
+
+import tracelab
+from tests.interventions.edits import random_delta, random_experts, random_fairmed
+from tests.tiny import tiny_hf
+from tracelab import assets
+from tracelab.errors import TracelabError
+from tracelab.inspection import BeforeAfter
+from tracelab.interventions import FairMed, FairMedConfig, Stack
+from tracelab.interventions.base import Origin
+from tracelab.interventions.fairmed import AttributeSpec
+from tracelab.model import from_hf
+
+PROMPT, SHORT = "The nurse said that the doctor", "He was"
+EDITS = {
+    "delta": random_delta,
+    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
+    "experts": lambda model: random_experts(model, alpha=0.7),
+    "stack": lambda model: Stack([random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]),
+}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model("llama")
+
+
+@pytest.fixture(params=EDITS)
+def edit(model, request):
+    return EDITS[request.param](model)
+
+
+def tokens_of(model, prompt=PROMPT):
+    return torch.tensor([model.tokenizer(prompt, add_special_tokens=False).input_ids])
+
+
+@torch.no_grad()
+def before_and_after(model, edit, prompt=PROMPT):
+    """Logits ``[pos, vocab]`` of two ordinary forward passes."""
+    tokens = tokens_of(model, prompt)
+    before = model(tokens)[0]
+    with edit.applied(model):
+        return before, model(tokens)[0]
+
+
+def softmax(logits) -> np.ndarray:
+    return torch.softmax(logits.double(), dim=-1).numpy()
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_token_rows_are_those_of_two_ordinary_forward_passes(model, edit, positions):
+    before, after = before_and_after(model, edit)
+    rows = tracelab.inspect(model, edit, PROMPT, positions=positions, top=3, tokens=["woman"]).tokens
+    length = len(before)
+    assert sorted(set(rows["position"])) == ([length - 1] if positions == "last" else list(range(length)))
+    assert len(rows) == 7 * rows["position"].nunique()
+    for row in rows.itertuples():
+        z, w = before[row.position], after[row.position]
+        assert row.logit_before == pytest.approx(float(z[row.token_id]), abs=1e-5)
+        assert row.logit_after == pytest.approx(float(w[row.token_id]), abs=1e-5)
+        assert row.p_before == pytest.approx(softmax(z)[row.token_id], abs=1e-6)
+        assert row.p_after == pytest.approx(softmax(w)[row.token_id], abs=1e-6)
+        assert row.token == model.tokenizer.decode([row.token_id]).replace(" ", "·").replace("\n", "⏎")
+
+
+@pytest.mark.parametrize("rank_by", ["probability", "logit"])
+def test_the_tokens_listed_are_those_that_move_most(model, rank_by):
+    edit = random_delta(model)
+    before, after = (z[-1].double() for z in before_and_after(model, edit))
+    change = after - before if rank_by == "logit" else torch.tensor(softmax(after) - softmax(before))
+    ranked = sorted(range(len(change)), key=lambda token: float(change[token]))
+    rows = tracelab.inspect(model, edit, PROMPT, top=4, rank_by=rank_by).tokens
+    assert rows[rows["direction"] == "promoted"]["token_id"].tolist() == ranked[: -4 - 1 : -1]
+    assert rows[rows["direction"] == "demoted"]["token_id"].tolist() == ranked[:4]
+
+
+def test_kl_and_entropies_are_scipys(model, edit):
+    before, after = before_and_after(model, edit)
+    rows = tracelab.inspect(model, edit, PROMPT, positions="all").positions
+    assert rows["position"].tolist() == list(range(len(before)))
+    for row in rows.itertuples():
+        p, q = softmax(before[row.position]), softmax(after[row.position])
+        assert row.kl == pytest.approx(entropy(p, q), rel=1e-4, abs=1e-6)
+        assert row.entropy_before == pytest.approx(entropy(p), rel=1e-5)
+        assert row.entropy_after == pytest.approx(entropy(q), rel=1e-5)
+    assert rows["kl"].max() > 1e-3
+    assert rows["token"].tolist() == ["The", "·nurse", "·said", "·that", "·the", "·doctor"]
+
+
+def test_layer_rows_are_relative_norms_of_what_is_cached_inside_the_edit(model, edit):
+    tokens = tokens_of(model)
+    with torch.no_grad():
+        _, clean = model.run_with_cache(tokens)
+        with edit.applied(model):
+            _, edited = model.run_with_cache(tokens)
+    rows = tracelab.inspect(model, edit, PROMPT, positions="all").layers
+    assert len(rows) == 4 * tokens.shape[1]
+    names = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "pattern": "attn.hook_pattern"}
+    for row in rows.itertuples():
+        for measure, hook in names.items():
+            old, new = (cache[f"blocks.{row.layer}.{hook}"][0] for cache in (clean, edited))
+            if measure == "pattern":
+                old, new = old[:, row.position, :], new[:, row.position, :]
+            else:
+                old, new = old[row.position], new[row.position]
+            assert getattr(row, measure) == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4, abs=1e-6)
+
+
+def test_before_the_first_edited_layer_nothing_moves_and_after_it_everything(model):
+    layers = tracelab.inspect(model, random_delta(model, layers=(2,)), PROMPT).layers.set_index("layer")
+    assert not layers.loc[:1, ["resid_post", "mlp_out", "pattern"]].to_numpy().any()
+    assert (layers.loc[2:, ["resid_post", "mlp_out"]].to_numpy() > 0.01).all()
+    assert layers.loc[2, "pattern"] == 0
+    assert layers.loc[3, "pattern"] > 0
+
+
+@pytest.mark.parametrize("name", ["empty stack", "zero experts", "zero radius"])
+def test_an_edit_of_nothing_gives_zero_everywhere(model, name):
+    edit = {
+        "empty stack": Stack([]),
+        "zero experts": random_experts(model, alpha=0.0),
+        "zero radius": random_fairmed(model, lam=0.0),
+    }[name]
+    result = tracelab.inspect(model, edit, [PROMPT, SHORT], positions="all")
+    assert (result.tokens["logit_before"] == result.tokens["logit_after"]).all()
+    assert (result.tokens["p_before"] == result.tokens["p_after"]).all()
+    assert (result.positions["kl"] == 0).all()
+    assert (result.positions["entropy_before"] == result.positions["entropy_after"]).all()
+    assert not result.layers[["resid_post", "mlp_out", "pattern"]].to_numpy().any()
+    if name == "zero radius":
+        assert (result.groups["size"] == 0).all()
+        assert (result.groups["p_before"] == result.groups["p_after"]).all()
+    else:
+        assert result.groups.empty
+
+
+def test_all_positions_end_with_the_last_one(model, edit):
+    last, everywhere = (tracelab.inspect(model, edit, PROMPT, positions=rule, top=2) for rule in ("last", "all"))
+    for name, table in last.tables().items():
+        whole = everywhere.tables()[name]
+        end = whole[whole["position"] == len(tokens_of(model)[0]) - 1].reset_index(drop=True)
+        pd.testing.assert_frame_equal(end, table)
+
+
+def test_each_prompt_is_what_it_is_alone(model, edit):
+    both = tracelab.inspect(model, edit, [SHORT, PROMPT], top=2)
+    alone = tracelab.inspect(model, edit, PROMPT, top=2)
+    for name, table in alone.tables().items():
+        second = both.tables()[name].query("prompt == 1").reset_index(drop=True)
+        pd.testing.assert_frame_equal(second.drop(columns="prompt"), table.drop(columns="prompt"))
+    assert both.settings["prompts"] == [SHORT, PROMPT]
+
+
+def test_each_edit_is_applied_alone(model):
+    first, second = random_delta(model), random_fairmed(model, lam=2.0)
+    both = tracelab.inspect(model, [first, second], PROMPT, top=2)
+    for edit in (first, second):
+        alone = tracelab.inspect(model, edit, PROMPT, top=2).positions
+        found = both.positions[both.positions["edit"] == edit.name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, alone)
+    assert both.settings["edits"] == ["weight_delta", "fairmed(gender)"]
+
+
+def test_edits_of_one_name_are_numbered_and_can_be_named(model):
+    deltas = [random_delta(model), random_fairmed(model), random_delta(model, seed=5)]
+    result = tracelab.inspect(model, deltas, PROMPT, top=1)
+    assert result.settings["edits"] == ["weight_delta #1", "fairmed(gender)", "weight_delta #3"]
+    assert list(dict.fromkeys(result.tokens["edit"])) == result.settings["edits"]
+    named = tracelab.inspect(model, {"mild": deltas[0], "strong": deltas[2]}, PROMPT, top=1)
+    assert named.settings["edits"] == ["mild", "strong"]
+    strong = named.positions.set_index("edit")["kl"]["strong"]
+    assert strong == result.positions.set_index("edit")["kl"]["weight_delta #3"]
+
+
+def test_named_words_are_shown_by_their_first_token_after_a_space(model):
+    words = ["woman", "uncharacteristically"]
+    firsts = [model.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+    assert [len(ids) > 1 for ids in firsts] == [False, True]
+    rows = tracelab.inspect(model, random_delta(model), PROMPT, top=1, tokens=words).tokens
+    named = rows[rows["direction"] == "named"]
+    assert named["token_id"].tolist() == [ids[0] for ids in firsts]
+    assert named["token"].iloc[0] == "·woman"
+
+
+def test_the_models_bos_is_put_first_only_when_asked(model):
+    without, with_bos = (
+        tracelab.inspect(model, random_delta(model), PROMPT, positions="all", prepend_bos=bos).positions
+        for bos in (None, True)
+    )
+    assert len(with_bos) == len(without) + 1
+    assert with_bos["token"].iloc[0] == model.tokenizer.bos_token
+
+
+# --- the methods' own columns -------------------------------------------------------------------------------------
+
+
+def test_group_rows_are_the_probers_on_the_activations(model):
+    edit = random_fairmed(model, lam=2.0, steps=5)
+    tokens = tokens_of(model)
+    with torch.no_grad(), edit.applied(model):
+        _, edited = model.run_with_cache(tokens)
+    rows = tracelab.inspect(model, edit, PROMPT, positions="all").groups
+    assert len(rows) == 2 * 3 * tokens.shape[1]
+    for row in rows.itertuples():
+        prober = edit.probers["gender"].layer(row.layer)
+        number = edit.attributes[0].groups.index(row.group)
+        p = prober.log_probs(edited[f"blocks.{row.layer}.hook_mlp_out"][0, row.position]).exp()
+        assert row.p_after == pytest.approx(float(p[number]), abs=1e-5)
+        assert row.attribute == "gender"
+    each = rows.groupby(["layer", "position"])
+    assert each["p_before"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+    assert each["p_after"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+    for (layer, position), part in each:
+        by_hand = -math.log(3) - np.log(part["p_after"]).mean()
+        assert part["kl_after"].to_numpy() == pytest.approx(by_hand, abs=1e-4), (layer, position)
+    assert (rows["kl_after"] <= rows["kl_before"] + 1e-6).all()
+    assert rows["steps"].between(0, 5).all()
+    assert rows["steps"].max() > 0
+    assert ((rows["size"] > 0) == (rows["steps"] > 0)).all()
+
+
+def test_two_attributes_have_rows_of_their_own(model):
+    edits = Stack([random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age", seed=1)])
+    rows = tracelab.inspect(model, edits, PROMPT).groups
+    assert rows.groupby("attribute")["group"].unique().map(sorted).to_dict() == {
+        "age": ["old", "young"],
+        "gender": ["female", "male", "trans"],
+    }
+
+
+@pytest.mark.parametrize("name", ["experts", "stack"])
+def test_experts_columns_give_the_mixed_logit(model, name):
+    rows = tracelab.inspect(model, EDITS[name](model), PROMPT, positions="all", tokens=["woman"]).tokens
+    mixed = rows["z"] + 0.7 * (rows["z_plus"] - rows["z_minus"])
+    assert rows["logit_after"].to_numpy() == pytest.approx(mixed.to_numpy(), abs=1e-4)
+    if name == "experts":  # of a stack, z is what the edits before it made
+        assert rows["z"].to_numpy() == pytest.approx(rows["logit_before"].to_numpy(), abs=1e-5)
+    assert (rows["z_plus"] - rows["z_minus"]).abs().max() > 1
+
+
+def test_z_plus_and_z_minus_are_the_experts_own_logits(model):
+    edit = random_experts(model)
+    rows = tracelab.inspect(model, edit, PROMPT, top=3).tokens
+    for column, delta in (("z_plus", edit.expert), ("z_minus", edit.anti_expert)):
+        expected = before_and_after(model, delta)[1][-1][torch.tensor(rows["token_id"].to_numpy())]
+        assert rows[column].to_numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_edits_without_experts_have_no_mixed_logits(model):
+    rows = tracelab.inspect(model, [random_delta(model), random_experts(model)], PROMPT, top=1).tokens
+    assert rows[rows["edit"] == "weight_delta"]["z_plus"].isna().all()
+    assert rows[rows["edit"] != "weight_delta"]["z_plus"].notna().all()
+    assert "z_plus" not in tracelab.inspect(model, random_delta(model), PROMPT).tokens
+
+
+def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenizer):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="no-pattern")
+    tracelab.model.model_info(model).faults["pattern"] = "it does not fire on this architecture"
+    layers = tracelab.inspect(model, random_delta(model), PROMPT).layers
+    assert layers["pattern"].isna().all()
+    assert (layers["resid_post"].iloc[1:] > 0).all()
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_inspected_is_refused(model, tokenizer):
+    delta = random_delta(model)
+    for arguments in (([], PROMPT), ({}, PROMPT), (delta, [])):
+        with pytest.raises(TracelabError, match="inspect needs at least one prompt, one edit and top >= 1"):
+            tracelab.inspect(model, *arguments)
+    with pytest.raises(TracelabError, match="inspect needs at least one prompt, one edit and top >= 1"):
+        tracelab.inspect(model, delta, PROMPT, top=0)
+    with pytest.raises(TracelabError, match="unknown positions 'first': choose one of last, all"):
+        tracelab.inspect(model, delta, PROMPT, positions="first")
+    with pytest.raises(TracelabError, match="unknown rank_by 'p': choose one of probability, logit"):
+        tracelab.inspect(model, delta, PROMPT, rank_by="p")
+    for nothing in (["woman", ""], [" "]):
+        with pytest.raises(TracelabError, match="no token in the word"):
+            tracelab.inspect(model, delta, PROMPT, tokens=nothing)
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    other = from_hf(tiny_hf("llama", len(tokenizer), seed=1), own, model_id="other")
+    with pytest.raises(TracelabError, match="made for tiny-llama with weights"):
+        tracelab.inspect(other, delta, PROMPT)
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model):
+    """Two prompts, all positions; names that HTML would eat."""
+    model = tiny_model("llama")
+    edits = {"<i>delta</i>": random_delta(model), "fairmed": EDITS["fairmed"](model), "mix": EDITS["experts"](model)}
+    return tracelab.inspect(model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"])
+
+
+def shown(figure) -> str:
+    """All text of a figure."""
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    ticks = [t for axis in figure.select_yaxes() for t in axis.ticktext or ()]
+    ticks += [t for axis in figure.select_xaxes() for t in axis.ticktext or ()]
+    names = [trace.name for trace in figure.data if trace.name]
+    return " ".join([figure.layout.title.text, figure.layout.title.subtitle.text, *titles, *ticks, *names])
+
+
+@pytest.mark.parametrize("view", ["tokens", "positions", "layers", "groups", "logits"])
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, prompt):
+    figure = result.plot(view, prompt=prompt)
+    caption = figure.layout.title.subtitle.text
+    assert "tiny-llama" in caption
+    assert ("A &lt;b&gt; tag" if prompt == 0 else SHORT) in caption
+    text = shown(figure).replace("<br>", "")
+    assert "<" not in text
+    if view in ("tokens", "positions", "layers"):
+        assert "&lt;i&gt;delta&lt;/i&gt;" in text
+    if view in ("tokens", "logits") or (view, prompt) == ("positions", 0):
+        assert "·&lt;" in text
+
+
+def test_the_tokens_view_has_a_line_a_token_and_the_values_of_the_last_position(result):
+    figure = result.plot("tokens", prompt=1)
+    table = result.tokens.query("prompt == 1 and position == 1")
+    unique = {edit: part.drop_duplicates("token_id") for edit, part in table.groupby("edit", sort=False)}
+    assert len(figure.data) == sum(len(part) + 2 for part in unique.values())
+    markers = {name: [trace for trace in figure.data if trace.name == name] for name in ("before", "after")}
+    for name, field in (("before", "p_before"), ("after", "p_after")):
+        for trace, part in zip(markers[name], unique.values(), strict=True):
+            np.testing.assert_allclose(sorted(trace.x), sorted(part[field]), rtol=1e-5)
+    for before, after in zip(markers["before"], markers["after"], strict=True):
+        assert (np.diff(np.array(after.x) - np.array(before.x)) <= 1e-9).all()  # most promoted first
+        assert before.text == after.text
+    assert [trace.showlegend for trace in markers["before"]] == [True, False, False]
+
+
+def test_the_positions_view_has_a_curve_an_edit_over_all_tokens(result):
+    figure = result.plot("positions", prompt=1)
+    assert [trace.name for trace in figure.data] == ["&lt;i&gt;delta&lt;/i&gt;", "fairmed", "mix"]
+    for trace, (_, part) in zip(
+        figure.data, result.positions.query("prompt == 1").groupby("edit", sort=False), strict=True
+    ):
+        np.testing.assert_allclose(trace.y, part["kl"], rtol=1e-5)
+    assert list(figure.layout.xaxis.ticktext) == ["He", "·was"]
+    assert "nats" in figure.layout.yaxis.title.text
+
+
+def test_the_layers_view_has_a_curve_an_edit_and_measure(result):
+    figure = result.plot("layers")
+    assert len(figure.data) == 3 * 3
+    assert all(list(trace.x) == [0, 1, 2, 3] for trace in figure.data)
+    last = result.layers.query("prompt == 0 and edit == 'mix'")
+    last = last[last["position"] == last["position"].max()]
+    np.testing.assert_allclose(figure.data[2].y, last["resid_post"], rtol=1e-5)
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 3
+
+
+def test_the_groups_view_has_before_and_after_of_each_group(result):
+    figure = result.plot("groups")
+    assert [trace.name for trace in figure.data] == [
+        f"{group} {when}" for group in ("female", "male", "trans") for when in ("before", "after")
+    ]
+    assert figure.layout.annotations[0].text == "fairmed: gender"
+    assert figure.layout.shapes[0].y0 == pytest.approx(1 / 3)
+    assert list(figure.data[0].x) == ["1", "2"]
+
+
+def test_in_the_groups_view_of_several_attributes_each_group_is_in_the_legend_once(model):
+    edits = Stack([random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age")])
+    figure = tracelab.inspect(model, {"both": edits, "again": edits}, PROMPT).plot("groups")
+    assert len(figure.data) == 2 * (6 + 4)
+    listed = [trace.name for trace in figure.data if trace.showlegend]
+    assert sorted(listed) == sorted(
+        f"{group} {when}" for group in ("female", "male", "trans", "old", "young") for when in ("before", "after")
+    )
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1 / 2])
+
+
+def test_group_names_are_escaped(model):
+    spec = AttributeSpec(attribute="<u>", groups=("<b>x", "y"), scored=("<b>x", "y"), layers=(1,), d_model=32, hidden=4)
+    edit = FairMed(FairMedConfig(), [spec], Origin.of(model))
+    figure = tracelab.inspect(model, edit, PROMPT).plot("groups")
+    assert "<" not in shown(figure)
+    assert "&lt;b&gt;x before" in shown(figure)
+
+
+def test_the_logits_view_shows_the_formulas_terms_centred(result):
+    figure = result.plot("logits", prompt=1)
+    (heatmap,) = figure.data
+    table = result.tokens.query("prompt == 1 and position == 1 and edit == 'mix'").drop_duplicates("token_id")
+    assert list(heatmap.x) == ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
+    assert heatmap.z.shape == (len(table), 5)
+    np.testing.assert_allclose(heatmap.z[:, 3], table["z_plus"] - table["z_minus"], rtol=1e-5)
+    np.testing.assert_allclose(heatmap.z[:, [0, 1, 2, 4]].mean(axis=0), 0, atol=1e-5)
+    z, plus, minus, _, after = (heatmap.z[:, i] - heatmap.z[0, i] for i in range(5))
+    np.testing.assert_allclose(after, z + 0.7 * (plus - minus), atol=1e-4)
+    assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax
+
+
+def test_the_logits_view_leaves_what_base_first_cut_empty_and_scales_the_rest(model):
+    edit = random_experts(model, filter_order="base_first", top_p=0.05)
+    result = tracelab.inspect(model, edit, PROMPT, tokens=["woman"])
+    assert np.isinf(result.tokens["logit_after"]).any()
+    figure = result.plot("logits")
+    assert 0 < figure.layout.coloraxis.cmax < 1000
+    after = figure.data[0].z[:, 4]
+    cut = np.isinf(result.tokens.drop_duplicates("token_id")["logit_after"])
+    assert np.isnan(after[cut]).all()
+    assert np.isfinite(after[~cut]).all()
+
+
+def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
+    views = ("tokens", "positions", "layers", "groups", "logits")
+    assert set(result.figures()) == {f"{view}-{prompt}" for view in views for prompt in (0, 1)}
+    plain = tracelab.inspect(model, random_delta(model), PROMPT)
+    assert set(plain.figures()) == {"tokens-0", "positions-0", "layers-0"}
+
+
+def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
+    with pytest.raises(TracelabError, match="unknown view 'heads': choose one of tokens, positions, layers, groups, l"):
+        result.plot("heads")
+    for prompt in (2, -1):
+        with pytest.raises(TracelabError, match=f"no prompt {prompt}: there are 2, counted from 0"):
+            result.plot(prompt=prompt)
+    plain = tracelab.inspect(model, random_delta(model), PROMPT)
+    with pytest.raises(TracelabError, match="the view 'groups' is of FairMed, and none of the edits is one"):
+        plain.plot("groups")
+    with pytest.raises(TracelabError, match="the view 'logits' is of experts, and none of the edits has any"):
+        plain.plot("logits")
+
+
+# --- kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_result_shows_the_same_figures(result, tmp_path):
+    back = BeforeAfter.load(result.save(tmp_path / "kept"))
+    assert back.settings == result.settings
+    for view in ("tokens", "positions", "layers", "groups", "logits"):
+        assert back.plot(view).to_json() == result.plot(view).to_json()
+
+
+def test_settings_and_page_tell_what_was_inspected(result):
+    settings = result.settings
+    assert settings["prompts"] == ["A <b> tag", SHORT]
+    assert settings["edits"] == ["<i>delta</i>", "fairmed", "mix"]
+    assert (settings["positions"], settings["top"], settings["rank_by"]) == ("all", 2, "probability")
+    assert settings["model"]["model_id"] == "tiny-llama"
+    assert settings["prepend_bos"] is False
+    assert "&lt;i&gt;delta" in result._repr_html_()
