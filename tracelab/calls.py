@@ -4,7 +4,7 @@ A hook function is given an activation and nothing else. Edits need more: which 
 many tokens the cache holds already, which positions matter. :func:`watch` makes a model record this while it
 runs (it changes nothing), :func:`current_call` tells it to hooks. What an edit has to remember from one
 step of a generation to the next (the experts' keys and values) is kept with the model's own cache, so it
-is there for as long as the cache is and follows it through beam search.
+is there for as long as the cache is and follows it through beam search. A model serves one thread at a time.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Call:
         past_length: columns that the cache holds.
         kept: what edits keep with the cache, each under a key of its own.
         made: what edits share within this pass.
+        chosen_columns: whether logits of columns given by index were asked for.
         reading: which logits are read; None: all.
     """
 
@@ -70,6 +71,7 @@ class Call:
     past_length: int = 0
     kept: dict[Any, Cache] = field(default_factory=dict)
     made: dict[Any, Any] = field(default_factory=dict)
+    chosen_columns: bool = False
     reading: Reading | None = None
 
     def real(self, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
@@ -164,6 +166,7 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         attention_mask=mask if isinstance(mask, Tensor) else None,
         position_ids=position_ids if isinstance(position_ids, Tensor) else None,
         past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0,
+        chosen_columns=isinstance(given.get("logits_to_keep"), Tensor),
         reading=_READING.get(),
     )
     if call.past_length:

@@ -31,6 +31,10 @@ from tracelab.results import Result
 
 BENCHMARKS = ("stereoset", "stereoset-intersentence", "crows-pairs", "perplexity", "local-bias")
 METHODS = ("fairmed", "experts")
+_FIT_OPTIONS = {
+    "fairmed": ("lam", "layers", "positions", "published"),
+    "experts": ("alpha", "filter_order", "rank", "lr", "epochs"),
+}
 
 Verb = Callable[[argparse.Namespace], Result | None]
 
@@ -103,7 +107,7 @@ def _edit(options: argparse.Namespace) -> Any:
     """The one edit, or the stack of several, that ``--edit`` names."""
     from tracelab.interventions import Stack, load_intervention
 
-    edits = [load_intervention(path) for path in options.edit]
+    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
     return edits[0] if len(edits) == 1 else Stack(edits)
 
 
@@ -113,7 +117,12 @@ def _fit(options: argparse.Namespace) -> None:
 
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
-    require_replaceable(Path(options.out), OWN_FILES)
+    out = Path(options.out)
+    require_replaceable(out, OWN_FILES, marker=MANIFEST)
+    partial = out.with_name(f"{out.name}.partial")
+    for name in _FIT_OPTIONS["experts" if options.method == "fairmed" else "fairmed"]:
+        if getattr(options, name):
+            raise TracelabError(f"--{name.replace('_', '-')} is not an option of fit {options.method}")
     given = {name: value for name, value in vars(options).items() if value is not None}
     if options.method == "fairmed":
         own = {name: given[name] for name in ("lam", "positions") if name in given}
@@ -127,12 +136,13 @@ def _fit(options: argparse.Namespace) -> None:
         training = FinetuneConfig(
             **{name: given[name] for name in ("rank", "lr", "epochs") if name in given}, seed=options.seed
         )
-        partial = Path(f"{options.out}.partial")
         edit = Experts.fit(_load(options), texts, mixing, training=training, partial=partial)
     bundle = edit.save(options.out)
     print(bundle)
-    if options.method == "experts":
-        shutil.rmtree(f"{options.out}.partial", ignore_errors=True)
+    for kept in (partial / "expert", partial / "anti_expert"):
+        shutil.rmtree(kept, ignore_errors=True)
+    if partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
     if options.json is not None:
         _write_json(options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame())
 
@@ -141,7 +151,7 @@ def _inspect(options: argparse.Namespace) -> Result:
     from tracelab.inspection import inspect
     from tracelab.interventions import load_intervention
 
-    edits = [load_intervention(path) for path in options.edit]
+    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
     return inspect(
         _load(options),
         edits,
@@ -251,7 +261,9 @@ def _layers(text: str | None) -> list[int] | None:
 def _name(options: argparse.Namespace) -> str:
     """What a result is called in ``--out``: the verb, the data and the bias type."""
     names = ("verb_name", "benchmark", "data", "bias")
-    parts = (getattr(options, name, None) for name in names)
+    parts = [getattr(options, name, None) for name in names]
+    if options.verb_name == "score" and options.edit:
+        parts += ["under", *(Path(path).name for path in options.edit)]
     return "-".join(part for part in parts if part)
 
 
@@ -269,8 +281,10 @@ def _check_writable(options: argparse.Namespace) -> None:
             raise TracelabError(f"no folder {folder} that can be written, for --json {file!r}")
         if Path(file).is_dir():
             raise TracelabError(f"--json {file!r} is a folder: name a file")
-    if out is not None and Path(out).exists() and not (Path(out).is_dir() and os.access(out, os.W_OK)):
-        raise TracelabError(f"--out {out!r} is not a folder that can be written")
+    if out is not None:
+        existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise TracelabError(f"--out {out!r} is not a folder that can be written")
 
 
 def _hand_out(result: Result, options: argparse.Namespace) -> None:
@@ -359,7 +373,7 @@ def _parser() -> argparse.ArgumentParser:
     score = add(
         "score",
         _score,
-        "Score a model on a benchmark, by its official scorer.",
+        "Score a model on a benchmark, before and under edits.",
         "tracelab score stereoset --bias gender --json out.json",
     )
     score.add_argument("benchmark", choices=BENCHMARKS)
@@ -371,6 +385,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="score before and under this edit, with paired differences; several are stacked in order",
     )
+    _add_allow_mismatch(score)
     _add_source(score)
 
     probe = add(
@@ -447,6 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--positions", default="last", help="last (default) or all")
     inspect.add_argument("--top", type=_positive, default=10, help="tokens promoted and demoted (default 10)")
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
+    _add_allow_mismatch(inspect)
     inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
 
     report = add(
@@ -463,6 +479,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="wheel", help="wheel (default), hub, or a path to the official file")
+
+
+def _add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-mismatch", action="store_true", help="take an edit made for other weights of the same shapes"
+    )
 
 
 def _positive(text: str) -> int:

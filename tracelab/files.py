@@ -33,19 +33,21 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def require_replaceable(folder: Path, own: Sequence[str]) -> None:
+def require_replaceable(folder: Path, own: Sequence[str], *, marker: str) -> None:
     """Refuse to replace a folder that holds anything but what we write.
 
     Args:
         own: patterns of the file names that we write.
+        marker: the one of them without which a folder is not ours.
 
     Raises:
         TracelabError: naming a file that is not ours.
     """
     if folder.exists() and not folder.is_dir():
         raise TracelabError(f"{str(folder)!r} is a file: name a folder")
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not any(file.match(pattern) for pattern in own):
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
+        if not (folder / marker).is_file() or not any(file.match(pattern) for pattern in own):
             raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): name a folder of its own")
 
 
@@ -61,7 +63,12 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         temporary.chmod(0o755)
         if target.exists():
             os.replace(target, old)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

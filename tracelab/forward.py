@@ -27,7 +27,7 @@ KeyValues = tuple[Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, 
 
 def last_logits(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
     """Logits at the last position, unembedding only it where the model can."""
-    with reading(tokens.shape[1] - 1):
+    with reading(tokens.shape[1] - 1, generating=True):
         if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
             return model(tokens, logits_to_keep=1)[:, -1]
         return model(tokens)[:, -1]

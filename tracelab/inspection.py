@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.calls import reading
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import hook_name
 from tracelab.interventions.base import Intervention
@@ -101,7 +102,8 @@ def inspect(
 
     Args:
         interventions: one edit or several, each applied alone (a stack is one edit), or a mapping from names.
-        positions: ``"last"``: after the whole prompt; ``"all"``: after each of its tokens.
+        positions: ``"last"``: after the whole prompt, as when it is continued; ``"all"``: after each of its tokens, as
+            when it is scored. An edit that depends on what is read (FairMed) acts accordingly.
         top: how many promoted and how many demoted tokens.
         rank_by: what change ranks tokens: of ``"probability"`` or of ``"logit"``.
         tokens: words whose (first) tokens are always shown, as continuations after a space.
@@ -123,9 +125,12 @@ def inspect(
         ids = encode(model, prompt, prepend_bos=prepend_bos).ids
         texts = token_texts(model, ids)
         chosen = range(len(ids)) if positions == "all" else [len(ids) - 1]
-        before = _measure(model, ids, None)
-        for name, edit in edits.items():
-            after = _measure(model, ids, edit)
+        # As when the first token is generated, or as when every token of the prompt is scored.
+        first, generating = (0, False) if positions == "all" else (len(ids) - 1, True)
+        with reading(first, generating=generating):
+            before = _measure(model, ids, None)
+            runs = {name: _measure(model, ids, edit) for name, edit in edits.items()}
+        for name, after in runs.items():
             for position in chosen:
                 where = {"edit": name, "prompt": number, "position": position}
                 rows["tokens"] += _token_rows(model, where, before, after, top, rank_by, named)
@@ -145,7 +150,7 @@ def inspect(
     settings = run_settings(
         model,
         prompts=prompts,
-        edits=list(edits),
+        edits={name: edit.settings() for name, edit in edits.items()},
         positions=positions,
         top=top,
         rank_by=rank_by,

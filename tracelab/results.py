@@ -64,7 +64,7 @@ class Result:
             TracelabError: ``folder`` holds something else.
         """
         folder = Path(folder)
-        require_replaceable(folder, ["result.json", "*.parquet", "*.safetensors"])
+        require_replaceable(folder, ["result.json", "*.parquet", "*.safetensors"], marker="result.json")
         plain: dict[str, Any] = {}
         with atomic_folder(folder) as made:
             for name, value in self._values():

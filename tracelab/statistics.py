@@ -102,6 +102,11 @@ def flipped_sums(
 
 
 def two_sided_p(null: Float[np.ndarray, "flips"]) -> float:
-    """Share of the permuted statistics that are at least as far from 0 as the observed one, ``null[0]``."""
+    """Share of the permuted statistics that are at least as far from 0 as the observed one, ``null[0]``.
+
+    Not a number where the statistic is undefined.
+    """
+    if not np.isfinite(null).all():
+        return float("nan")
     rounding = 1e-9 * np.abs(null).max()
     return float((np.abs(null) >= abs(null[0]) - rounding).mean())

@@ -51,12 +51,14 @@ def edited_scores(
     Raises:
         TracelabError: the edit was made for another model.
     """
-    hooks = edit.hooks(model)  # refuses before any work
+    edit.hooks(model)  # refuses before any work
     first = before or measure(None)
-    with model.hooks(fwd_hooks=hooks):
+    with edit.applied(model):
         second = measure(edit.name)
     names = {"low": "difference_low", "high": "difference_high"}
     change = paired(first, second, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]
     edited = second.table.merge(change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1")
-    return EditedScores(second.settings | {"edit": edit.name}, pd.concat([first.table, edited], ignore_index=True))
+    return EditedScores(
+        second.settings | {"edit": edit.settings()}, pd.concat([first.table, edited], ignore_index=True)
+    )

@@ -40,8 +40,11 @@ def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
 def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
     """Probability before and after of the tokens that moved most, one panel an edit."""
     table = _last(_of(result.tokens, prompt))
-    edits = result.settings["edits"]
-    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=0.14)
+    edits = list(result.settings["edits"])
+    spacing = min(0.14, 0.5 / len(edits))
+    figure = make_subplots(
+        rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=spacing
+    )
     most = 1
     for column, edit in enumerate(edits, start=1):
         part = table[table["edit"] == edit].drop_duplicates("token_id")
@@ -86,7 +89,7 @@ def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
         figure.add_scatter(
             x=part["position"], y=part["kl"].to_numpy(np.float32), mode="lines+markers", name=escape(edit), **_style(i)
         )
-    first = table[table["edit"] == result.settings["edits"][0]]
+    first = table[table["edit"] == next(iter(result.settings["edits"]))]
     figure.update_xaxes(tickvals=first["position"], ticktext=[escape(t) for t in first["token"]], tickangle=-50)
     figure.update_yaxes(title="KL(before ‖ after), nats", rangemode="tozero")
     return _finish(result, figure, prompt, "How far the next-token distribution moves after each token")
@@ -160,7 +163,10 @@ def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
         raise TracelabError("the view 'logits' is of experts, and none of the edits has any")
     table = table[table["z_plus"].notna()]
     edits = list(dict.fromkeys(table["edit"]))
-    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=0.14)
+    spacing = min(0.14, 0.5 / len(edits))
+    figure = make_subplots(
+        rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=spacing
+    )
     names = ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
     parts = [table[table["edit"] == edit].drop_duplicates("token_id") for edit in edits]
 

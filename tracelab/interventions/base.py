@@ -11,7 +11,6 @@ the same. What an edit was made for is its :class:`Origin`; another model is ref
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +35,7 @@ Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
 class Origin(BaseModel):
     """The model an intervention was made for, and where its points lie in plain ``transformers``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
     model_id: str
     revision: str | None
@@ -115,7 +114,7 @@ class Intervention(nn.Module, ABC):
         self.origin = origin
         self.notes = notes or {}
         self.allow_mismatch = False
-        self._observers = threading.local()
+        self._log: list[dict[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -224,24 +223,27 @@ class Intervention(nn.Module, ABC):
     @contextmanager
     def observed(self) -> Iterator[list[dict[str, Any]]]:
         """Within the block, what the edits see and do in each forward pass is collected (for ``inspect``)."""
-        kept = getattr(self._observers, "log", None)
-        log: list[dict[str, Any]] = []
-        self._observers.log = log
+        outer, self._log = self._log, []
         try:
-            yield log
+            yield self._log
         finally:
-            self._observers.log = kept
+            self._log = outer
 
     def observe(self, **facts: Any) -> None:
         """Hand facts to whoever observes; does nothing if nobody does."""
-        log = getattr(self._observers, "log", None)
-        if log is not None:
-            log.append(facts)
+        if self._log is not None:
+            self._log.append(facts)
 
     @property
     def is_observed(self) -> bool:
         """Whether :meth:`observe` has a listener."""
-        return getattr(self._observers, "log", None) is not None
+        return self._log is not None
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies the edit in the settings of a result."""
+        config = self.spec().model_dump(mode="json").get("config")
+        made_for = None if self.origin is None else self.origin.fingerprint
+        return {"kind": self.kind, "name": self.name, "config": config, "made_for": made_for}
 
     def save(self, path: Path | str) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
@@ -297,6 +299,8 @@ def _forward_hook(edit: Edit) -> Callable[..., Any]:
         if edit.point.linear:
             return _checked(edit.point, output, edit.function(args[0], output))
         if edit.point.kind == "logits":
+            if not hasattr(output, "logits"):
+                raise TracelabError("an edit of the logits needs transformers' named output: give no return_dict=False")
             if output.get("loss") is not None:
                 raise TracelabError(
                     "transformers computed the loss before the logits were edited: give no labels, and compute it "
@@ -311,6 +315,9 @@ def _forward_hook(edit: Edit) -> Callable[..., Any]:
     return hook
 
 
-def flat_input(value: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos d_in"]:
-    """A linear map's input with the heads of an attention output joined, in fp32."""
-    return value.flatten(start_dim=2).to(torch.float32)
+def flat_input(value: Float[Tensor, "..."]) -> Float[Tensor, "*rows d_in"]:
+    """A linear map's input with the heads of an attention output joined, in fp32.
+
+    Plain OPT gives its MLP ``[batch · pos, d_in]``, which is passed as it is.
+    """
+    return (value if value.ndim == 2 else value.flatten(start_dim=2)).to(torch.float32)

@@ -85,8 +85,8 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
         TracelabError: ``path`` holds something else.
     """
     folder = Path(path)
-    require_replaceable(folder, OWN_FILES)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in intervention.state_dict().items()}
+    require_replaceable(folder, OWN_FILES, marker=MANIFEST)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in intervention.state_dict().items()}
     content = save(tensors)
     manifest = Manifest(
         format="tracelab",
@@ -154,6 +154,8 @@ def _build(part: Part) -> Intervention:
     try:
         spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)
         members = [_build(member) for member in part.members]
+        if members and cls is not Stack:
+            raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
         intervention = Stack(members) if cls is Stack else cls.build(spec, part.origin)
     except ValidationError as error:
         raise TracelabError(f"the bundle's {part.kind} is not valid: {_first(error)}") from error
@@ -244,8 +246,9 @@ def _card(intervention: Intervention, manifest: Manifest) -> str:
     base = origins[0] if origins else None
     model = base.model_id if base else "any model"
     weights = f" (weights {base.fingerprint})" if base else ""
+    metrics = part.notes.get("metrics")
+    measured = f"\nMetrics before and after: `{json.dumps(metrics, indent=1)}`\n" if metrics else ""
     head = f"---\nlibrary_name: tracelab\ntags: [{part.kind}, bias]\n---\n"
-    notes = json.dumps(part.notes.get("metrics", {}), indent=1)
     return f"""{head}
 # {intervention.name}
 
@@ -261,8 +264,6 @@ with edit.applied(model):
 ```
 
 Configuration: `{json.dumps(part.spec.get("config", {}))}`
-
-Metrics before and after: `{notes}`
-
+{measured}
 Made with tracelab {manifest.versions["tracelab"]}; it holds {len(manifest.tensors)} tensors and no code.
 """

@@ -53,10 +53,15 @@ class ExpertRunner:
 
     def __init__(self, hf_model: Any, deltas: Sequence[WeightDelta]) -> None:
         self.twin = plain_twin(hf_model)
+        self._made_of = _identity(hf_model)
         self.deltas = list(deltas)
         modules = {shape.point: delta.module(self.twin, shape.point) for delta in deltas for shape in delta.spec().maps}
         for point, module in sorted(modules.items()):
             module.register_forward_hook(self._adder(point))
+
+    def is_current(self, hf_model: Any) -> bool:
+        """Whether the model still has the weights, where they are, that the twin shares."""
+        return self._made_of == _identity(hf_model)
 
     def _adder(self, point: Point) -> Callable[..., Tensor]:
         parts = [delta.part(point) for delta in self.deltas]
@@ -78,7 +83,12 @@ class ExpertRunner:
             return call.made[self]
         if call.input_ids is None:
             raise TracelabError("experts read tokens: give the model input_ids, not embeddings")
+        if call.attention_mask is not None and call.attention_mask.ndim != 2:
+            raise TracelabError("experts need a mask of [batch, columns], not one a query")
+        if call.chosen_columns:
+            raise TracelabError("experts need logits_to_keep as a number of last columns, not as indices")
         n = len(self.deltas)
+        device = next(self.twin.parameters()).device
         cache = call.kept.get(self)
         if call.past_length and (cache is None or cache.get_seq_length() != call.past_length):
             raise TracelabError(
@@ -89,11 +99,11 @@ class ExpertRunner:
             cache = call.kept[self] = Cache(layer_class_to_replicate=cast(Any, lambda: _Rows(n)))
         inputs = {"attention_mask": call.attention_mask, "position_ids": call.position_ids}
         output = self.twin(
-            input_ids=_copies(call.input_ids, n),
+            input_ids=_copies(call.input_ids, n).to(device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=n_last,
-            **{name: _copies(value, n) for name, value in inputs.items() if value is not None},
+            **{name: _copies(value, n).to(device) for name, value in inputs.items() if value is not None},
         )
         call.made[self] = output.logits.float().unflatten(0, (n, -1))
         return call.made[self]
@@ -101,6 +111,11 @@ class ExpertRunner:
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertRunner:
         # A copied cache is still this runner's.
         return self
+
+
+def _identity(hf_model: Any) -> tuple[Any, ...]:
+    first = next(hf_model.parameters())
+    return first.data_ptr(), first.dtype, first.device
 
 
 def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:

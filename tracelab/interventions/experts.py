@@ -11,8 +11,8 @@ run as one batch and keep their keys and values along with the target's own (:mo
 the target do not act inside its experts.
 
 ``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler. ``"base_first"``
-(DExperts): the target's own distribution, before the difference is added; this is part of the edit, so with it
-tokens outside the target's nucleus have probability 0 wherever the edit is applied, in scores too.
+(DExperts): the target's own distribution, before the difference is added, by the edit itself; sample with
+``top_p=1`` then. When given tokens are scored nothing is cut.
 """
 
 from __future__ import annotations
@@ -85,6 +85,13 @@ class FinetuneConfig:
     batch_size: int = 8
     block_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "epochs", "batch_size", "block_size"):
+            if getattr(self, name) < 1:
+                raise TracelabError(f"{name} of the fine-tuning is at least 1, not {getattr(self, name)}")
+        if not (isfinite(self.lr) and self.lr > 0):
+            raise TracelabError(f"the learning rate is a number above 0, not {self.lr}")
 
 
 class ExpertsSpec(BaseModel):
@@ -227,7 +234,7 @@ class Experts(Intervention):
             )
 
     def require_plain(self, hf_model: Any) -> None:
-        """Refuse a plain model with another vocabulary, or one that is not the experts' base if none is set."""
+        """Refuse a vocabulary of another size, or a model that is not the experts' base if none is set."""
         base = self.expert_base
         if base is None:
             super().require_plain(hf_model)
@@ -244,21 +251,29 @@ class Experts(Intervention):
         """One edit, of the logits."""
         small = hf_model if self.expert_base is None else self.expert_base.original_model
         deltas = [delta for delta in (self.expert, self.anti_expert) if delta is not None]
-        if small not in self._runners:
-            self._runners[small] = ExpertRunner(small, deltas)
-        runner = self._runners[small]
+        runner = self._runners.get(small)
+        if runner is None or not runner.is_current(small):  # the model was moved or cast since
+            runner = self._runners[small] = ExpertRunner(small, deltas)
+        for delta in deltas:
+            delta.to(next(small.parameters()).device)
         config = self.config
 
         def mix(logits: Float[Tensor, "batch n_last vocab"]) -> Tensor:
-            if config.alpha == 0 and config.filter_order == "after":
+            call = current_call(hf_model)
+            scoring = call.reading is not None and not call.reading.generating
+            cut = config.filter_order == "base_first" and not scoring
+            if config.alpha == 0 and not cut and not self.is_observed:
                 return logits
-            z = logits.float()
-            found = list(runner.logits(current_call(hf_model), logits.shape[1]).to(z.device))
+            # In a stack, other experts may have mixed the logits already: z is the target's own.
+            z = call.made.setdefault("z", logits.float())
+            found = list(runner.logits(call, logits.shape[1]).to(z.device))
             plus = found.pop(0) if self.expert is not None else z
             minus = found.pop(0) if self.anti_expert is not None else z
             self.observe(method=self.kind, name=self.name, z=z, z_plus=plus, z_minus=minus)
-            kept = _nucleus(z, config.top_p) if config.filter_order == "base_first" else z
-            return kept + config.alpha * (plus - minus)
+            if config.alpha == 0 and not cut:
+                return logits
+            mixed = logits.float() + config.alpha * (plus - minus)
+            return mixed.masked_fill(_nucleus(z, config.top_p).isinf(), float("-inf")) if cut else mixed
 
         return [Edit(Point("logits"), mix)]
 

@@ -103,9 +103,10 @@ class FairMed(Intervention):
         notes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(origin, notes)
-        known = {group for spec in attributes for group in spec.groups}
-        if not isinstance(config.groups, str) and not known >= set(config.groups):
-            raise TracelabError(f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}")
+        _check_groups(config, {group for spec in attributes for group in spec.groups})
+        names = [spec.attribute for spec in attributes]
+        if len(set(names)) < len(names) or any(len(set(spec.layers)) < len(spec.layers) for spec in attributes):
+            raise TracelabError(f"each attribute once, and each of its layers once: not {names}")
         for spec in attributes:
             named = set(spec.groups) & set(() if isinstance(config.groups, str) else config.groups)
             if len(named) == 1:
@@ -148,6 +149,13 @@ class FairMed(Intervention):
             if isinstance(item, LayerProbes) and item.settings["model"]["fingerprint"] != info.fingerprint:
                 made_for = item.settings["model"]["model_id"]
                 raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
+        if probe_options and not any(isinstance(item, Corpus) for item in items):
+            raise TracelabError(
+                f"{', '.join(probe_options)}: these probes are made already; probe again, or give layers"
+            )
+        config = config or FairMedConfig()
+        known = {g for i in items for g in (i.group_names if isinstance(i, Corpus) else i.settings["groups"])}
+        _check_groups(config, known)
         wanted = None if layers is None else [Point("mlp_out", layer) for layer in layers]
         if wanted is not None:
             if not wanted:
@@ -170,7 +178,7 @@ class FairMed(Intervention):
             )
             points |= {Point("mlp_out", layer) for layer in chosen}
         notes = {"data_hash": [made.settings["data_hash"] for made in probes], "seed": probes[0].settings["seed"]}
-        edit = cls(config or FairMedConfig(), specs, Origin.of(model, sorted(points)), notes)
+        edit = cls(config, specs, Origin.of(model, sorted(points)), notes)
         for spec, made in zip(specs, probes, strict=True):
             rows = list(spec.layers)
             part = edit.probers[spec.attribute]
@@ -273,6 +281,11 @@ class FairMed(Intervention):
     def build(cls, spec: FairMedSpec, origin: Origin | None) -> FairMed:
         """With empty probers."""
         return cls(spec.config, spec.attributes, origin)
+
+
+def _check_groups(config: FairMedConfig, known: set[str]) -> None:
+    if not isinstance(config.groups, str) and not known >= set(config.groups):
+        raise TracelabError(f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}")
 
 
 def _positions(call: Call, mlp_out: Float[Tensor, "batch pos d_model"], rule: str) -> Tensor:

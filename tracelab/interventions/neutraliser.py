@@ -67,7 +67,8 @@ class FairMedConfig:
             layer, input by input) that are not yet neutral; our answer to an open question of the paper.
         direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same length.
         positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens when scoring, the
-            last three prompt tokens and each new one when generating; ``"all"``.
+            last three prompt tokens and each new one when generating; ``"all"``. What is read, tracelab's own
+            functions say (:func:`tracelab.calls.reading`); in any other forward pass it is every token.
         groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter the probers' F1;
             ``"all"``, as the paper; or their names. A group that the model hardly ever names draws most of a
             perturbation to itself.
@@ -93,8 +94,10 @@ class FairMedConfig:
         for name in ("lam", "tol"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise TracelabError(f"{name} of FairMed is a finite number from 0 on, not {getattr(self, name)}")
-        if not (isfinite(self.step_frac) and self.step_frac > 0) or self.steps < 0:
-            raise TracelabError(f"FairMed needs steps >= 0 and step_frac > 0, not {self.steps} and {self.step_frac}")
+        if not (isfinite(self.step_frac) and self.step_frac > 0) or not 0 <= self.steps <= 1000:
+            raise TracelabError(
+                f"FairMed needs 0 to 1000 steps and step_frac > 0, not {self.steps} and {self.step_frac}"
+            )
         if isinstance(self.groups, str):
             require_choice("groups", self.groups, GROUPS)
         elif len(self.groups) == 1:

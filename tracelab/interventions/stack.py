@@ -67,6 +67,10 @@ class Stack(Intervention):
             yield log
         log.extend(facts for part in logs for facts in part)
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the members."""
+        return {"kind": self.kind, "name": self.name, "members": [member.settings() for member in self]}
+
     def spec(self) -> StackSpec:
         """Nothing of its own."""
         return StackSpec()

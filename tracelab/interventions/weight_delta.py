@@ -82,6 +82,8 @@ class WeightDelta(Intervention):
     def __init__(self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         for shape in spec.maps:
             require_choice("linear map", shape.module, LINEAR_MAPS)
+        if len({shape.point for shape in spec.maps}) < len(spec.maps):
+            raise TracelabError("a linear map has two deltas: give each once")
         super().__init__(origin, notes)
         self._spec = spec
         self.maps = nn.ModuleDict(
