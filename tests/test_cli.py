@@ -76,7 +76,7 @@ def bundles(tmp_path_factory, tokenizer):
     common = ["--model", str(folder / "model"), "--bias", "gender"]
     fairmed, experts = str(folder / "fairmed"), str(folder / "experts")
     assert main(["fit", "fairmed", *common, "--limit", "12", "--layers", "1,2", "--lam", "2", "--out", fairmed]) == 0
-    assert main(["fit", "experts", *common, "--limit", "8", "--rank", "2", "--alpha", "2", "--out", experts]) == 0
+    assert main(["fit", "experts", *common, "--limit", "8", "--rank", "2", "--alpha", "2", "--out", f"{experts}/"]) == 0
     return {"model": str(folder / "model"), "fairmed": fairmed, "experts": experts}
 
 
@@ -122,6 +122,14 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     assert drawn == {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
 
 
+def test_scores_under_different_edits_are_kept_side_by_side(tmp_path, bundles):
+    common = ["score", "local-bias", "--bias", "gender", "--limit", "4", "--model", bundles["model"]]
+    for edits in ([], ["--edit", bundles["fairmed"]], ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]):
+        assert main([*common, *edits, "--out", str(tmp_path)]) == 0
+    kept = {folder.name.removeprefix("score-local-bias-gender") for folder in tmp_path.iterdir()}
+    assert kept == {"", "-under-fairmed", "-under-fairmed-experts"}
+
+
 def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert main(["fit", "fairmed", "--bias", "gender", "--out", str(tmp_path), "--model", "/no/model"]) == 2
@@ -139,6 +147,14 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
         (["score", "stereoset", "--edit", "/no/bundle"], "no bundle folder at '/no/bundle'"),
         (["inspect", "--edit", "/no/bundle", "--prompt", "x"], "no bundle folder at '/no/bundle'"),
         (["fit", "fairmed", "--bias", "gender"], "add --out BUNDLE"),
+        (
+            ["fit", "fairmed", "--bias", "gender", "--alpha", "1", "--out", "none"],
+            "--alpha is not an option of fit fai",
+        ),
+        (
+            ["fit", "experts", "--bias", "gender", "--epochs", "1", "--lr", "-1", "--out", "none"],
+            "learning rate is a num",
+        ),
         (["fit", "fairmed", "--bias", "nope", "--out", "none"], "unknown attribute 'nope'"),
         (["fit", "fairmed", "--bias", "gender", "--lam", "nan", "--out", "none"], "lam of FairMed is a finite"),
         (["fit", "experts", "--bias", "age", "--out", "none"], "unknown bias type 'age'"),

@@ -15,6 +15,7 @@ import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
 from tracelab import assets
+from tracelab.calls import reading
 from tracelab.errors import TracelabError
 from tracelab.inspection import BeforeAfter
 from tracelab.interventions import FairMed, FairMedConfig, Stack
@@ -45,12 +46,17 @@ def tokens_of(model, prompt=PROMPT):
     return torch.tensor([model.tokenizer(prompt, add_special_tokens=False).input_ids])
 
 
+def as_read(positions, length):
+    """As when the prompt's every token is scored, or as when it is continued."""
+    return reading(0) if positions == "all" else reading(length - 1, generating=True)
+
+
 @torch.no_grad()
-def before_and_after(model, edit, prompt=PROMPT):
+def before_and_after(model, edit, positions="last"):
     """Logits ``[pos, vocab]`` of two ordinary forward passes."""
-    tokens = tokens_of(model, prompt)
+    tokens = tokens_of(model)
     before = model(tokens)[0]
-    with edit.applied(model):
+    with edit.applied(model), as_read(positions, tokens.shape[1]):
         return before, model(tokens)[0]
 
 
@@ -63,7 +69,7 @@ def softmax(logits) -> np.ndarray:
 
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_token_rows_are_those_of_two_ordinary_forward_passes(model, edit, positions):
-    before, after = before_and_after(model, edit)
+    before, after = before_and_after(model, edit, positions)
     rows = tracelab.inspect(model, edit, PROMPT, positions=positions, top=3, tokens=["woman"]).tokens
     length = len(before)
     assert sorted(set(rows["position"])) == ([length - 1] if positions == "last" else list(range(length)))
@@ -89,7 +95,7 @@ def test_the_tokens_listed_are_those_that_move_most(model, rank_by):
 
 
 def test_kl_and_entropies_are_scipys(model, edit):
-    before, after = before_and_after(model, edit)
+    before, after = before_and_after(model, edit, "all")
     rows = tracelab.inspect(model, edit, PROMPT, positions="all").positions
     assert rows["position"].tolist() == list(range(len(before)))
     for row in rows.itertuples():
@@ -148,7 +154,20 @@ def test_an_edit_of_nothing_gives_zero_everywhere(model, name):
         assert result.groups.empty
 
 
-def test_all_positions_end_with_the_last_one(model, edit):
+def test_the_last_position_is_as_when_the_prompt_is_continued_and_all_are_as_when_they_are_scored(model):
+    edit = random_fairmed(model, lam=2.0, positions="published")
+    for positions, columns in (("last", [3, 4, 5]), ("all", [1, 2, 3, 4, 5])):
+        with as_read(positions, 6), edit.applied(model), edit.observed() as told, torch.no_grad():
+            logits = model(tokens_of(model))[0, -1]
+        assert told[0]["mask"][0].nonzero().flatten().tolist() == columns
+        rows = tracelab.inspect(model, edit, PROMPT, positions=positions).tokens.query("position == 5")
+        expected = logits[torch.tensor(rows["token_id"].to_numpy())]
+        assert rows["logit_after"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["delta", "experts"])
+def test_all_positions_end_with_the_last_one_where_what_is_read_does_not_matter(model, name):
+    edit = EDITS[name](model)
     last, everywhere = (tracelab.inspect(model, edit, PROMPT, positions=rule, top=2) for rule in ("last", "all"))
     for name, table in last.tables().items():
         whole = everywhere.tables()[name]
@@ -172,16 +191,17 @@ def test_each_edit_is_applied_alone(model):
         alone = tracelab.inspect(model, edit, PROMPT, top=2).positions
         found = both.positions[both.positions["edit"] == edit.name].reset_index(drop=True)
         pd.testing.assert_frame_equal(found, alone)
-    assert both.settings["edits"] == ["weight_delta", "fairmed(gender)"]
+    assert list(both.settings["edits"]) == ["weight_delta", "fairmed(gender)"]
+    assert both.settings["edits"]["fairmed(gender)"] == second.settings()
 
 
 def test_edits_of_one_name_are_numbered_and_can_be_named(model):
     deltas = [random_delta(model), random_fairmed(model), random_delta(model, seed=5)]
     result = tracelab.inspect(model, deltas, PROMPT, top=1)
-    assert result.settings["edits"] == ["weight_delta #1", "fairmed(gender)", "weight_delta #3"]
-    assert list(dict.fromkeys(result.tokens["edit"])) == result.settings["edits"]
+    assert list(result.settings["edits"]) == ["weight_delta #1", "fairmed(gender)", "weight_delta #3"]
+    assert list(dict.fromkeys(result.tokens["edit"])) == list(result.settings["edits"])
     named = tracelab.inspect(model, {"mild": deltas[0], "strong": deltas[2]}, PROMPT, top=1)
-    assert named.settings["edits"] == ["mild", "strong"]
+    assert list(named.settings["edits"]) == ["mild", "strong"]
     strong = named.positions.set_index("edit")["kl"]["strong"]
     assert strong == result.positions.set_index("edit")["kl"]["weight_delta #3"]
 
@@ -457,7 +477,9 @@ def test_a_saved_result_shows_the_same_figures(result, tmp_path):
 def test_settings_and_page_tell_what_was_inspected(result):
     settings = result.settings
     assert settings["prompts"] == ["A <b> tag", SHORT]
-    assert settings["edits"] == ["<i>delta</i>", "fairmed", "mix"]
+    assert list(settings["edits"]) == ["<i>delta</i>", "fairmed", "mix"]
+    assert settings["edits"]["mix"]["config"]["alpha"] == 0.7
+    assert settings["edits"]["mix"]["made_for"] == settings["model"]["fingerprint"]
     assert (settings["positions"], settings["top"], settings["rank_by"]) == ("all", 2, "probability")
     assert settings["model"]["model_id"] == "tiny-llama"
     assert settings["prepend_bos"] is False

@@ -129,6 +129,13 @@ def test_a_folder_with_a_result_and_something_else_is_not_replaced(results, tmp_
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_of_tables_that_we_did_not_write_is_not_replaced(results, tmp_path):
+    (tmp_path / "train.parquet").write_text("the user's data")
+    with pytest.raises(TracelabError, match=r"holds other files \(train\.parquet\)"):
+        results[StereoSetScores].save(tmp_path)
+    assert (tmp_path / "train.parquet").is_file()
+
+
 def test_an_empty_folder_is_used(results, tmp_path):
     assert StereoSetScores.load(results[StereoSetScores].save(tmp_path))
 

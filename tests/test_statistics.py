@@ -119,6 +119,11 @@ def test_many_units_are_flipped_at_random_as_the_seed_says():
     assert not np.array_equal(sums, flipped_sums(values, seed=1, n_flips=5200))
 
 
+def test_an_undefined_statistic_has_no_p():
+    assert np.isnan(two_sided_p(np.array([np.nan, 1.0, -1.0])))
+    assert np.isnan(two_sided_p(np.array([np.inf, 1.0, -1.0])))
+
+
 def test_p_counts_both_tails_and_ties():
     assert two_sided_p(np.array([2.0, -2.0 + 1e-12, 1.0, -3.0])) == 0.75
     assert two_sided_p(np.array([0.0, 1.0, -1.0])) == 1.0

@@ -252,6 +252,22 @@ MANIFESTS = {
         lambda m: member(m, DELTA)["spec"]["maps"][0].update(module="lm_head"),
         r"unknown linear map 'lm_head': choose one of mlp\.in",
     ),
+    "a map twice": (
+        lambda m: member(m, DELTA)["spec"]["maps"].append(member(m, DELTA)["spec"]["maps"][0]),
+        "a linear map has two deltas: give each once",
+    ),
+    "an attribute twice": (
+        lambda m: member(m, FAIRMED)["spec"]["attributes"].append(member(m, FAIRMED)["spec"]["attributes"][0]),
+        r"each attribute once, and each of its layers once: not \['gender', 'gender'\]",
+    ),
+    "a layer twice": (
+        lambda m: member(m, FAIRMED)["spec"]["attributes"][0].update(layers=[1, 1]),
+        r"each attribute once, and each of its layers once: not \['gender'\]",
+    ),
+    "a text for a number of an origin": (
+        lambda m: member(m, DELTA)["origin"].update(n_layers="4"),
+        r"members\.2\.origin\.n_layers: Input should be a valid integer",
+    ),
     "an activation for a map": (
         lambda m: member(m, DELTA)["spec"]["maps"][0].update(module="mlp_out"),
         "unknown linear map 'mlp_out'",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -13,10 +15,14 @@ import tracelab
 from tests.interventions.edits import random_delta, random_experts
 from tests.tiny import tiny_hf
 from tracelab import assets
+from tracelab.calls import reading
 from tracelab.datasets import ExpertTexts
 from tracelab.errors import TracelabError
+from tracelab.evaluate import perplexity
+from tracelab.forward import last_logits
 from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig, Stack, WeightDelta
 from tracelab.model import from_hf
+from tracelab.scoring import score
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 PROMPTS = ["The nurse said that", "He", "My neighbours from the north are all"]
@@ -129,6 +135,17 @@ def test_base_first_filters_also_at_alpha_0_and_not_at_all_with_top_p_1(model):
     assert torch.equal(whole, z)
 
 
+def test_base_first_cuts_what_is_generated_and_nothing_of_what_is_scored(model):
+    edit = random_experts(model, filter_order="base_first", top_p=0.5)
+    with reading(2):
+        torch.testing.assert_close(logits(model, edit), logits(model, random_experts(model)), **CLOSE)
+    with reading(5, generating=True):
+        assert logits(model, edit).isinf().any()
+    with edit.applied(model):
+        scored = perplexity(model, ["The dog sleeps on the wall.", "A cat."])
+    assert scored.table["value"].map(math.isfinite).all()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_sampled_under_base_first_lies_in_the_targets_nucleus(model, seed):
     edit = random_experts(model, alpha=4.0, filter_order="base_first", top_p=0.5)
@@ -168,6 +185,15 @@ def test_a_stack_of_two_directions_adds_both_differences(model):
     expected = z + (parts[0] - parts[1]) - 0.5 * (parts[2] - parts[3])
     torch.testing.assert_close(logits(model, Stack([first, second])), expected, **CLOSE)
     assert Stack([first, second]).name == "experts(gender, α=1) + experts(race, α=-0.5)"
+
+
+def test_in_a_stack_what_stands_in_for_a_missing_expert_is_still_the_targets_own(model):
+    first, second = random_experts(model), Experts(random_delta(model, seed=3), None, ExpertsConfig(alpha=2.0))
+    z = logits(model)
+    parts = [logits(model, delta) for delta in (first.expert, first.anti_expert, second.expert)]
+    expected = z + (parts[0] - parts[1]) + 2.0 * (parts[2] - z)
+    for stack in (Stack([first, second]), Stack([second, first])):
+        torch.testing.assert_close(logits(model, stack), expected, **CLOSE)
 
 
 def test_expert_and_anti_expert_may_change_different_maps(model):
@@ -253,6 +279,29 @@ def test_embeddings_in_the_place_of_tokens_are_refused(model, tokenizer):
         pytest.raises(TracelabError, match="experts read tokens: give the model input_ids, not embeddings"),
     ):
         plain(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+def test_columns_by_index_and_masks_of_four_axes_are_refused(model, tokenizer):
+    plain = tiny_hf("llama", len(tokenizer))
+    with torch.no_grad(), random_experts(model).attach(plain):
+        with pytest.raises(TracelabError, match="logits_to_keep as a number of last columns, not as indices"):
+            plain(TOKENS, logits_to_keep=torch.tensor([0, 3]))
+        with pytest.raises(TracelabError, match=r"experts need a mask of \[batch, columns\], not one a query"):
+            plain(TOKENS, attention_mask=torch.ones(2, 1, 6, 6).tril().bool())
+        last = plain(TOKENS, logits_to_keep=2).logits
+        torch.testing.assert_close(last, plain(TOKENS).logits[:, -2:], **CLOSE)
+
+
+def test_a_model_that_was_cast_after_an_edit_was_attached_is_mixed_in_its_new_dtype(model, tokenizer):
+    plain, edit = tiny_hf("llama", len(tokenizer)), random_experts(model)
+    with torch.no_grad():
+        with edit.attach(plain):
+            exact = plain(TOKENS).logits
+        plain.to(torch.bfloat16)
+        with edit.attach(plain):
+            low = plain(TOKENS).logits
+    assert low.dtype == torch.bfloat16
+    assert torch.corrcoef(torch.stack([low.float().flatten(), exact.flatten()]))[0, 1] > 0.95
 
 
 def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
@@ -354,6 +403,21 @@ def test_without_its_base_the_target_itself_must_be_what_the_experts_are_of(mode
 def test_a_wrong_configuration_is_refused_by_name(wrong, message):
     with pytest.raises(TracelabError, match=message):
         ExpertsConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *(({name: 0}, f"{name} of the fine-tuning is at least 1, not 0") for name in ("rank", "epochs", "batch_size")),
+        ({"block_size": -1}, "block_size of the fine-tuning is at least 1, not -1"),
+        ({"lr": 0.0}, "the learning rate is a number above 0, not 0.0"),
+        ({"lr": float("nan")}, "the learning rate is a number above 0, not nan"),
+        ({"lr": float("inf")}, "the learning rate is a number above 0, not inf"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(wrong, message):
+    with pytest.raises(TracelabError, match=message):
+        FinetuneConfig(**wrong)
 
 
 def test_experts_of_nothing_or_of_two_models_are_refused(model, small):
@@ -486,3 +550,37 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
     Experts.fit(small, TEXTS, training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1), partial=tmp_path)
     assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
     assert isinstance(edit.expert, WeightDelta)
+
+
+def test_base_first_cuts_what_is_generated_and_not_what_is_scored(model):
+    cut, whole = random_experts(model, filter_order="base_first", top_p=0.5), random_experts(model)
+    texts = ["The cat sat on the mat.", "Rain fell."]
+    with cut.applied(model):
+        scored, generated = score(model, texts), last_logits(model, TOKENS)
+    with whole.applied(model):
+        assert np.array_equal(scored.sum, score(model, texts).sum)
+    assert generated.isinf().any()
+
+
+def test_in_a_stack_every_member_sees_the_targets_own_logits(model):
+    cut = random_experts(model, filter_order="base_first", top_p=0.5)
+    half = Experts(random_delta(model, seed=5), None)
+    alone = logits(model, half) - logits(model)
+    both = logits(model, Stack([cut, half]))
+    first = logits(model, cut)
+    assert not both.isnan().any()
+    assert torch.equal(both.isinf(), first.isinf())
+    kept = ~first.isinf()
+    torch.testing.assert_close(both[kept], (first + alone)[kept], atol=1e-4, rtol=1e-4)
+    swapped = logits(model, Stack([half, cut]))
+    torch.testing.assert_close(swapped, both, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_is_cast_after_a_first_use_gets_experts_of_its_new_weights(tokenizer):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="cast")
+    edit = random_experts(model)
+    logits(model, edit)
+    model.to(torch.bfloat16)
+    assert logits(model, edit).dtype == torch.bfloat16
+    assert next(edit._runners[model.original_model].twin.parameters()).dtype == torch.bfloat16

@@ -153,6 +153,15 @@ def test_groups_to_neutralise_must_be_known_and_two_of_their_attribute(tiny_mode
     assert FairMed.fit(model, [gender, age], FairMedConfig(groups=("female", "trans")))
 
 
+@pytest.mark.usefixtures("no_training")
+def test_groups_and_options_that_cannot_be_are_refused_before_any_training(tiny_model, gender):
+    model, corpus = tiny_model("llama"), templates("gender", limit=8)
+    with pytest.raises(TracelabError, match=r"the probers know the groups \['female', 'male', 'trans'\], not all of"):
+        FairMed.fit(model, corpus, FairMedConfig(groups=("female", "mle")))
+    with pytest.raises(TracelabError, match="top_k: these probes are made already; probe again, or give layers"):
+        FairMed.fit(model, gender, top_k=3)
+
+
 def test_two_attributes_are_neutralised_together_where_they_share_a_layer(tiny_model, gender, age):
     model = tiny_model("llama")
     both = FairMed.fit(model, [gender, age], FairMedConfig(lam=4.0))

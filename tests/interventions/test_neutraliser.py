@@ -112,15 +112,16 @@ def descend_alone(a: Tensor, probers: list[LayerProber], epsilon: float, config:
         kls = [slow_kl(prober, a + delta).squeeze() for prober in probers]
         (slope,) = torch.autograd.grad(sum(kls), delta)
         delta = delta.detach()
-        neutral = all(float(kl) < config.tol for kl in kls)
-        if neutral or float(sum(kls)) < lowest:
-            best, lowest = delta, float(sum(kls))
+        values = [kl.item() for kl in kls]
+        neutral = all(value < config.tol for value in values)
+        if neutral or sum(values) < lowest:
+            best, lowest = delta, sum(values)
         if neutral or taken == config.steps:
-            return best, taken
+            break
         delta = delta - epsilon * config.step_frac * slope / slope.norm()
         if delta.norm() > epsilon:
             delta = delta * epsilon / delta.norm()
-    raise AssertionError
+    return best, taken
 
 
 def released_code_alone(
@@ -136,8 +137,8 @@ def released_code_alone(
         kl = kl_div(log_p, torch.full_like(log_p, 1 / log_p.shape[-1]), reduction="batchmean")
         (slope,) = torch.autograd.grad(kl, delta)
         delta = delta.detach()
-        if float(kl) < lowest:
-            best, lowest = delta, float(kl)
+        if kl.item() < lowest:
+            best, lowest = delta, kl.item()
         if lowest < config.tol or number == config.steps - 1:
             break
         delta = delta - epsilon * config.step_frac * slope.sign()
@@ -380,8 +381,9 @@ def test_a_radius_that_adapts_stays_small_where_little_is_needed_and_reaches_fur
         ({"lam": float("inf")}, "lam of FairMed is a finite number from 0 on, not inf"),
         ({"lam": -1.0}, "lam of FairMed is a finite number from 0 on, not -1.0"),
         ({"tol": float("nan")}, "tol of FairMed is a finite number from 0 on, not nan"),
-        ({"steps": -1}, "FairMed needs steps >= 0 and step_frac > 0, not -1 and"),
-        ({"step_frac": 0.0}, "FairMed needs steps >= 0 and step_frac > 0, not 20 and 0.0"),
+        ({"steps": -1}, "FairMed needs 0 to 1000 steps and step_frac > 0, not -1 and"),
+        ({"steps": 1001}, "FairMed needs 0 to 1000 steps and step_frac > 0, not 1001 and"),
+        ({"step_frac": 0.0}, "FairMed needs 0 to 1000 steps and step_frac > 0, not 20 and 0.0"),
         ({"step_frac": float("nan")}, "step_frac > 0, not 20 and nan"),
         ({"norm": "l1"}, "unknown norm 'l1': choose one of l2, code"),
         ({"grad": "up"}, "unknown grad 'up': choose one of l2, sign"),
