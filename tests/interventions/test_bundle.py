@@ -268,6 +268,10 @@ MANIFESTS = {
         lambda m: member(m, DELTA)["origin"].update(n_layers="4"),
         r"members\.2\.origin\.n_layers: Input should be a valid integer",
     ),
+    "members of what has none": (
+        lambda m: member(m, DELTA).update(members=[member(m, EXPERTS)]),
+        "a bundle of weight_delta has no members, this one has 1",
+    ),
     "an activation for a map": (
         lambda m: member(m, DELTA)["spec"]["maps"][0].update(module="mlp_out"),
         "unknown linear map 'mlp_out'",
