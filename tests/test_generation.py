@@ -110,3 +110,9 @@ def test_a_single_prompt_may_be_given_as_a_string(model):
     result = tracelab.generate(model, PROMPTS[0], **GREEDY)
     assert result.frame["prompt"].tolist() == PROMPTS[:1]
     assert texts(result) == texts(tracelab.generate(model, PROMPTS[:1], **GREEDY))
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 2.0}, {"top_p": 0.0}, {"temperature": 0.0}, {"top_k": -1}])
+def test_sampling_that_is_undefined_is_refused(model, wrong):
+    with pytest.raises(TracelabError, match="sampling needs 0 < top_p <= 1"):
+        tracelab.generate(model, ["He"], **wrong)

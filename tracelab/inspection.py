@@ -95,7 +95,7 @@ def inspect(
     positions: str = "last",
     top: int = 10,
     rank_by: str = "probability",
-    tokens: Sequence[str] = (),
+    tokens: str | Sequence[str] = (),
     prepend_bos: bool | None = None,
 ) -> BeforeAfter:
     """Compare a model with and without edits on prompts.
@@ -119,7 +119,7 @@ def inspect(
         raise TracelabError("inspect needs at least one prompt, one edit and top >= 1")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
-    named = [_first_id(model, word) for word in tokens]
+    named = [_first_id(model, word) for word in ([tokens] if isinstance(tokens, str) else tokens)]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("tokens", "positions", "layers", "groups")}
     for number, prompt in enumerate(prompts):
         ids = encode(model, prompt, prepend_bos=prepend_bos).ids

@@ -256,9 +256,6 @@ def nothing_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("TRACELAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    attribute_words.cache_clear()
-    yield
-    attribute_words.cache_clear()
 
 
 def test_a_file_of_ones_own_needs_no_package_index_but_says_what_is_missing(written, raw, nothing_fetched):
