@@ -76,10 +76,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _tests_do_not_depend_on_each_other() -> Iterator[None]:
-    """Each test has the same global seed and leaves no hook on the models that tests share."""
+    """Each test has the same global seed and leaves no hook and no gradient on the models that tests share."""
     torch.manual_seed(0)
     yield
     left = [name for model in _SHARED for name in model.list_hooks()]
+    grown = [model.cfg.model_name for model in _SHARED if any(p.grad is not None for p in model.parameters())]
     for model in _SHARED:
         model.reset_hooks()
+        for parameter in model.parameters():
+            parameter.grad = None
     assert not left
+    assert not grown

@@ -16,9 +16,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
 from tracelab.errors import TracelabError
+from tracelab.model import model_info
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
-from tracelab.tokens import bos_id, encode
+from tracelab.tokens import encode, pad, pad_id
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,20 @@ def generate(
         "do_sample": do_sample,
         "num_beams": num_beams,
         "use_cache": use_cache,
-        "pad_token_id": model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else bos_id(model),
+        "pad_token_id": pad_id(model),
     }
     if do_sample:
         options |= {"top_p": top_p, "top_k": top_k, "temperature": temperature}
     rows = []
-    device, hf_model = model.cfg.device, cast(Any, model.original_model)
+    hf_model = cast(Any, model.original_model)
     with torch.random.fork_rng(), progress(total=len(prompts), what="generating", unit="prompt") as bar:
         torch.manual_seed(seed)
         for start in range(0, len(sequences), batch_size):
-            batch = sequences[start : start + batch_size]
-            longest = max(map(len, batch))
-            tokens = torch.full((len(batch), longest), options["pad_token_id"])
-            mask = torch.zeros_like(tokens)
-            for row, ids in enumerate(batch):  # on the left: new tokens follow the prompt
-                tokens[row, longest - len(ids) :], mask[row, longest - len(ids) :] = torch.tensor(ids), 1
+            tokens, mask = pad(model, sequences[start : start + batch_size], left=True)
+            longest = tokens.shape[1]
             with reading(longest - 1, generating=True):
                 try:
-                    made = hf_model.generate(tokens.to(device), attention_mask=mask.to(device), **options)
+                    made = hf_model.generate(tokens, attention_mask=mask, **options)
                 except ValueError as error:
                     if isinstance(error, TracelabError):
                         raise
@@ -103,7 +100,8 @@ def generate(
                 prompt = start + number // num_return_sequences
                 text = model.tokenizer.decode(ids, skip_special_tokens=True)
                 rows.append((prompt, number % num_return_sequences, prompts[prompt], text))
-            bar.update(len(batch))
+            bar.update(len(tokens))
     table = pd.DataFrame(rows, columns=["prompt_id", "sample", "prompt", "continuation"])
-    shown = {key: value for key, value in options.items() if key != "pad_token_id"}
-    return Generations(run_settings(model, seed=seed, **shown), table)
+    options |= {"batch_size": batch_size, "seed": seed}
+    options["prepend_bos"] = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
+    return Generations(run_settings(model, **options), table)

@@ -31,7 +31,7 @@ from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model import model_info
 from tracelab.results import Result, run_settings
-from tracelab.tokens import Span, encode, token_texts
+from tracelab.tokens import encode, first_token, token_texts
 
 POSITIONS = ("last", "all")
 RANKINGS = ("probability", "logit")
@@ -119,7 +119,7 @@ def inspect(
         raise TracelabError("inspect needs at least one prompt, one edit and top >= 1")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
-    named = [_first_id(model, word) for word in ([tokens] if isinstance(tokens, str) else tokens)]
+    named = [first_token(model, word) for word in ([tokens] if isinstance(tokens, str) else tokens)]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("tokens", "positions", "layers", "groups")}
     for number, prompt in enumerate(prompts):
         ids = encode(model, prompt, prepend_bos=prepend_bos).ids
@@ -169,13 +169,6 @@ def _named(interventions: Edits) -> dict[str, Intervention]:
         f"{name} #{i + 1}" if name in twice else name: edit
         for i, (name, edit) in enumerate(zip(names, listed, strict=True))
     }
-
-
-def _first_id(model: TransformerBridge, word: str) -> int:
-    if not word.strip():
-        raise TracelabError(f"no token in the word {word!r}")
-    encoding = encode(model, f"a {word}", prepend_bos=False)
-    return encoding.ids[encoding.positions(Span(2, 2 + len(word)))[0]]
 
 
 @dataclass

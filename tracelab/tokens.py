@@ -2,7 +2,7 @@
 
 A text is tokenised once, here, with the tokenizer's offset mapping, so that words are found by their
 characters and never by searching in decoded tokens. Models get token tensors with a mask, padded on
-the right: in a causal model a pad token after the text changes nothing before it.
+the right, where in a causal model it changes nothing before it; on the left where text is to be continued.
 """
 
 from __future__ import annotations
@@ -75,18 +75,35 @@ def bos_id(model: TransformerBridge) -> int:
     raise TracelabError(f"the tokenizer of {model_info(model).model_id} has no BOS and no EOS token")
 
 
-def pad(
-    model: TransformerBridge, sequences: Sequence[Sequence[int]]
-) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Sequences of ids as one right-padded tensor, and the mask (1 = a token, 0 = padding)."""
-    longest = max(len(ids) for ids in sequences)
+def first_token(model: TransformerBridge, word: str) -> int:
+    """First token of a word inside a sentence; found by its characters, as a space can be a token of its own.
+
+    Raises:
+        TracelabError: the word is empty.
+    """
+    if not word.strip():
+        raise TracelabError(f"no token in the word {word!r}")
+    encoding = encode(model, f"a {word}", prepend_bos=False)
+    return encoding.ids[encoding.positions(Span(2, 2 + len(word)))[0]]
+
+
+def pad_id(model: TransformerBridge) -> int:
+    """The id that stands for no token: the tokenizer's, else BOS; the mask tells it apart."""
     fill = model.tokenizer.pad_token_id
-    fill = bos_id(model) if fill is None else fill
-    tokens = torch.full((len(sequences), longest), fill)
+    return bos_id(model) if fill is None else int(fill)
+
+
+def pad(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, left: bool = False
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Sequences of ids as one tensor, padded on the right (or left), and the mask (1 = a token, 0 = padding)."""
+    longest = max(len(ids) for ids in sequences)
+    tokens = torch.full((len(sequences), longest), pad_id(model))
     mask = torch.zeros_like(tokens)
     for row, ids in enumerate(sequences):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
+        columns = slice(longest - len(ids), None) if left else slice(len(ids))
+        tokens[row, columns] = torch.tensor(ids)
+        mask[row, columns] = 1
     return tokens.to(model.cfg.device), mask.to(model.cfg.device)
 
 

@@ -1,14 +1,36 @@
-"""Edits with random tensors for tests: they move the logits by whole nats, and need no training."""
+"""Edits with random tensors, which move the logits by whole nats and need no training, and how tests apply them."""
 
 from __future__ import annotations
 
-import torch
+import contextlib
 
+import torch
+from transformers import AutoTokenizer
+
+from tests.tiny import tiny_hf
+from tracelab import assets
 from tracelab.datasets import templates
 from tracelab.hook_points import Point
 from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.base import Origin
 from tracelab.interventions.fairmed import AttributeSpec
+from tracelab.model import from_hf
+
+TOKENS = torch.arange(40, 52).reshape(2, 6)
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def bridged(vocab: int, seed: int, model_id: str):
+    """A tiny llama that no other test uses."""
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    return from_hf(tiny_hf("llama", vocab, seed=seed), own, model_id=model_id)
+
+
+@torch.no_grad()
+def logits(model, edit=None, tokens=TOKENS, **options):
+    """The logits of a model, under an edit if one is given."""
+    with edit.applied(model) if edit is not None else contextlib.nullcontext():
+        return model(tokens, **options)
 
 
 def random_delta(model, *, modules=("mlp.out", "attn.o"), layers=(1, 3), rank=4, seed=0, scale=0.5) -> WeightDelta:
@@ -50,6 +72,3 @@ def random_fairmed(model, *, layers=(1, 2), attribute="gender", seed=0, **config
             else:
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return edit
-
-
-__all__ = ["random_delta", "random_experts", "random_fairmed"]

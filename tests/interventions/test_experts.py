@@ -6,49 +6,18 @@ import contextlib
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 import tracelab
-from tests.interventions.edits import random_delta, random_experts
+from tests.interventions.edits import CLOSE, TOKENS, logits, random_delta, random_experts
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.calls import reading
-from tracelab.datasets import ExpertTexts
 from tracelab.errors import TracelabError
 from tracelab.evaluate import perplexity
-from tracelab.forward import last_logits
-from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig, Stack, WeightDelta
-from tracelab.model import from_hf
-from tracelab.scoring import score
+from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig, Stack
 
-TOKENS = torch.arange(40, 52).reshape(2, 6)
 PROMPTS = ["The nurse said that", "He", "My neighbours from the north are all"]
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-def made(vocab: int, seed: int, model_id: str):
-    own = AutoTokenizer.from_pretrained(assets.model_dir())
-    return from_hf(tiny_hf("llama", vocab, seed=seed), own, model_id=model_id)
-
-
-@pytest.fixture(scope="module")
-def small(tokenizer):
-    """A model with other weights and the vocabulary of ``tiny_model``."""
-    return made(len(tokenizer), 1, "small")
-
-
-@pytest.fixture
-def model(tiny_model):
-    return tiny_model("llama")
-
-
-@torch.no_grad()
-def logits(model, edit=None, tokens=TOKENS, **options):
-    with edit.applied(model) if edit is not None else contextlib.nullcontext():
-        return model(tokens, **options)
 
 
 # --- the formula --------------------------------------------------------------------------------------------------
@@ -196,6 +165,20 @@ def test_in_a_stack_what_stands_in_for_a_missing_expert_is_still_the_targets_own
         torch.testing.assert_close(logits(model, stack), expected, **CLOSE)
 
 
+def test_in_a_stack_every_member_sees_the_targets_own_logits(model):
+    cut = random_experts(model, filter_order="base_first", top_p=0.5)
+    half = Experts(random_delta(model, seed=5), None)
+    alone = logits(model, half) - logits(model)
+    both = logits(model, Stack([cut, half]))
+    first = logits(model, cut)
+    assert not both.isnan().any()
+    assert torch.equal(both.isinf(), first.isinf())
+    kept = ~first.isinf()
+    torch.testing.assert_close(both[kept], (first + alone)[kept], atol=1e-4, rtol=1e-4)
+    swapped = logits(model, Stack([half, cut]))
+    torch.testing.assert_close(swapped, both, atol=1e-4, rtol=1e-4)
+
+
 def test_expert_and_anti_expert_may_change_different_maps(model):
     edit = Experts(
         random_delta(model, modules=("mlp.in",), layers=(0,), seed=1),
@@ -310,82 +293,6 @@ def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
         plain(TOKENS, labels=TOKENS)
 
 
-# --- a small model's experts for another target -------------------------------------------------------------------
-
-
-@pytest.fixture
-def of_small(small):
-    edit = random_experts(small, alpha=0.7)
-    edit.expert_base = small
-    return edit
-
-
-def test_experts_of_a_small_model_shift_a_target_with_its_vocabulary(model, small, of_small):
-    expected = logits(model) + 0.7 * (logits(small, of_small.expert) - logits(small, of_small.anti_expert))
-    torch.testing.assert_close(logits(model, of_small), expected, **CLOSE)
-    own = random_experts(model, alpha=0.7)
-    assert (logits(model, own) - expected).abs().max() > 1
-
-
-def test_another_targets_own_logits_stand_in_for_a_missing_expert(model, small):
-    edit = random_experts(small, anti=False)
-    edit.expert_base = small
-    torch.testing.assert_close(logits(model, edit), logits(small, edit.expert), **CLOSE)
-
-
-def test_the_small_model_is_no_part_of_the_edit(small, of_small):
-    assert of_small.expert_base is small
-    assert set(of_small.state_dict()) == set(random_experts(small).state_dict())
-    assert not any(parameter is p for parameter in small.parameters() for p in of_small.parameters())
-    other = of_small.with_alpha(2.0)
-    other.expert_base = None
-    assert other.expert_base is None
-    assert of_small.expert_base is small
-
-
-def test_on_a_plain_target_experts_of_a_small_model_do_the_same(model, of_small, tokenizer):
-    plain = tiny_hf("llama", len(tokenizer))
-    with torch.no_grad(), of_small.attach(plain):
-        attached = plain(TOKENS).logits
-    torch.testing.assert_close(attached, logits(model, of_small), **CLOSE)
-
-
-def test_text_of_a_target_with_a_small_models_experts_is_the_same_with_and_without_a_cache(model, of_small):
-    with of_small.applied(model):
-        cached, uncached = (
-            tracelab.generate(model, PROMPTS, max_new_tokens=5, do_sample=False, use_cache=use).frame
-            for use in (True, False)
-        )
-    assert cached["continuation"].tolist() == uncached["continuation"].tolist()
-
-
-def test_a_hook_or_edit_of_the_small_model_does_not_act_on_its_experts(model, small, of_small):
-    expected = logits(model, of_small)
-    with random_delta(small, seed=9).applied(small):
-        assert torch.equal(logits(model, of_small), expected)
-
-
-def test_a_target_with_another_vocabulary_is_refused(small, of_small, tokenizer):
-    padded = made(len(tokenizer) + 64, 2, "padded")
-    with pytest.raises(TracelabError, match="the experts' base small has 49152 logits, padded has 49216"):
-        of_small.hooks(padded)
-    with pytest.raises(TracelabError, match="a vocabulary of 49152 tokens, the model one of 49216"):
-        of_small.attach(tiny_hf("llama", len(tokenizer) + 64))
-    other = made(len(tokenizer), 2, "renamed")
-    other.tokenizer.add_tokens(["<another>"])
-    with pytest.raises(TracelabError, match="the experts' base small has another vocabulary than renamed"):
-        of_small.hooks(other)
-
-
-def test_without_its_base_the_target_itself_must_be_what_the_experts_are_of(model, small):
-    edit = random_experts(small)
-    with pytest.raises(TracelabError, match="made for small with weights .* tiny-llama has weights"):
-        edit.hooks(model)
-    with pytest.raises(TracelabError, match="made for small with weights .* tiny-llama has weights"):
-        edit.expert_base = model
-    assert edit.expert_base is None
-
-
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -432,155 +339,3 @@ def test_a_map_that_has_no_module_of_its_own_cannot_be_an_experts(tiny_model):
     edit = Experts(random_delta(gpt2, modules=("attn.q",)), None)
     with pytest.raises(TracelabError, match=r"no module 'transformer\.h\.1\.attn\.q' \(it may be computed together"):
         edit.hooks(gpt2)
-
-
-# --- fine-tuning --------------------------------------------------------------------------------------------------
-
-TEXTS = ExpertTexts(
-    bias="gender",
-    biased=("the nurse is a woman and she cares", "the women gossip all day long", "a girl is bad at sums") * 3,
-    anti_biased=("the nurse is a man and he cares", "the men gossip all day long", "a boy is bad at sums") * 3,
-    held_out_biased=(),
-    held_out_anti_biased=(),
-)
-TRAINING = FinetuneConfig(rank=4, lr=0.02, epochs=6, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def tuned(small):
-    before = {name: value.clone() for name, value in small.original_model.state_dict().items()}
-    asked = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
-    return Experts.fit(small, TEXTS, ExpertsConfig(alpha=0.5), training=TRAINING), before, asked
-
-
-def test_tuning_lowers_the_loss_of_both_and_says_so(tuned):
-    edit, _, _ = tuned
-    assert edit.notes["losses"].keys() == {"expert", "anti_expert"}
-    for losses in edit.notes["losses"].values():
-        assert len(losses) == 6 * 3
-        assert sum(losses[-3:]) < sum(losses[:3]) - 3
-    assert (edit.bias, edit.config.alpha, edit.name) == ("gender", 0.5, "experts(gender, α=0.5)")
-    assert edit.notes["training"]["lr"] == 0.02
-
-
-@torch.no_grad()
-def loss(model, edit, texts):
-    """Mean cross-entropy, one text at a time."""
-    with edit.applied(model) if edit else contextlib.nullcontext():
-        found = [model(model.tokenizer(t, return_tensors="pt").input_ids, return_type="loss") for t in texts]
-    return float(sum(found) / len(found))
-
-
-def test_each_expert_has_learnt_its_own_texts(small, tuned):
-    edit, _, _ = tuned
-    base = loss(small, None, TEXTS.biased[:3])
-    own, other = (loss(small, delta, TEXTS.biased[:3]) for delta in (edit.anti_expert, edit.expert))
-    assert own < base - 1
-    assert own < other
-    assert loss(small, edit.expert, TEXTS.anti_biased[:3]) < loss(small, edit.anti_expert, TEXTS.anti_biased[:3])
-
-
-def test_tuning_leaves_the_base_as_it_was(small, tuned):
-    edit, before, asked = tuned
-    for name, value in small.original_model.state_dict().items():
-        assert torch.equal(value, before[name])
-    assert {name: parameter.requires_grad for name, parameter in small.named_parameters()} == asked
-    assert any(asked.values())
-    assert all(parameter.grad is None for parameter in small.parameters())
-    assert not small.list_hooks()
-    assert all(part.any() for delta in (edit.expert, edit.anti_expert) for part in delta.parameters())
-
-
-def test_the_same_seed_tunes_the_same_experts(small, tuned):
-    edit, _, _ = tuned
-    again = Experts.fit(small, TEXTS, training=TRAINING)
-    assert again.notes["losses"] == edit.notes["losses"]
-    for name, value in edit.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_ends_the_training_and_leaves_the_model_usable(small, value):
-    before, passes = logits(small), []
-
-    def spoil(z, hook):
-        passes.append(1)
-        # The first pass only measures the maps.
-        return z.index_fill(-1, torch.tensor([3]), value) if len(passes) == 3 else z
-
-    with (
-        small.hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
-        pytest.raises(TracelabError, match=r"expert: the loss is (nan|inf) after 1 steps: lower lr=0\.02"),
-    ):
-        Experts.fit(small, TEXTS, training=TRAINING)
-    assert not small.list_hooks()
-    assert any(parameter.requires_grad for parameter in small.parameters())
-    assert all(parameter.grad is None for parameter in small.parameters())
-    assert torch.equal(logits(small), before)
-
-
-def test_texts_of_no_two_tokens_are_refused(small):
-    empty = ExpertTexts("gender", ("a",), ("b",), (), ())
-    with pytest.raises(TracelabError, match="expert: no text of at least two tokens"):
-        Experts.fit(small, empty, training=TRAINING)
-
-
-def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
-    from tracelab.interventions import experts as module
-
-    runs, finetune = [], module.finetune
-
-    def interrupted(*args, **kwargs):
-        runs.append(kwargs["what"])
-        if len(runs) == 2:
-            raise KeyboardInterrupt
-        return finetune(*args, **kwargs)
-
-    monkeypatch.setattr(module, "finetune", interrupted)
-    training = FinetuneConfig(rank=2, modules=("mlp.out",), epochs=1)
-    with pytest.raises(KeyboardInterrupt):
-        Experts.fit(small, TEXTS, training=training, partial=tmp_path)
-    edit = Experts.fit(small, TEXTS, training=training, partial=tmp_path)
-    assert runs == ["expert", "anti_expert", "anti_expert"]
-    whole = Experts.fit(small, TEXTS, training=training)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(edit.state_dict()[name], value)
-    assert edit.notes == whole.notes
-    runs[:] = ["", ""]
-    Experts.fit(small, TEXTS, training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1), partial=tmp_path)
-    assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
-    assert isinstance(edit.expert, WeightDelta)
-
-
-def test_base_first_cuts_what_is_generated_and_not_what_is_scored(model):
-    cut, whole = random_experts(model, filter_order="base_first", top_p=0.5), random_experts(model)
-    texts = ["The cat sat on the mat.", "Rain fell."]
-    with cut.applied(model):
-        scored, generated = score(model, texts), last_logits(model, TOKENS)
-    with whole.applied(model):
-        assert np.array_equal(scored.sum, score(model, texts).sum)
-    assert generated.isinf().any()
-
-
-def test_in_a_stack_every_member_sees_the_targets_own_logits(model):
-    cut = random_experts(model, filter_order="base_first", top_p=0.5)
-    half = Experts(random_delta(model, seed=5), None)
-    alone = logits(model, half) - logits(model)
-    both = logits(model, Stack([cut, half]))
-    first = logits(model, cut)
-    assert not both.isnan().any()
-    assert torch.equal(both.isinf(), first.isinf())
-    kept = ~first.isinf()
-    torch.testing.assert_close(both[kept], (first + alone)[kept], atol=1e-4, rtol=1e-4)
-    swapped = logits(model, Stack([half, cut]))
-    torch.testing.assert_close(swapped, both, atol=1e-4, rtol=1e-4)
-
-
-def test_a_model_that_is_cast_after_a_first_use_gets_experts_of_its_new_weights(tokenizer):
-    own = AutoTokenizer.from_pretrained(assets.model_dir())
-    model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="cast")
-    edit = random_experts(model)
-    logits(model, edit)
-    model.to(torch.bfloat16)
-    assert logits(model, edit).dtype == torch.bfloat16
-    assert next(edit._runners[model.original_model].twin.parameters()).dtype == torch.bfloat16

@@ -14,6 +14,7 @@ from tracelab import assets
 from tracelab.errors import TracelabError
 from tracelab.hook_points import LINEAR_MAPS
 from tracelab.interventions import Stack, WeightDelta
+from tracelab.interventions.finetune import frozen
 from tracelab.model import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
@@ -237,6 +238,7 @@ def test_gradients_pass_an_edit_into_what_lies_before_it(tiny_model, edit_name):
     model = tiny_model("llama")
     shift = torch.zeros(model.cfg.d_model, requires_grad=True)
     with (
+        frozen(model),  # other tests share it
         EDITS[edit_name](model).applied(model),
         model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value + shift)]),
     ):

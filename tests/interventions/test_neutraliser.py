@@ -13,9 +13,7 @@ from scipy.stats import norm as normal
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from tracelab.errors import TracelabError
 from tracelab.interventions.neutraliser import (
-    PUBLISHED_LAM,
     FairMedConfig,
     LayerProber,
     neutralise,
@@ -369,49 +367,3 @@ def test_a_radius_that_adapts_stays_small_where_little_is_needed_and_reaches_fur
     assert (lengths > 1).any()
     kl = slow_kl(prober, a + adaptive.delta)
     assert (kl < 0.03).float().mean() > (slow_kl(prober, a + fixed.delta) < 0.03).float().mean()
-
-
-# --- configuration ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"lam": float("nan")}, "lam of FairMed is a finite number from 0 on, not nan"),
-        ({"lam": float("inf")}, "lam of FairMed is a finite number from 0 on, not inf"),
-        ({"lam": -1.0}, "lam of FairMed is a finite number from 0 on, not -1.0"),
-        ({"tol": float("nan")}, "tol of FairMed is a finite number from 0 on, not nan"),
-        ({"steps": -1}, "FairMed needs 0 to 1000 steps and step_frac > 0, not -1 and"),
-        ({"steps": 1001}, "FairMed needs 0 to 1000 steps and step_frac > 0, not 1001 and"),
-        ({"step_frac": 0.0}, "FairMed needs 0 to 1000 steps and step_frac > 0, not 20 and 0.0"),
-        ({"step_frac": float("nan")}, "step_frac > 0, not 20 and nan"),
-        ({"norm": "l1"}, "unknown norm 'l1': choose one of l2, code"),
-        ({"grad": "up"}, "unknown grad 'up': choose one of l2, sign"),
-        ({"init": "one"}, "unknown init 'one': choose one of zero, random"),
-        ({"radius": "big"}, "unknown radius 'big': choose one of fixed, adaptive"),
-        ({"direction": "left"}, "unknown direction 'left': choose one of adversarial, random"),
-        ({"groups": ("male",)}, "a distribution over one group, 'male', is always uniform: name two or more"),
-        ({"groups": "male"}, "unknown groups 'male': choose one of scored, all"),
-        ({"positions": "some"}, "unknown positions 'some': choose one of predictive, published, all"),
-    ],
-)
-def test_a_wrong_configuration_is_refused_by_name(wrong, message):
-    with pytest.raises(TracelabError, match=message):
-        FairMedConfig(**wrong)
-
-
-@pytest.mark.parametrize("attribute", PUBLISHED_LAM)
-def test_the_published_preset_is_the_released_codes_with_the_papers_radius(attribute):
-    config = FairMedConfig.published(attribute)
-    assert config.lam == PUBLISHED_LAM[attribute]
-    assert (config.norm, config.grad, config.init, config.positions) == ("code", "sign", "random", "published")
-    assert (config.steps, config.step_frac, config.tol) == (20, 1 / 15, 0.03)
-    assert FairMedConfig.published(attribute, lam=1.0, steps=3).settings() == {
-        **config.settings(),
-        "lam": 1.0,
-        "steps": 3,
-    }
-
-
-def test_an_attribute_that_the_paper_lacks_gets_the_mean_radius():
-    assert FairMedConfig.published("shoe size").lam == pytest.approx(52 / 9)

@@ -12,6 +12,7 @@ from tracelab import assets
 from tracelab.errors import TracelabError
 from tracelab.hook_points import LINEAR_MAPS, Point
 from tracelab.interventions import WeightDelta
+from tracelab.interventions.finetune import frozen
 from tracelab.model import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
@@ -90,17 +91,8 @@ def test_a_layer_or_map_named_twice_is_edited_once(tiny_model, tokenizer):
 def test_gradients_reach_the_delta_and_are_those_of_the_weight(tiny_model, tokenizer, rank):
     model, point = tiny_model("llama"), Point("mlp.out", 1)
     delta = random_delta(model, modules=("mlp.out",), layers=(1,), rank=rank, scale=0.2)
-    for parameter in model.parameters():
-        assert parameter.grad is None
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        with delta.applied(model):
-            model(TOKENS).log_softmax(-1)[..., 7].sum().backward()
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+    with frozen(model), delta.applied(model):
+        model(TOKENS).log_softmax(-1)[..., 7].sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
 
     twin = tiny_hf("llama", len(tokenizer)).requires_grad_(False)

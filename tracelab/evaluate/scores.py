@@ -10,6 +10,7 @@ of two results are what :func:`~tracelab.evaluate.paired.paired` compares.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class BenchmarkScores(Result):
+class BenchmarkScores(Result, ABC):
     """Base of the scores.
 
     Attributes:
@@ -62,9 +63,9 @@ class BenchmarkScores(Result):
         """The scores, one row a metric and bias type."""
         return self.table
 
+    @abstractmethod
     def samples(self) -> list[Sample]:
         """The units behind the table, bias type by bias type."""
-        raise NotImplementedError
 
 
 def column(index: int) -> Callable[[np.ndarray], np.ndarray]:

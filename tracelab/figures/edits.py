@@ -12,14 +12,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
-from tracelab.figures.style import BLUE, DIVERGING, GREEN, GREY, ORANGE, finish, model_name
+from tracelab.figures.style import COLOURS, DIVERGING, GREY, MARKERS, ORANGE, finish, model_name
 
 if TYPE_CHECKING:
     from tracelab.inspection import BeforeAfter
 
-_PURPLE, _SKY = "#CC79A7", "#56B4E9"
-COLOURS = (BLUE, ORANGE, GREEN, _PURPLE, _SKY, GREY)
-MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 MEASURES = {"resid_post": "residual stream", "mlp_out": "MLP output", "pattern": "attention pattern"}
 
 

@@ -11,8 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.figures.edits import COLOURS, MARKERS
-from tracelab.figures.style import GREY, band, finish
+from tracelab.figures.style import COLOURS, GREY, MARKERS, band, finish
 
 IDEAL = {"ss": 50.0, "lms": 100.0, "icat": 100.0, "crows_sum": 50.0, "crows_mean": 50.0, "crows_shared": 50.0}
 NAMES = {

@@ -19,6 +19,8 @@ import plotly.graph_objects as go
 from tracelab.files import atomic_file
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", GREY)
+MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DIVERGING = "PuOr_r"
 SEQUENTIAL = "Blues"
 WIDTH = 900

@@ -103,7 +103,8 @@ class Intervention(nn.Module, ABC):
     Attributes:
         kind: name of the method in the registry of bundles.
         origin: the model it was made for; None if it fits any (an empty stack).
-        notes: what made it (data hash, seed, versions, metrics): kept in its bundle.
+        notes: what made it (data hash, seed, training): kept in its bundle, with anything JSON can hold that you
+            add; ``notes["metrics"]`` is shown on the bundle's card.
         allow_mismatch: whether a model with other weights but the same shapes is accepted.
     """
 

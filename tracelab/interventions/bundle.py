@@ -153,15 +153,17 @@ def _build(part: Part) -> Intervention:
     cls, spec_type = REGISTRY[part.kind]
     try:
         spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)
+        intervention = cls.build(spec, part.origin)
         members = [_build(member) for member in part.members]
-        if members and cls is not Stack:
-            raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
-        intervention = Stack(members) if cls is Stack else cls.build(spec, part.origin)
     except ValidationError as error:
         raise TracelabError(f"the bundle's {part.kind} is not valid: {_first(error)}") from error
     except (KeyError, TypeError, RuntimeError) as error:  # names and sizes that torch refuses
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TracelabError(f"the bundle's {part.kind} is not valid: {reason}") from error
+    if isinstance(intervention, Stack):
+        intervention.members.extend(members)
+    elif members:
+        raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
     intervention.notes = part.notes
     return intervention
 

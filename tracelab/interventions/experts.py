@@ -74,8 +74,8 @@ class ExpertsConfig:
 class FinetuneConfig:
     """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts line by line.
 
-    The paper's recipe is not public. On the embedded model these values give each gender expert alone 1.7 times the
-    base's perplexity on neutral text; the authors' own experts have 1.3 to 2 times.
+    The paper's recipe is not public. On the embedded model these values give each gender expert alone 1.8 times the
+    base's perplexity on neutral text (``analyses/03_experts.ipynb``); the authors' own have 1.2 to 2 times.
     """
 
     rank: int = 16

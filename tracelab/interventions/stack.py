@@ -77,5 +77,5 @@ class Stack(Intervention):
 
     @classmethod
     def build(cls, spec: StackSpec, origin: Origin | None) -> Stack:
-        """Made from its members' bundles instead."""
-        raise NotImplementedError
+        """An empty stack, to which a bundle adds the members it keeps."""
+        return cls([])

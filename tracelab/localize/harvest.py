@@ -21,7 +21,7 @@ from tracelab.errors import TracelabError
 from tracelab.forward import last_logits
 from tracelab.model import model_info, require_hook
 from tracelab.progress import progress
-from tracelab.tokens import Span, encode, length_batches, pad
+from tracelab.tokens import encode, first_token, length_batches, pad
 
 SPILL_BYTES = 2 * 1024**3
 """Activations above this size go to a temporary file."""
@@ -50,7 +50,7 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
     Raises:
         TracelabError: a group has no word left.
     """
-    by_group = [{_first_token(model, word) for word in words} for _, words in corpus.groups]
+    by_group = [{first_token(model, word) for word in words} for _, words in corpus.groups]
     shared = {
         token_id for index, ids in enumerate(by_group) for other in by_group[index + 1 :] for token_id in ids & other
     }
@@ -64,12 +64,6 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
                 "with this tokenizer: give it other words"
             )
     return [torch.tensor(sorted(ids - shared)) for ids in by_group]
-
-
-def _first_token(model: TransformerBridge, word: str) -> int:
-    """First token of a word inside a sentence; found by its characters, as a space can be a token of its own."""
-    encoding = encode(model, f"a {word}", prepend_bos=False)
-    return encoding.ids[encoding.positions(Span(2, 2 + len(word)))[0]]
 
 
 @torch.no_grad()

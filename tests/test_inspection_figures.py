@@ -1,0 +1,191 @@
+"""Each view of ``inspect`` by the content of its figure, and a result that is saved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tracelab
+from tests.interventions.edits import random_delta, random_experts, random_fairmed
+from tracelab.errors import TracelabError
+from tracelab.inspection import BeforeAfter
+from tracelab.interventions import FairMed, FairMedConfig, Stack
+from tracelab.interventions.base import Origin
+from tracelab.interventions.fairmed import AttributeSpec
+
+PROMPT, SHORT = "The nurse said that the doctor", "He was"
+EDITS = {
+    "delta": random_delta,
+    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
+    "experts": lambda model: random_experts(model, alpha=0.7),
+    "stack": lambda model: Stack([random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]),
+}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model):
+    """Two prompts, all positions; names that HTML would eat."""
+    model = tiny_model("llama")
+    edits = {"<i>delta</i>": random_delta(model), "fairmed": EDITS["fairmed"](model), "mix": EDITS["experts"](model)}
+    return tracelab.inspect(model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"])
+
+
+def shown(figure) -> str:
+    """All text of a figure."""
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    ticks = [t for axis in figure.select_yaxes() for t in axis.ticktext or ()]
+    ticks += [t for axis in figure.select_xaxes() for t in axis.ticktext or ()]
+    names = [trace.name for trace in figure.data if trace.name]
+    return " ".join([figure.layout.title.text, figure.layout.title.subtitle.text, *titles, *ticks, *names])
+
+
+@pytest.mark.parametrize("view", ["tokens", "positions", "layers", "groups", "logits"])
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, prompt):
+    figure = result.plot(view, prompt=prompt)
+    caption = figure.layout.title.subtitle.text
+    assert "tiny-llama" in caption
+    assert ("A &lt;b&gt; tag" if prompt == 0 else SHORT) in caption
+    text = shown(figure).replace("<br>", "")
+    assert "<" not in text
+    if view in ("tokens", "positions", "layers"):
+        assert "&lt;i&gt;delta&lt;/i&gt;" in text
+    if view in ("tokens", "logits") or (view, prompt) == ("positions", 0):
+        assert "·&lt;" in text
+
+
+def test_the_tokens_view_has_a_line_a_token_and_the_values_of_the_last_position(result):
+    figure = result.plot("tokens", prompt=1)
+    table = result.tokens.query("prompt == 1 and position == 1")
+    unique = {edit: part.drop_duplicates("token_id") for edit, part in table.groupby("edit", sort=False)}
+    assert len(figure.data) == sum(len(part) + 2 for part in unique.values())
+    markers = {name: [trace for trace in figure.data if trace.name == name] for name in ("before", "after")}
+    for name, field in (("before", "p_before"), ("after", "p_after")):
+        for trace, part in zip(markers[name], unique.values(), strict=True):
+            np.testing.assert_allclose(sorted(trace.x), sorted(part[field]), rtol=1e-5)
+    for before, after in zip(markers["before"], markers["after"], strict=True):
+        assert (np.diff(np.array(after.x) - np.array(before.x)) <= 1e-9).all()  # most promoted first
+        assert before.text == after.text
+    assert [trace.showlegend for trace in markers["before"]] == [True, False, False]
+
+
+def test_the_positions_view_has_a_curve_an_edit_over_all_tokens(result):
+    figure = result.plot("positions", prompt=1)
+    assert [trace.name for trace in figure.data] == ["&lt;i&gt;delta&lt;/i&gt;", "fairmed", "mix"]
+    for trace, (_, part) in zip(
+        figure.data, result.positions.query("prompt == 1").groupby("edit", sort=False), strict=True
+    ):
+        np.testing.assert_allclose(trace.y, part["kl"], rtol=1e-5)
+    assert list(figure.layout.xaxis.ticktext) == ["He", "·was"]
+    assert "nats" in figure.layout.yaxis.title.text
+
+
+def test_the_layers_view_has_a_curve_an_edit_and_measure(result):
+    figure = result.plot("layers")
+    assert len(figure.data) == 3 * 3
+    assert all(list(trace.x) == [0, 1, 2, 3] for trace in figure.data)
+    last = result.layers.query("prompt == 0 and edit == 'mix'")
+    last = last[last["position"] == last["position"].max()]
+    np.testing.assert_allclose(figure.data[2].y, last["resid_post"], rtol=1e-5)
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 3
+
+
+def test_the_groups_view_has_before_and_after_of_each_group(result):
+    figure = result.plot("groups")
+    assert [trace.name for trace in figure.data] == [
+        f"{group} {when}" for group in ("female", "male", "trans") for when in ("before", "after")
+    ]
+    assert figure.layout.annotations[0].text == "fairmed: gender"
+    assert figure.layout.shapes[0].y0 == pytest.approx(1 / 3)
+    assert list(figure.data[0].x) == ["1", "2"]
+
+
+def test_in_the_groups_view_of_several_attributes_each_group_is_in_the_legend_once(model):
+    edits = Stack([random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age")])
+    figure = tracelab.inspect(model, {"both": edits, "again": edits}, PROMPT).plot("groups")
+    assert len(figure.data) == 2 * (6 + 4)
+    listed = [trace.name for trace in figure.data if trace.showlegend]
+    assert sorted(listed) == sorted(
+        f"{group} {when}" for group in ("female", "male", "trans", "old", "young") for when in ("before", "after")
+    )
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1 / 2])
+
+
+def test_group_names_are_escaped(model):
+    spec = AttributeSpec(attribute="<u>", groups=("<b>x", "y"), scored=("<b>x", "y"), layers=(1,), d_model=32, hidden=4)
+    edit = FairMed(FairMedConfig(), [spec], Origin.of(model))
+    figure = tracelab.inspect(model, edit, PROMPT).plot("groups")
+    assert "<" not in shown(figure)
+    assert "&lt;b&gt;x before" in shown(figure)
+
+
+def test_the_logits_view_shows_the_formulas_terms_centred(result):
+    figure = result.plot("logits", prompt=1)
+    (heatmap,) = figure.data
+    table = result.tokens.query("prompt == 1 and position == 1 and edit == 'mix'").drop_duplicates("token_id")
+    assert list(heatmap.x) == ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
+    assert heatmap.z.shape == (len(table), 5)
+    np.testing.assert_allclose(heatmap.z[:, 3], table["z_plus"] - table["z_minus"], rtol=1e-5)
+    np.testing.assert_allclose(heatmap.z[:, [0, 1, 2, 4]].mean(axis=0), 0, atol=1e-5)
+    z, plus, minus, _, after = (heatmap.z[:, i] - heatmap.z[0, i] for i in range(5))
+    np.testing.assert_allclose(after, z + 0.7 * (plus - minus), atol=1e-4)
+    assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax
+
+
+def test_the_logits_view_leaves_what_base_first_cut_empty_and_scales_the_rest(model):
+    edit = random_experts(model, filter_order="base_first", top_p=0.05)
+    result = tracelab.inspect(model, edit, PROMPT, tokens=["woman"])
+    assert np.isinf(result.tokens["logit_after"]).any()
+    figure = result.plot("logits")
+    assert 0 < figure.layout.coloraxis.cmax < 1000
+    after = figure.data[0].z[:, 4]
+    cut = np.isinf(result.tokens.drop_duplicates("token_id")["logit_after"])
+    assert np.isnan(after[cut]).all()
+    assert np.isfinite(after[~cut]).all()
+
+
+def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
+    views = ("tokens", "positions", "layers", "groups", "logits")
+    assert set(result.figures()) == {f"{view}-{prompt}" for view in views for prompt in (0, 1)}
+    plain = tracelab.inspect(model, random_delta(model), PROMPT)
+    assert set(plain.figures()) == {"tokens-0", "positions-0", "layers-0"}
+
+
+def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
+    with pytest.raises(TracelabError, match="unknown view 'heads': choose one of tokens, positions, layers, groups, l"):
+        result.plot("heads")
+    for prompt in (2, -1):
+        with pytest.raises(TracelabError, match=f"no prompt {prompt}: there are 2, counted from 0"):
+            result.plot(prompt=prompt)
+    plain = tracelab.inspect(model, random_delta(model), PROMPT)
+    with pytest.raises(TracelabError, match="the view 'groups' is of FairMed, and none of the edits is one"):
+        plain.plot("groups")
+    with pytest.raises(TracelabError, match="the view 'logits' is of experts, and none of the edits has any"):
+        plain.plot("logits")
+
+
+# --- kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_result_shows_the_same_figures(result, tmp_path):
+    back = BeforeAfter.load(result.save(tmp_path / "kept"))
+    assert back.settings == result.settings
+    for view in ("tokens", "positions", "layers", "groups", "logits"):
+        assert back.plot(view).to_json() == result.plot(view).to_json()
+
+
+def test_settings_and_page_tell_what_was_inspected(result):
+    settings = result.settings
+    assert settings["prompts"] == ["A <b> tag", SHORT]
+    assert list(settings["edits"]) == ["<i>delta</i>", "fairmed", "mix"]
+    assert settings["edits"]["mix"]["config"]["alpha"] == 0.7
+    assert settings["edits"]["mix"]["made_for"] == settings["model"]["fingerprint"]
+    assert (settings["positions"], settings["top"], settings["rank_by"]) == ("all", 2, "probability")
+    assert settings["model"]["model_id"] == "tiny-llama"
+    assert settings["prepend_bos"] is False
+    assert "&lt;i&gt;delta" in result._repr_html_()

