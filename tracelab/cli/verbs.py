@@ -82,7 +82,8 @@ def fit(options: argparse.Namespace) -> None:
     require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
     fitter, own = FITTERS[options.method]
     for name in (name for _, names in FITTERS.values() for name in names if name not in own):
-        if getattr(options, name) not in (None, False):
+        given = getattr(options, name)
+        if given is not None and given is not False:  # 0 is given too
             raise TracelabError(f"--{name.replace('_', '-')} is not an option of fit {options.method}")
     bundle = fitter(options, {name: getattr(options, name) for name in own if getattr(options, name) is not None})
     print(bundle)
