@@ -12,15 +12,21 @@ from tracelab.errors import TracelabError
 from tracelab.generation import generate
 from tracelab.inspection import BeforeAfter, inspect
 from tracelab.interventions import (
+    KLAAD,
+    BiasEdit,
+    BiasEditConfig,
     Experts,
     ExpertsConfig,
     FairMed,
     FairMedConfig,
     FinetuneConfig,
     Intervention,
+    KLAADConfig,
     Stack,
     WeightDelta,
     load_intervention,
+    to_merged,
+    to_peft,
 )
 from tracelab.localize import attention_gap, causal_trace, probe_layers
 from tracelab.localize.attention_gap import AttentionGap
@@ -31,8 +37,11 @@ from tracelab.report import report
 from tracelab.scoring import score
 
 __all__ = [
+    "KLAAD",
     "AttentionGap",
     "BeforeAfter",
+    "BiasEdit",
+    "BiasEditConfig",
     "CausalTrace",
     "Experts",
     "ExpertsConfig",
@@ -40,6 +49,7 @@ __all__ = [
     "FairMedConfig",
     "FinetuneConfig",
     "Intervention",
+    "KLAADConfig",
     "LayerProbes",
     "Stack",
     "TracelabError",
@@ -54,4 +64,6 @@ __all__ = [
     "probe_layers",
     "report",
     "score",
+    "to_merged",
+    "to_peft",
 ]

@@ -5,22 +5,28 @@ A bridge can start at a block, but still runs the blocks before it. What tracing
 before. :class:`BlockRunner` does this for any decoder that the bridge supports, by recording with which
 arguments (mask, rotary embeddings, …) the model calls its blocks for a text of that length, and calling
 them again with the same arguments. Its ``head`` lets the model finish: final norm, unembedding, soft-cap.
+
+What training an edit of late blocks needs is coarser: :class:`SuffixRunner` runs fixed sequences from a block on,
+with whatever hooks are there, and keeps the residuals before it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from tracelab.calls import reading
+from tracelab.progress import progress
+from tracelab.tokens import length_batches, pad
 
 KeyValues = tuple[Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, "_rows kv_heads _prefix d_head"]]
 
@@ -45,11 +51,11 @@ class _Return(nn.Module):
 
 
 @contextmanager
-def replaced_blocks(model: TransformerBridge, block: nn.Module) -> Iterator[None]:
-    """Within the ``with`` block every block of the model is ``block``; afterwards all is as before."""
+def replaced_blocks(model: TransformerBridge, block: nn.Module, stop: int | None = None) -> Iterator[None]:
+    """Within the ``with`` block every block before ``stop`` (None: every one) is ``block``; afterwards as before."""
     path = model.adapter.translate_transformer_lens_path("blocks")
     blocks = cast(nn.ModuleList, model.original_model.get_submodule(path))
-    kept = list(blocks)
+    kept = list(blocks)[:stop]
     try:
         for index in range(len(kept)):
             blocks[index] = block
@@ -57,6 +63,58 @@ def replaced_blocks(model: TransformerBridge, block: nn.Module) -> Iterator[None
     finally:
         for index, old in enumerate(kept):
             blocks[index] = old
+
+
+class SuffixRunner:
+    """Forward passes of fixed sequences that begin at block ``start``; the residuals before it are computed once.
+
+    Edits of block ``start`` and later ones do not change what comes before, so what trains or scores them many times
+    need not compute it again. The model itself does the rest, hooks and gradients included.
+
+    >>> runner = SuffixRunner(model, sequences, start=27)
+    >>> with edit.applied(model):
+    ...     tokens, mask, logits = runner([0, 5, 9])
+    """
+
+    def __init__(
+        self, model: TransformerBridge, sequences: Sequence[Sequence[int]], start: int, *, batch_tokens: int = 1024
+    ) -> None:
+        self.model, self.sequences, self.start = model, list(sequences), start
+        self._resid: list[Tensor] = []
+        self._blocks_return_tuples = False
+        if start:
+            self._keep(batch_tokens)
+
+    @torch.no_grad()
+    def _keep(self, batch_tokens: int) -> None:
+        def note_form(module: nn.Module, args: tuple, output: Any) -> None:
+            self._blocks_return_tuples = isinstance(output, tuple)
+
+        kept: list[Tensor] = [torch.empty(0)] * len(self.sequences)
+        lengths = [len(ids) for ids in self.sequences]
+        handle = self.model.blocks[0].register_forward_hook(note_form)
+        try:
+            with progress(total=len(lengths), what=f"blocks before {self.start}", unit="text") as bar:
+                for batch in length_batches(lengths, batch_tokens):
+                    tokens, mask = pad(self.model, [self.sequences[i] for i in batch])
+                    resid = self.model(tokens, attention_mask=mask, stop_at_layer=self.start)
+                    for row, i in enumerate(batch):
+                        kept[i] = resid[row, : lengths[i]].cpu()
+                    bar.update(len(batch))
+        finally:
+            handle.remove()
+        self._resid = kept
+
+    def __call__(
+        self, indices: Sequence[int]
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Float[Tensor, "batch pos vocab"]]:
+        """Tokens, mask (1 = a token) and logits of some of the sequences, padded on the right."""
+        tokens, mask = pad(self.model, [self.sequences[i] for i in indices])
+        if not self.start:
+            return tokens, mask, self.model(tokens, attention_mask=mask)
+        resid = pad_sequence([self._resid[i] for i in indices], batch_first=True).to(tokens.device)
+        with replaced_blocks(self.model, _Return(resid, self._blocks_return_tuples), self.start):
+            return tokens, mask, self.model(tokens, attention_mask=mask)
 
 
 _CACHE_NAMES = {"past_key_values", "layer_past"}  # what architectures call a block's cache

@@ -28,6 +28,7 @@ HOOKS = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "attn_out": "blocks.{layer}.hook_attn_out",
     "pattern": "blocks.{layer}.attn.hook_pattern",
+    "final_norm": "ln_final.hook_out",
     "logits": "unembed.hook_out",
 }
 """Hook-point names by kind. ``mlp_out`` and ``attn_out`` are contributions to the residual stream."""

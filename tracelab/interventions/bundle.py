@@ -28,8 +28,10 @@ from torch import Tensor
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_folder, require_replaceable
 from tracelab.interventions.base import Intervention, Origin
+from tracelab.interventions.biasedit import BiasEdit, BiasEditSpec
 from tracelab.interventions.experts import Experts, ExpertsSpec
 from tracelab.interventions.fairmed import FairMed, FairMedSpec
+from tracelab.interventions.klaad import KLAAD, KLAADSpec
 from tracelab.interventions.stack import Stack, StackSpec
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 
@@ -40,6 +42,8 @@ OWN_FILES = (MANIFEST, TENSORS, CARD)
 REGISTRY: dict[str, tuple[type[Intervention], type[BaseModel]]] = {
     FairMed.kind: (FairMed, FairMedSpec),
     Experts.kind: (Experts, ExpertsSpec),
+    BiasEdit.kind: (BiasEdit, BiasEditSpec),
+    KLAAD.kind: (KLAAD, KLAADSpec),
     WeightDelta.kind: (WeightDelta, WeightDeltaSpec),
     Stack.kind: (Stack, StackSpec),
 }

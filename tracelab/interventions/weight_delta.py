@@ -57,6 +57,9 @@ class _Dense(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         return x @ self.delta.T
 
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        return self.delta
+
 
 class _LowRank(nn.Module):
     def __init__(self, shape: MapShape) -> None:
@@ -67,6 +70,9 @@ class _LowRank(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         return x @ self.lora_A.T @ self.lora_B.T
+
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        return self.lora_B @ self.lora_A
 
 
 class WeightDelta(Intervention):
@@ -136,6 +142,12 @@ class WeightDelta(Intervention):
     def part(self, point: Point) -> nn.Module | None:
         """The module that computes the delta's contribution at a point from the map's input (fp32)."""
         return self.maps[_key(point)] if _key(point) in self.maps else None  # noqa: SIM401  ModuleDict has no get
+
+    @torch.no_grad()
+    def set_(self, shifts: Sequence[Float[Tensor, "d_in d_out"]]) -> None:
+        """Copy a shift of ``x W`` into each dense delta, in order (a delta is its transpose)."""
+        for part, shift in zip(self.maps.values(), shifts, strict=True):
+            part.delta.copy_(shift.T)  # type: ignore[operator]
 
     def spec(self) -> WeightDeltaSpec:
         """The maps and their shapes."""

@@ -1,0 +1,251 @@
+"""BiasEdit: weight shifts of a few MLP output maps, made by an editor network from stereotype triples.
+
+The editor (:mod:`.editor`) is trained so that the shift it makes from a group of triples brings stereotype and
+anti-stereotype to the same likelihood and leaves the model elsewhere as it was (:mod:`.triple_losses`,
+:mod:`.biasedit_training`). Two protocols, never to be read in one column:
+
+    inductive      one edit, made from training triples, applied to text it has not seen (this class; can be saved)
+    transductive   the paper's: for each group of test triples an edit made from those labelled triples themselves
+                   (:func:`tracelab.evaluate.transductive_scores`)
+
+Only the shift is an intervention. The editor stays in :attr:`BiasEdit.editors` of the process that fitted it, and is
+not part of a bundle. Source: arXiv 2503.08588 and its code; ``BiasEditConfig.reference()`` has the code's settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.datasets.records import data_hash
+from tracelab.datasets.stereoset import StereoSetRecord
+from tracelab.errors import TracelabError
+from tracelab.interventions.base import Origin
+from tracelab.interventions.biasedit_config import BiasEditConfig
+from tracelab.interventions.biasedit_training import Editors, TripleModel
+from tracelab.interventions.training import train
+from tracelab.interventions.triples import Triples, split_by_target, tokenise
+from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.model import model_info
+
+MODULE = "mlp.out"
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+LMS_LOSS = 1.0
+"""Points of LMS that a strength may cost on the development triples."""
+_DEV_RECORDS = 256
+
+
+class BiasEditSpec(WeightDeltaSpec):
+    """The shifts' shapes, the configuration, and the bias types of the training data."""
+
+    config: BiasEditConfig
+    bias: str
+
+
+class BiasEdit(WeightDelta):
+    """A shift of MLP output maps made by an editor network.
+
+    >>> edit = BiasEdit.fit(model, tracelab.datasets.stereoset("gender", split="test"))
+    >>> with edit.applied(model):
+    ...     model(tokens)
+    """
+
+    kind = "biasedit"
+
+    def __init__(self, spec: BiasEditSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+        super().__init__(spec, origin, notes)
+        self.config, self.bias = spec.config, spec.bias
+        self._editors: list[Editors] = []  # in a list, so that they are no part of the edit's tensors
+
+    @classmethod
+    def fit(
+        cls,
+        model: TransformerBridge,
+        data: Sequence[StereoSetRecord],
+        config: BiasEditConfig | None = None,
+        *,
+        layers: Sequence[int] | str = "last123",
+        dev: Sequence[StereoSetRecord] | None = None,
+        partial: Path | str | None = None,
+    ) -> BiasEdit:
+        """Train an editor on triples and make one edit from them.
+
+        The strength of the edit is the one of :data:`STRENGTHS` whose SS on the development triples is nearest to 50
+        among those that cost at most :data:`LMS_LOSS` points of LMS there.
+
+        Args:
+            data: training records; not those that the edit will be scored on.
+            layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end; or ``"auto"``: the
+                three whose MLP has the largest effect in causal tracing of training pairs.
+            dev: development records, which end the training and choose the strength; default: those of a fifth of
+                the target terms of ``data``.
+            partial: file in which an interrupted fit is kept, and taken up from.
+
+        Raises:
+            TracelabError: no usable triple, a layer without the map, or a loss that is not finite at the first step.
+        """
+        config = config or BiasEditConfig()
+        records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
+        chosen = edited_layers(model, layers, records)
+        zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=None)
+        shapes = zero.spec().maps
+        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
+        if config.n_edits > len(train_triples.records):
+            raise TracelabError(f"n_edits={config.n_edits} of {len(train_triples.records)} training triples: lower it")
+        bias = "+".join(sorted({record.bias_type for record in train_triples.records}))
+        edit = cls(BiasEditSpec(maps=shapes, config=config, bias=bias), zero.origin).to(model.cfg.device)
+        editors = Editors(shapes, config).to(model.cfg.device)
+        trained, measured = (TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples))
+        order = np.random.default_rng(config.seed)
+        looked_at = order.permutation(len(measured))[:_DEV_RECORDS].tolist()
+        support = order.permutation(len(trained))[: config.n_support].tolist()
+        cached = trained.cached(support)
+
+        def step(batch: tuple[list[int], list[int]]) -> dict[str, float]:
+            made_from, judged_on = batch
+            rows = trained.cached(made_from)
+            editors.update(rows)
+            shifts = editors.shifts(rows)
+            edit.set_(shifts)
+            edit.zero_grad()
+            figures = trained.backward(edit, judged_on)
+            torch.autograd.backward(shifts, [part.grad.T for part in edit.parameters()])  # type: ignore[union-attr]
+            return figures
+
+        def evaluate() -> dict[str, float]:
+            with torch.no_grad():
+                edit.set_(editors.shifts(cached))
+            figures = measured.measure(edit, looked_at)
+            return figures | {"score": figures["loss"]}
+
+        editors.update(cached)
+        key = {"data": data_hash(records), "dev": data_hash(held_out), "config": asdict(config), "layers": chosen}
+        curves = train(
+            editors,
+            torch.optim.Adam(editors.groups(config)),
+            _batches(train_triples, config),
+            step,
+            evaluate,
+            steps=config.steps,
+            eval_every=config.eval_every,
+            patience=config.patience,
+            partial=partial,
+            key=key | {"model": model_info(model).settings()},
+            what=f"biasedit({bias})",
+        )
+        edit.zero_grad()
+        with torch.no_grad():
+            shifts = editors.shifts(cached)
+        strength, table = _strength(edit, shifts, measured, looked_at)
+        edit.set_([strength * shift for shift in shifts])
+        edit._editors[:] = [editors]
+        edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
+        edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
+        edit.notes |= {"strength": strength, "strengths": table}
+        return edit
+
+    @property
+    def editors(self) -> Editors:
+        """The trained editor networks.
+
+        Raises:
+            TracelabError: this edit was loaded, and a bundle holds none.
+        """
+        if not self._editors:
+            raise TracelabError("this edit was loaded from a bundle, which holds no editor network: fit it again")
+        return self._editors[0]
+
+    def for_groups(
+        self, model: TransformerBridge, records: Sequence[StereoSetRecord]
+    ) -> Iterator[tuple[list[StereoSetRecord], WeightDelta]]:
+        """The transductive protocol: records in groups of ``n_edits``, in order, each with the edit made from it.
+
+        Raises:
+            TracelabError: this edit was loaded and has no editor, or a group has no usable triple.
+        """
+        editors, size = self.editors, self.config.n_edits
+        shift = WeightDelta(WeightDeltaSpec(maps=self._spec.maps), self.origin).to(model.cfg.device)
+        for start in range(0, len(records), size):
+            group = list(records[start : start + size])
+            made_from = TripleModel(model, tokenise(model, group), self._spec.maps, self.config)
+            with torch.no_grad():
+                shift.set_(editors.shifts(made_from.cached(range(len(made_from)))))
+            yield group, shift
+
+    @property
+    def name(self) -> str:
+        """``biasedit(gender)``."""
+        return f"biasedit({self.bias})"
+
+    def spec(self) -> BiasEditSpec:
+        """The maps, the configuration and the bias types."""
+        return BiasEditSpec(maps=self._spec.maps, config=self.config, bias=self.bias)
+
+    @classmethod
+    def build(cls, spec: Any, origin: Origin | None) -> BiasEdit:
+        """With zero shifts."""
+        return cls(spec, origin)
+
+
+def edited_layers(
+    model: TransformerBridge, layers: Sequence[int] | str, records: Sequence[StereoSetRecord]
+) -> list[int]:
+    """Layer numbers, ascending; see :meth:`BiasEdit.fit`.
+
+    Raises:
+        TracelabError: no such layer, or words that are not understood.
+    """
+    n_layers = model_info(model).n_layers
+    if not isinstance(layers, str):
+        return sorted(set(layers))
+    if layers == "auto":
+        from tracelab.localize import causal_trace
+
+        trace = causal_trace(model, records, components=("mlp",), window=3, max_cases=16)
+        effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
+        return sorted(int(layer) for layer in effects.index[:3])
+    if not (digits := re.fullmatch(r"last([1-9]+)", layers)):
+        raise TracelabError(f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …')
+    found = sorted({n_layers - int(digit) for digit in digits[1]})
+    if found[0] < 0:
+        raise TracelabError(f"layers {layers!r}: the model has {n_layers}")
+    return found
+
+
+def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[int], list[int]]]:
+    """What each step's shift is made from and judged on, without end."""
+    order = np.random.default_rng(config.seed)
+    targets = np.array([record.target for record in triples.records])
+    terms = np.unique(targets)
+    if config.query == "held_out" and len(terms) < 2:
+        raise TracelabError('query="held_out" needs triples of two target terms or more')
+    while True:
+        if config.query == "same":
+            chosen = order.permutation(len(targets))[: config.n_edits].tolist()
+            yield chosen, chosen
+        else:
+            shuffled = order.permutation(terms)
+            halves = shuffled[: len(terms) // 2], shuffled[len(terms) // 2 :]
+            rows = [order.permutation(np.flatnonzero(np.isin(targets, half))) for half in halves]
+            yield rows[0][: config.n_edits].tolist(), rows[1][: config.n_edits].tolist()
+
+
+def _strength(
+    edit: BiasEdit, shifts: list[torch.Tensor], measured: TripleModel, group: list[int]
+) -> tuple[float, list[dict[str, float]]]:
+    """The factor for the shifts, and what each was measured to do on development triples."""
+    unedited = measured.measure(None, group)
+    table = [{"strength": 0.0, **unedited}]
+    for factor in STRENGTHS:
+        edit.set_([factor * shift for shift in shifts])
+        table.append({"strength": factor, **measured.measure(edit, group)})
+    allowed = [row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS]
+    best = min(allowed, key=lambda row: abs(row["ss"] - 50))
+    return best["strength"], [{name: round(value, 4) for name, value in row.items()} for row in table]

@@ -1,0 +1,110 @@
+"""BiasEdit's settings, under the paper's names where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from pydantic import ConfigDict
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.interventions.editor import INITS
+from tracelab.interventions.triple_losses import LOSSES, RETENTIONS, SPANS
+
+POSITIONS = ("predicting", "ans_ref")
+QUERIES = ("held_out", "same")
+RETAINED = ("unrelated", "all")
+
+
+@dataclass(frozen=True)
+class BiasEditConfig:
+    """How the editor is trained and what shift it makes.
+
+    Attributes:
+        loss, beta, margin, retention: see :mod:`.triple_losses`.
+        span: what the loss compares: the whole ``sentence`` (as SS does) or the ``filler``.
+        lam: weight of the retention loss (``loc_coef`` in the released code).
+        retain_on: sentences on which the unedited model is retained: ``unrelated`` (the paper's) or ``all`` three.
+        positions: cached tokens: ``predicting`` (whose logits are scored) or ``ans_ref`` (as released: one later).
+        query: triples on which a step's shift is judged: ``same`` as it was made from (the paper's) or of other target
+            terms (``held_out``), which is what an edit that is carried to unseen text has to stand.
+        n_edits: triples a shift is made from in training.
+        n_support: training triples that the final shift is made from.
+        batch_size: micro-batch; losses are means over it and summed over a group's micro-batches.
+        rank, n_blocks, lr, init: of the :class:`~tracelab.interventions.editor.Editor`.
+        meta_lr: Adam's learning rate of the editor.
+        step_lr: Adam's learning rate of eta, as a share of ``lr`` (released: ``meta_lr / lr``, ten times eta a step).
+        steps: at most so many groups.
+        eval_every: groups between two looks at the development triples.
+        patience: looks without improvement after which training ends.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
+
+    loss: str = "preference"
+    span: str = "sentence"
+    beta: float = 4.0
+    margin: float = 0.1
+    retention: str = "kl"
+    retain_on: str = "all"
+    lam: float = 1.0
+    positions: str = "predicting"
+    query: str = "held_out"
+    n_edits: int = 32
+    n_support: int = 128
+    batch_size: int = 16
+    rank: int = 512
+    n_blocks: int = 2
+    lr: float = 1e-4
+    init: str = "scaled"
+    meta_lr: float = 1e-4
+    step_lr: float = 0.02
+    steps: int = 120
+    eval_every: int = 10
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("loss", LOSSES),
+            ("span", SPANS),
+            ("retention", RETENTIONS),
+            ("retain_on", RETAINED),
+            ("positions", POSITIONS),
+            ("query", QUERIES),
+            ("init", INITS),
+        ):
+            require_choice(name, getattr(self, name), choices)
+        for name in ("n_edits", "n_support", "batch_size", "rank", "n_blocks", "eval_every", "patience"):
+            if getattr(self, name) < 1:
+                raise TracelabError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("beta", "lr", "meta_lr", "step_lr"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise TracelabError(f"{name} is a number above 0, not {getattr(self, name)}")
+        for name in ("lam", "steps"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise TracelabError(f"{name} is a number of at least 0, not {getattr(self, name)}")
+        if not isfinite(self.margin):
+            raise TracelabError(f"margin is a finite number, not {self.margin}")
+
+    @classmethod
+    def reference(cls, **changes: object) -> BiasEditConfig:
+        """The released settings of GPT2-medium, up to the number of steps: losses, positions, sizes, initialisation."""
+        released: dict = {
+            "loss": "reference",
+            "retention": "reference",
+            "retain_on": "unrelated",
+            "positions": "ans_ref",
+            "query": "same",
+            "n_edits": 128,
+            "batch_size": 64,
+            "rank": 1920,
+            "lr": 1e-7,
+            "meta_lr": 1e-6,
+            "step_lr": 10.0,
+            "init": "normal",
+            "patience": 5,
+            "eval_every": 24,
+            "steps": 2400,
+        }
+        return cls(**released | changes)

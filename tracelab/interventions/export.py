@@ -1,0 +1,189 @@
+"""Weight deltas for people without tracelab: a PEFT LoRA adapter, or merged into a copy of the checkpoint.
+
+    to_peft(model, edit, folder)      ΔW = B A as lora_A, lora_B with alpha = r, for peft.PeftModel.from_pretrained
+    to_merged(model, edit, folder)    W + ΔW, for transformers' from_pretrained
+
+Merging adds in fp32 and rounds to the model's dtype: in bf16 a small delta can be rounded away. An edit that depends on
+its input (FairMed) or on other models (Experts) is no change of weights and leaves as a bundle only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from tracelab.errors import TracelabError
+from tracelab.files import atomic_folder, require_replaceable
+from tracelab.interventions.base import Intervention
+from tracelab.interventions.stack import Stack
+from tracelab.interventions.weight_delta import WeightDelta
+from tracelab.model import model_info
+
+MARKER = "tracelab_export.json"
+_OWN_FILES = (MARKER, "*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")
+
+
+def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *, rank: int | None = None) -> Path:
+    """Write a weight delta as a PEFT LoRA adapter of the model.
+
+    Args:
+        rank: for dense deltas (BiasEdit): how many singular directions of each are kept; the share of its norm that is
+            lost is written into the adapter's ``tracelab_export.json``.
+
+    Raises:
+        TracelabError: no weight delta, a dense one without ``rank``, several at once, or maps that the model computes
+            together with others.
+    """
+    from peft import LoraConfig
+
+    (delta, *more) = _deltas(edit)
+    if more:
+        raise TracelabError("a LoRA adapter holds one weight delta: export each, or all merged")
+    if rank is None and any(shape.rank is None for shape in delta.spec().maps):
+        raise TracelabError(
+            f"{delta.name} is dense: export it merged, or as an adapter of rank=R (its R largest directions)"
+        )
+    delta.require(model)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    lost: dict[str, float] = {}
+    modules = _plain_modules(model, delta)
+    for path, part in modules.items():
+        a, b = _factors(part, rank)
+        ranks[path] = len(a)
+        whole = part.weight().detach()
+        lost[path] = float((whole - b @ a).norm() / whole.norm().clamp_min(1e-12))
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous().cpu()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous().cpu()
+    first = next(iter(ranks.values()))
+    others = {path: r for path, r in ranks.items() if r != first}
+    config = LoraConfig(
+        r=first,
+        lora_alpha=first,
+        rank_pattern=others,
+        alpha_pattern=others,
+        target_modules=list(ranks),
+        base_model_name_or_path=model_info(model).model_id,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        fan_in_fan_out=all(isinstance(_original(model, path), Conv1D) for path in ranks),
+    )
+    with _written(folder, delta, {"lost": lost} if rank is not None else {}) as made:
+        config.save_pretrained(str(made))
+        save_file(tensors, made / "adapter_model.safetensors")
+    return Path(folder)
+
+
+def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) -> Path:
+    """Write a copy of the model's checkpoint with weight deltas added, and its tokenizer.
+
+    Args:
+        edit: a weight delta (WeightDelta, BiasEdit, KLAAD) or a stack of them.
+
+    Raises:
+        TracelabError: an edit that is no weight delta, or maps that the model computes together with others.
+    """
+    deltas = _deltas(edit)
+    edit.require(model)
+    parts = [(path, part) for delta in deltas for path, part in _plain_modules(model, delta).items()]
+    plain = plain_copy(model)
+    with torch.no_grad():
+        for path, part in parts:
+            module: Any = plain.get_submodule(path)
+            change = part.weight().to("cpu", torch.float32)
+            weight = module.weight
+            weight.copy_((weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(weight.dtype))
+    with _written(folder, edit, {}) as made:
+        plain.save_pretrained(made)
+        _tokenizer(model).save_pretrained(made)
+    return Path(folder)
+
+
+EXPORTERS = {"peft": to_peft, "merged": to_merged}
+
+
+def plain_copy(model: TransformerBridge) -> Any:
+    """The bridge's model as a new, never wrapped ``transformers`` model on the CPU."""
+    wrapped: Any = model.original_model
+    config = type(wrapped.config).from_dict(
+        {name: value for name, value in wrapped.config.to_dict().items() if name != "quantization_config"}
+    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.cfg.dtype)
+    wanted = plain.state_dict()
+    # A bridge puts "_original_component" into names and adds components of its own.
+    found = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
+    plain.load_state_dict({name: found[name].cpu() for name in wanted}, strict=True)
+    plain.generation_config = wrapped.generation_config
+    return plain.eval()
+
+
+def _deltas(edit: Intervention) -> list[WeightDelta]:
+    members = list(edit) if isinstance(edit, Stack) else [edit]
+    for member in members:
+        if not isinstance(member, WeightDelta):
+            raise TracelabError(
+                f"{member.name} is no change of weights: keep it as a bundle, and attach it to a transformers model"
+            )
+    if not members:
+        raise TracelabError("an empty stack has nothing to export")
+    return members  # type: ignore[return-value]
+
+
+def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> dict[str, Any]:
+    """The delta's parts by module path in plain ``transformers``."""
+    paths = delta.paths()
+    found = {}
+    for shape in delta.spec().maps:
+        path = paths.get(str(shape.point))
+        try:
+            if not path:
+                raise AttributeError
+            _original(model, path)
+        except AttributeError:
+            raise TracelabError(
+                f"{shape.point} is computed together with other maps in transformers and has no weight of its own: "
+                "keep the edit as a bundle"
+            ) from None
+        found[path] = delta.part(shape.point)
+    return found
+
+
+def _original(model: TransformerBridge, path: str) -> nn.Module:
+    module = model.original_model.get_submodule(path)
+    return getattr(module, "original_component", module)
+
+
+def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
+    """``A`` and ``B`` of a delta, or of its best approximation of a rank."""
+    if hasattr(part, "lora_A") and (rank is None or rank >= part.lora_A.shape[0]):
+        return part.lora_A.detach(), part.lora_B.detach()
+    u, s, v = torch.linalg.svd(part.weight().detach(), full_matrices=False)
+    return v[:rank], u[:, :rank] * s[:rank]
+
+
+def _tokenizer(model: TransformerBridge) -> Any:
+    """The tokenizer as published: bridging replaces it by one that always adds BOS."""
+    try:
+        return AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+    except (OSError, ValueError):
+        return model.tokenizer
+
+
+@contextmanager
+def _written(folder: Path | str, edit: Intervention, more: dict[str, Any]) -> Iterator[Path]:
+    """The folder being written, with a note of what it is."""
+    require_replaceable(Path(folder), _OWN_FILES, marker=MARKER)
+    with atomic_folder(folder) as made:
+        note = {"edit": edit.settings()} | more
+        (made / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        yield made

@@ -1,0 +1,182 @@
+"""The loop that trains an edit: steps, a look at development data now and then, the best state kept.
+
+Every ``eval_every`` steps ``evaluate`` is asked for development figures; training ends when the one called ``score``
+(lower is better) has not improved ``patience`` times, and the best state is what remains. A loss or gradient that is
+not finite ends it as well, at the best state so far. With ``partial`` all is kept in a file after each look, and a
+run with the same ``key`` goes on from there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from tracelab.errors import TracelabError
+from tracelab.files import atomic_file
+from tracelab.progress import progress
+
+Figures = Mapping[str, float]
+
+
+@dataclass
+class Curves:
+    """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or dev."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, step: int, split: str, figures: Figures) -> None:
+        """One more row."""
+        self.rows.append({"step": step, "split": split, **{k: round(float(v), 6) for k, v in figures.items()}})
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Tidy: ``step, split, name, value``."""
+        wide = pd.DataFrame(self.rows)
+        return wide.melt(["step", "split"], var_name="name").dropna(ignore_index=True)
+
+
+class Chunks:
+    """Works through a group in chunks; out of memory, it begins again with half the size and keeps to it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(
+        self, function: Callable[[Sequence[int]], None], group: Sequence[int], restart: Callable[[], None]
+    ) -> None:
+        """Call ``function`` with each chunk of ``group``, after ``restart`` if it has to begin again.
+
+        Raises:
+            RuntimeError: not even one at a time fits.
+        """
+
+        while True:
+            try:
+                for start in range(0, len(group), self.size):
+                    function(group[start : start + self.size])
+                return
+            except (RuntimeError, MemoryError) as error:
+                if self.size == 1 or not should_reduce_batch_size(error):
+                    raise
+            self.size //= 2
+            warnings.warn(f"out of memory: {self.size} texts at a time from here on", stacklevel=3)
+            restart()
+
+
+def train(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Any],
+    step: Callable[[Any], Figures],
+    evaluate: Callable[[], Figures],
+    *,
+    steps: int,
+    eval_every: int,
+    patience: int,
+    clip: float = 1.0,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    partial: Path | str | None = None,
+    key: Mapping[str, Any] | None = None,
+    what: str = "training",
+) -> Curves:
+    """Train the parameters of ``module``; returns the curves and leaves the best state in it.
+
+    Args:
+        batches: what each step is given; the same sequence in every run, so that a resumed one can skip.
+        step: computes the loss of a batch, leaves its gradients in the parameters, returns its parts with ``loss``.
+        evaluate: development figures with ``score``; called before the first step too.
+        partial: a file.
+
+    Raises:
+        TracelabError: the loss is not finite at the very first step.
+    """
+    curves, best, best_score, stale, done = Curves(), copy.deepcopy(module.state_dict()), float("inf"), 0, 0
+    taken_up = _taken_up(partial, key)
+    if taken_up is not None:
+        module.load_state_dict(taken_up["module"])
+        optimizer.load_state_dict(taken_up["optimizer"])
+        if scheduler is not None:
+            scheduler.load_state_dict(taken_up["scheduler"])
+        curves.rows = taken_up["curves"]
+        best, best_score, stale, done = (taken_up[name] for name in ("best", "best_score", "stale", "done"))
+
+    def look() -> bool:
+        """Measure, keep; whether to go on."""
+        nonlocal best, best_score, stale
+        figures = evaluate()
+        curves.add(done, "dev", figures)
+        if figures["score"] < best_score:
+            best, best_score, stale = copy.deepcopy(module.state_dict()), figures["score"], 0
+        else:
+            stale += 1
+        bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
+        if partial is not None:
+            kept: dict[str, Any] = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "curves": curves.rows,
+            }
+            kept |= {"scheduler": None if scheduler is None else scheduler.state_dict(), "key": _plain(key)}
+            kept |= {"best": best, "best_score": best_score, "stale": stale, "done": done}
+            with atomic_file(partial) as path:
+                torch.save(kept, path)
+        return stale < patience and done < steps
+
+    with progress(total=steps, what=what, unit="step") as bar:
+        bar.update(done)
+        going = look() if taken_up is None else stale < patience and done < steps
+        for number, batch in enumerate(batches):
+            if not going:
+                break
+            if number < done:
+                continue
+            optimizer.zero_grad()
+            figures = step(batch)
+            norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), clip))
+            if not (isfinite(figures["loss"]) and isfinite(norm)):
+                _stop_at(done, figures, norm, what)
+                break
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            done += 1
+            bar.update()
+            curves.add(done, "train", figures)
+            if done % eval_every == 0 or done == steps:
+                going = look()
+    module.load_state_dict(best)
+    return curves
+
+
+def _stop_at(done: int, figures: Figures, norm: float, what: str) -> None:
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    reason = f"{what}: not finite at step {done + 1} ({shown}, gradient norm {norm:.3g})"
+    if not done:
+        raise TracelabError(f"{reason}: lower the learning rate")
+    warnings.warn(f"{reason}; the best state before it is kept", stacklevel=3)
+
+
+def _plain(key: Mapping[str, Any] | None) -> Any:
+    return json.loads(json.dumps(key))
+
+
+def _taken_up(partial: Path | str | None, key: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What an interrupted run with the same key kept."""
+    if partial is None or not Path(partial).is_file():
+        return None
+    try:
+        kept = torch.load(partial, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
+        return None
+    return kept if isinstance(kept, dict) and kept.get("key") == _plain(key) else None
