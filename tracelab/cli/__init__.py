@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tracelab: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tracelab: interrupted; report, fit experts, and trace with --out, go on from here", file=sys.stderr)
+        print(
+            "tracelab: interrupted; report, fit (but fairmed), and trace with --out, go on from here", file=sys.stderr
+        )
         return 130
     return 0

@@ -123,18 +123,44 @@ def make_parser() -> argparse.ArgumentParser:
         "tracelab fit fairmed --bias gender --out fairmed-gender/",
     )
     fit.add_argument("method", choices=tuple(verbs.FITTERS))
-    fit.add_argument("--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias")
+    fit.add_argument(
+        "--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias or StereoSet (all)"
+    )
     fairmed = fit.add_argument_group("fairmed")
-    fairmed.add_argument("--lam", type=float, help="radius in standard deviations of the activation norm (default 3)")
-    fairmed.add_argument("--layers", help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1)")
+    fairmed.add_argument(
+        "--lam",
+        type=float,
+        help="radius in standard deviations of the activation norm (default 3); biasedit: weight of the retention loss",
+    )
+    fairmed.add_argument(
+        "--layers",
+        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1); biasedit also last1, last123 (default), …, or auto",
+    )
     fairmed.add_argument("--positions", help="predictive (default), published or all")
     fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
     experts = fit.add_argument_group("experts")
     experts.add_argument("--alpha", type=float, help="strength (default 1)")
     experts.add_argument("--filter-order", help="after (default) or base_first")
-    experts.add_argument("--rank", type=_positive, help="of the low-rank deltas (default 16)")
-    experts.add_argument("--lr", type=float, help="learning rate (default 5e-4)")
+    experts.add_argument(
+        "--rank", type=_positive, help="of the low-rank deltas (default 16; klaad 8); biasedit: of the editor"
+    )
+    experts.add_argument("--lr", type=float, help="learning rate (default 5e-4; klaad 2e-4)")
     experts.add_argument("--epochs", type=_positive, help="default 1")
+    biasedit = fit.add_argument_group(
+        "biasedit", "trained on StereoSet's test split; --bias all: one editor for all types"
+    )
+    biasedit.add_argument("--loss", help="preference (default), logprob or reference")
+    biasedit.add_argument("--retention", help="kl (default) or reference")
+    biasedit.add_argument("--retain-on", help="unrelated or all sentences of a triple")
+    biasedit.add_argument("--n-edits", type=_positive, help="triples a shift is made from")
+    biasedit.add_argument("--meta-lr", type=float, help="learning rate of the editor")
+    biasedit.add_argument("--steps", type=_positive, help="at most so many groups of triples")
+    klaad = fit.add_argument_group("klaad", "trained on StereoSet's test split")
+    klaad.add_argument("--lam1", type=float, help="weight of the language-modelling loss (default 0.7)")
+    klaad.add_argument("--lam2", type=float, help="weight of the attention loss (default 0.15)")
+    klaad.add_argument("--lam3", type=float, help="weight of the triplet loss (default 0.15)")
+    klaad.add_argument("--margin", type=float, help="of the triplet loss (default 0.3)")
+    klaad.add_argument("--trainable", help="all (default) or attn_last")
     _add_source(fit)
 
     inspect = add(
@@ -150,6 +176,17 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
     _add_allow_mismatch(inspect)
     inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
+
+    export = add(
+        "export",
+        verbs.export,
+        "Write a weight delta as a PEFT LoRA adapter, or merged into a copy of the model.",
+        "tracelab export biasedit-gender/ --to merged --out model-biasedit/",
+    )
+    export.add_argument("bundle", metavar="BUNDLE")
+    export.add_argument("--to", required=True, choices=("peft", "merged"))
+    export.add_argument("--rank", type=_positive, help="peft: directions kept of a dense delta (biasedit)")
+    _add_allow_mismatch(export)
 
     report = add(
         "report",

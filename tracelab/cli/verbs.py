@@ -116,13 +116,58 @@ def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     return bundle
 
 
+def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_options: Any) -> Path:
+    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if interrupted."""
+    bias = None if options.bias == "all" else options.bias
+    records = stereoset(bias, split="test", source=options.source, limit=options.limit)
+    out = Path(options.out)
+    partial = out.with_name(f"{out.name}.partial")
+    bundle = cls.fit(_load(options), records, config, partial=partial, **fit_options).save(out)
+    partial.unlink(missing_ok=True)
+    return bundle
+
+
+def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
+    from tracelab.interventions import BiasEdit, BiasEditConfig
+
+    text = given.pop("layers", "last123")
+    layers = text if text[:1].isalpha() else _layers(text)
+    return _fit_on_triples(BiasEdit, options, BiasEditConfig(**given, seed=options.seed), layers=layers)
+
+
+def _fit_klaad(options: argparse.Namespace, given: dict[str, Any]) -> Path:
+    from tracelab.interventions import KLAAD, KLAADConfig
+
+    return _fit_on_triples(KLAAD, options, KLAADConfig(**given, seed=options.seed))
+
+
 Fitter = Callable[[argparse.Namespace, dict[str, Any]], Path]
 
 FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
     "fairmed": (_fit_fairmed, ("lam", "layers", "positions", "published")),
     "experts": (_fit_experts, ("alpha", "filter_order", "rank", "lr", "epochs")),
+    "biasedit": (
+        _fit_biasedit,
+        ("layers", "loss", "retention", "retain_on", "lam", "n_edits", "rank", "meta_lr", "steps"),
+    ),
+    "klaad": (_fit_klaad, ("lam1", "lam2", "lam3", "margin", "trainable", "rank", "lr", "epochs")),
 }
 """By method: what fits it and saves the bundle, and the options that are its own."""
+
+
+def export(options: argparse.Namespace) -> None:
+    """``tracelab export``: prints the folder it wrote."""
+    from tracelab.interventions import load_intervention, to_merged, to_peft
+
+    if options.out is None:
+        raise TracelabError("export needs a folder to write into: add --out DIR")
+    edit = load_intervention(options.bundle, allow_mismatch=options.allow_mismatch)
+    if options.to == "peft":
+        print(to_peft(_load(options), edit, options.out, rank=options.rank))
+    elif options.rank is not None:
+        raise TracelabError("--rank is of --to peft: a merged delta is whole")
+    else:
+        print(to_merged(_load(options), edit, options.out))
 
 
 def inspect(options: argparse.Namespace) -> Result:

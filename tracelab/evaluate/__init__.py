@@ -7,6 +7,7 @@ from tracelab.evaluate.hellinger import hellinger, prompt_pairs
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.perplexity import perplexity
 from tracelab.evaluate.stereoset import stereoset_scores
+from tracelab.evaluate.transductive import transductive_scores
 
 __all__ = [
     "EditedScores",
@@ -18,4 +19,5 @@ __all__ = [
     "perplexity",
     "prompt_pairs",
     "stereoset_scores",
+    "transductive_scores",
 ]
