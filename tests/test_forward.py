@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS
-from tracelab.forward import BlockRunner, _Return, last_logits, replaced_blocks
+from tracelab.forward import BlockRunner, SuffixRunner, _Return, last_logits, replaced_blocks
+from tracelab.interventions.finetune import frozen
 
 LENGTH = 9
 
@@ -150,4 +152,112 @@ def test_an_interrupted_recording_leaves_no_trace(tiny_model, tokens):
         runner._arguments(2, LENGTH)
     assert all(not block._forward_pre_hooks for block in model.blocks)
     assert len(runner._arguments(2, LENGTH)) == N_LAYERS
+    assert torch.equal(model(tokens), logits)
+
+
+SUFFIX_LENGTHS = (7, 3, 9, 1, 5)
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(10, 40_000, (n,), generator=generator).tolist() for n in SUFFIX_LENGTHS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [0, 1, 3])
+@torch.no_grad()
+def test_sequences_run_from_a_block_on_have_the_whole_models_logits(tiny_model, sequences, kind, start):
+    model = tiny_model(kind)
+    runner = SuffixRunner(model, sequences, start, batch_tokens=16)  # several batches, with padding
+    tokens, mask, logits = runner([2, 0, 1, 3, 2])
+    for row, index in enumerate([2, 0, 1, 3, 2]):
+        length = len(sequences[index])
+        assert tokens[row, :length].tolist() == sequences[index]
+        assert mask[row].tolist() == [1] * length + [0] * (9 - length)
+        alone = model(torch.tensor([sequences[index]]))[0]  # unpadded
+        torch.testing.assert_close(logits[row, :length], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_edits_of_late_blocks_are_in_force_in_a_suffix_and_get_the_whole_models_gradients(
+    tiny_model, sequences, kind, start
+):
+    model, indices = tiny_model(kind), [0, 1, 4]
+    edit = random_delta(model, modules=("mlp.out",), layers=(3,), rank=None, scale=0.1)
+    runner = SuffixRunner(model, sequences, start)
+    _, _, plain = runner(indices)
+    found, grads = [], []
+    with frozen(model), edit.applied(model):
+        _, _, logits = runner(indices)
+        found.append([logits[row, : len(sequences[i])] for row, i in enumerate(indices)])
+        found.append([model(torch.tensor([sequences[i]]))[0] for i in indices])
+        for each in found:
+            loss = sum(part.log_softmax(-1)[:, 7].sum() for part in each)
+            grads += torch.autograd.grad(loss, list(edit.parameters()))
+    assert (logits[0] - plain[0]).abs().max() > 0.1
+    for suffix, whole in zip(*found, strict=True):
+        torch.testing.assert_close(suffix, whole, atol=1e-4, rtol=1e-4)
+    assert grads[0].abs().max() > 0.1
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_blocks_before_the_start_are_not_computed_again(tiny_model, sequences):
+    model, fired = tiny_model("llama"), []
+    runner = SuffixRunner(model, sequences, 2)
+    names = [f"blocks.{layer}.mlp.out.hook_in" for layer in range(N_LAYERS)]
+    with model.hooks(fwd_hooks=[(name, lambda value, hook: fired.append(hook.name)) for name in names]):
+        runner([0, 1])
+    assert fired == names[2:]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_a_suffix_keeps_is_a_constant(tiny_model, sequences, kind):
+    # Made where gradients are on, too: otherwise each call would backpropagate into the blocks before.
+    model = tiny_model(kind)
+    with torch.enable_grad():
+        runner = SuffixRunner(model, sequences, 2)
+        _, _, logits = runner([0, 1])
+        early, late = model.blocks[1].mlp.out.weight, model.blocks[2].mlp.out.weight
+        gradients = torch.autograd.grad(logits.sum(), [early, late], allow_unused=True)
+    assert gradients[0] is None
+    assert gradients[1].any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_after_a_suffix_all_blocks_are_back_in_place_also_after_an_error(tiny_model, tokens, sequences, kind):
+    model = tiny_model(kind)
+    logits, blocks = model(tokens), list(model.blocks)
+    runner = SuffixRunner(model, sequences, 2)
+    runner([0, 1])
+    assert list(model.blocks) == blocks
+    assert torch.equal(model(tokens), logits)
+
+    def fail(value, hook):
+        raise RuntimeError("from inside the suffix")
+
+    hooks = model.hooks(fwd_hooks=[("blocks.3.hook_mlp_out", fail)])
+    with hooks, pytest.raises(RuntimeError, match="from inside the suffix"):
+        runner([0, 1])
+    assert list(model.blocks) == blocks
+    assert torch.equal(model(tokens), logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_an_error_while_a_suffix_is_prepared_leaves_no_trace(tiny_model, tokens, sequences, kind):
+    model = tiny_model(kind)
+    logits, blocks = model(tokens), list(model.blocks)
+
+    def fail(value, hook):
+        raise RuntimeError("while preparing")
+
+    hooks = model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", fail)])
+    with hooks, pytest.raises(RuntimeError, match="while preparing"):
+        SuffixRunner(model, sequences, 2)
+    assert list(model.blocks) == blocks
+    assert not any(block._forward_hooks for block in model.blocks)
     assert torch.equal(model(tokens), logits)

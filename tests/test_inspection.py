@@ -168,6 +168,9 @@ def test_all_positions_end_with_the_last_one_where_what_is_read_does_not_matter(
     last, everywhere = (tracelab.inspect(model, edit, PROMPT, positions=rule, top=2) for rule in ("last", "all"))
     for name, table in last.tables().items():
         whole = everywhere.tables()[name]
+        if name in ("attention", "weights"):  # which have no position
+            pd.testing.assert_frame_equal(whole, table)
+            continue
         end = whole[whole["position"] == len(tokens_of(model)[0]) - 1].reset_index(drop=True)
         pd.testing.assert_frame_equal(end, table)
 
@@ -176,8 +179,11 @@ def test_each_prompt_is_what_it_is_alone(model, edit):
     both = tracelab.inspect(model, edit, [SHORT, PROMPT], top=2)
     alone = tracelab.inspect(model, edit, PROMPT, top=2)
     for name, table in alone.tables().items():
-        second = both.tables()[name].query("prompt == 1").reset_index(drop=True)
-        pd.testing.assert_frame_equal(second.drop(columns="prompt"), table.drop(columns="prompt"))
+        second = both.tables()[name]
+        if name != "weights":
+            second = second.query("prompt == 1").reset_index(drop=True).drop(columns="prompt")
+            table = table.drop(columns="prompt")
+        pd.testing.assert_frame_equal(second, table)
     assert both.settings["prompts"] == [SHORT, PROMPT]
 
 
@@ -220,6 +226,40 @@ def test_the_models_bos_is_put_first_only_when_asked(model):
     )
     assert len(with_bos) == len(without) + 1
     assert with_bos["token"].iloc[0] == model.tokenizer.bos_token
+
+
+def test_attention_is_the_last_layers_pattern_averaged_over_heads_with_and_without_the_edit(model, edit):
+    tokens = tokens_of(model)
+    with torch.no_grad(), as_read("last", tokens.shape[1]):
+        _, clean = model.run_with_cache(tokens)
+        with edit.applied(model):
+            _, edited = model.run_with_cache(tokens)
+    table = tracelab.inspect(model, edit, PROMPT).attention
+    assert len(table) == 6 * 7 / 2
+    assert (table["key"] <= table["query"]).all()
+    for row in table.itertuples():
+        for value, cache in ((row.before, clean), (row.after, edited)):
+            expected = sum(float(head[row.query, row.key]) for head in cache["blocks.3.attn.hook_pattern"][0]) / 4
+            assert value == pytest.approx(expected, abs=1e-6)
+    assert table.groupby("query")[["before", "after"]].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+    assert table.query("query == 5")["token"].tolist() == ["The", "·nurse", "·said", "·that", "·the", "·doctor"]
+
+
+def test_attention_before_is_that_of_the_model_itself_and_an_edit_of_an_early_layer_moves_it(model):
+    both = tracelab.inspect(model, {"a": random_delta(model), "b": random_delta(model, layers=(3,))}, PROMPT).attention
+    early, late = (both[both["edit"] == name].reset_index(drop=True) for name in ("a", "b"))
+    assert (early["before"] == late["before"]).all()
+    assert (early["after"] - early["before"]).abs().max() > 1e-2
+    assert (late["after"] == late["before"]).all()  # layer 3's own maps come after its pattern
+
+
+def test_weights_are_listed_once_whatever_the_prompts(model):
+    edits = {"delta": random_delta(model), "fairmed": random_fairmed(model), "mix": random_experts(model)}
+    table = tracelab.inspect(model, edits, [PROMPT, SHORT], top_directions=2).weights
+    assert table["edit"].unique().tolist() == ["delta"]  # experts' deltas change other passes than the model's
+    assert len(table) == 2 * 2 * 2
+    assert table.columns.tolist()[:4] == ["edit", "layer", "module", "direction"]
+    assert tracelab.inspect(model, edits["fairmed"], PROMPT).weights.empty
 
 
 # --- the methods' own columns -------------------------------------------------------------------------------------
@@ -288,9 +328,13 @@ def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenize
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="no-pattern")
     tracelab.model.model_info(model).faults["pattern"] = "it does not fire on this architecture"
-    layers = tracelab.inspect(model, random_delta(model), PROMPT).layers
-    assert layers["pattern"].isna().all()
-    assert (layers["resid_post"].iloc[1:] > 0).all()
+    result = tracelab.inspect(model, random_delta(model), PROMPT)
+    assert result.layers["pattern"].isna().all()
+    assert (result.layers["resid_post"].iloc[1:] > 0).all()
+    assert result.attention.empty
+    assert set(result.figures()) == {"tokens-0", "positions-0", "layers-0", "weights"}
+    with pytest.raises(TracelabError, match="the view 'attention' needs attention patterns, and no-pattern shows none"):
+        result.plot("attention")
 
 
 # --- refused ------------------------------------------------------------------------------------------------------
@@ -301,8 +345,9 @@ def test_what_cannot_be_inspected_is_refused(model, tokenizer):
     for arguments in (([], PROMPT), ({}, PROMPT), (delta, [])):
         with pytest.raises(TracelabError, match="inspect needs at least one prompt, one edit and top >= 1"):
             tracelab.inspect(model, *arguments)
-    with pytest.raises(TracelabError, match="inspect needs at least one prompt, one edit and top >= 1"):
-        tracelab.inspect(model, delta, PROMPT, top=0)
+    for sizes in ({"top": 0}, {"top_directions": 0}):
+        with pytest.raises(TracelabError, match="and top >= 1, top_directions >= 1"):
+            tracelab.inspect(model, delta, PROMPT, **sizes)
     with pytest.raises(TracelabError, match="unknown positions 'first': choose one of last, all"):
         tracelab.inspect(model, delta, PROMPT, positions="first")
     with pytest.raises(TracelabError, match="unknown rank_by 'p': choose one of probability, logit"):

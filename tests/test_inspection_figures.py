@@ -8,7 +8,7 @@ import pytest
 import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tracelab.errors import TracelabError
-from tracelab.inspection import BeforeAfter
+from tracelab.inspection import VIEWS, BeforeAfter
 from tracelab.interventions import FairMed, FairMedConfig, Stack
 from tracelab.interventions.base import Origin
 from tracelab.interventions.fairmed import AttributeSpec
@@ -44,7 +44,7 @@ def shown(figure) -> str:
     return " ".join([figure.layout.title.text, figure.layout.title.subtitle.text, *titles, *ticks, *names])
 
 
-@pytest.mark.parametrize("view", ["tokens", "positions", "layers", "groups", "logits"])
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "weights"])
 @pytest.mark.parametrize("prompt", [0, 1])
 def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, prompt):
     figure = result.plot(view, prompt=prompt)
@@ -53,9 +53,9 @@ def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, p
     assert ("A &lt;b&gt; tag" if prompt == 0 else SHORT) in caption
     text = shown(figure).replace("<br>", "")
     assert "<" not in text
-    if view in ("tokens", "positions", "layers"):
+    if view in ("tokens", "positions", "layers", "attention"):
         assert "&lt;i&gt;delta&lt;/i&gt;" in text
-    if view in ("tokens", "logits") or (view, prompt) == ("positions", 0):
+    if view in ("tokens", "logits") or (view, prompt) in (("positions", 0), ("attention", 0)):
         assert "·&lt;" in text
 
 
@@ -150,10 +150,10 @@ def test_the_logits_view_leaves_what_base_first_cut_empty_and_scales_the_rest(mo
 
 
 def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
-    views = ("tokens", "positions", "layers", "groups", "logits")
-    assert set(result.figures()) == {f"{view}-{prompt}" for view in views for prompt in (0, 1)}
-    plain = tracelab.inspect(model, random_delta(model), PROMPT)
-    assert set(plain.figures()) == {"tokens-0", "positions-0", "layers-0"}
+    views = ("tokens", "positions", "layers", "groups", "logits", "attention")
+    assert set(result.figures()) == {"weights", *(f"{view}-{prompt}" for view in views for prompt in (0, 1))}
+    plain = tracelab.inspect(model, random_fairmed(model), PROMPT)
+    assert set(plain.figures()) == {"tokens-0", "positions-0", "layers-0", "groups-0", "attention-0"}
 
 
 def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
@@ -167,6 +167,9 @@ def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
         plain.plot("groups")
     with pytest.raises(TracelabError, match="the view 'logits' is of experts, and none of the edits has any"):
         plain.plot("logits")
+    fairmed = tracelab.inspect(model, random_fairmed(model), PROMPT)
+    with pytest.raises(TracelabError, match="the view 'weights' is of weight deltas, and none of the edits is one"):
+        fairmed.plot("weights")
 
 
 # --- kept ---------------------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
 def test_a_saved_result_shows_the_same_figures(result, tmp_path):
     back = BeforeAfter.load(result.save(tmp_path / "kept"))
     assert back.settings == result.settings
-    for view in ("tokens", "positions", "layers", "groups", "logits"):
+    for view in VIEWS:
         assert back.plot(view).to_json() == result.plot(view).to_json()
 
 

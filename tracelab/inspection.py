@@ -6,6 +6,8 @@
     positions   KL(before ‖ after) of the next-token distribution, in nats
     layers      how far the residual stream, the MLP output and the attention pattern moved: ‖after - before‖ / ‖before‖
     groups      FairMed: the probers' group distribution before and after, and the steps taken
+    attention   what the last layer attends to, before and after
+    weights     weight deltas: their size, and the tokens that their largest directions write (on any prompt)
 
 A moved distribution says that the edit acts, not that it removes a bias: compare with a control edit of the same size.
 """
@@ -32,18 +34,29 @@ from tracelab.interventions.stack import Stack
 from tracelab.model import model_info
 from tracelab.results import Result, run_settings
 from tracelab.tokens import encode, first_token, token_texts
+from tracelab.weight_directions import DIRECTION_COLUMNS, weight_directions
 
 POSITIONS = ("last", "all")
 RANKINGS = ("probability", "logit")
-VIEWS = ("tokens", "positions", "layers", "groups", "logits")
+VIEWS = ("tokens", "positions", "layers", "groups", "logits", "attention", "weights")
 _MEASURED = ("resid_post", "mlp_out", "pattern")
+_PLACE = ("edit", "prompt", "position")
+_COLUMNS = {
+    "tokens": (*_PLACE, "direction", "token", "token_id", "logit_before", "logit_after", "p_before", "p_after"),
+    "positions": (*_PLACE, "token", "kl", "entropy_before", "entropy_after"),
+    "layers": (*_PLACE, "layer", *_MEASURED),
+    "groups": (*_PLACE, "layer", "attribute", "group", "p_before", "p_after", "kl_before", "kl_after", "steps", "size"),
+    "attention": ("edit", "prompt", "query", "key", "token", "before", "after"),
+    "weights": ("edit", *DIRECTION_COLUMNS),
+}
+"""Of each table; experts add some to the tokens."""
 
 Edits = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
 
 
 @dataclass(frozen=True)
 class BeforeAfter(Result):
-    """What edits did to prompts. Each table has ``edit``, ``prompt`` (its number) and ``position`` (from 0).
+    """What edits did to prompts. Tables have ``edit``, ``prompt`` (its number) and ``position`` (from 0) but as said.
 
     Attributes:
         tokens: ``direction`` (promoted, demoted, named), ``token``, ``token_id``, ``logit_before``, ``logit_after``,
@@ -52,12 +65,18 @@ class BeforeAfter(Result):
         layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
         groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``, ``kl_before``, ``kl_after``
             (from uniform, over the neutralised groups), ``steps``, ``size`` (‖δ‖ / ‖a‖).
+        attention: of the last layer, mean over heads: no ``position`` but ``query``, ``key`` (positions, the key not
+            after the query), ``token`` (the key's), ``before``, ``after``; empty where the model shows no patterns.
+        weights: of weight deltas, whatever the prompt: ``edit`` and the columns of
+            :func:`~tracelab.weight_directions.weight_directions`.
     """
 
     tokens: pd.DataFrame
     positions: pd.DataFrame
     layers: pd.DataFrame
     groups: pd.DataFrame
+    attention: pd.DataFrame
+    weights: pd.DataFrame
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -68,10 +87,12 @@ class BeforeAfter(Result):
         """One view of one prompt, the edits side by side.
 
         Args:
-            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed) or ``"logits"`` (experts).
+            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed), ``"logits"`` (experts),
+                ``"attention"`` or ``"weights"`` (weight deltas; the same for every prompt).
 
         Raises:
-            TracelabError: unknown view or prompt, or a view of a method that is not among the edits.
+            TracelabError: unknown view or prompt, a view of a method that is not among the edits, or of attention where
+                the model shows none.
         """
         from tracelab.figures import before_after
 
@@ -79,11 +100,20 @@ class BeforeAfter(Result):
         return before_after(self, view, prompt)
 
     def figures(self) -> dict[str, go.Figure]:
-        """Every view of every prompt that has it, by ``<view>-<prompt>``."""
-        mixed = "z_plus" in self.tokens
-        views = [v for v in VIEWS if (v != "groups" or len(self.groups)) and (v != "logits" or mixed)]
-        numbers = range(len(self.settings["prompts"]))
-        return {f"{view}-{number}": self.plot(view, prompt=number) for number in numbers for view in views}
+        """Every view of every prompt that has it, by ``<view>-<prompt>``, and ``weights`` once."""
+        empty = {
+            "groups": self.groups.empty,
+            "logits": "z_plus" not in self.tokens,
+            "attention": self.attention.empty,
+            "weights": self.weights.empty,
+        }
+        drawn = {
+            f"{view}-{number}": self.plot(view, prompt=number)
+            for number in range(len(self.settings["prompts"]))
+            for view in VIEWS
+            if view != "weights" and not empty.get(view)
+        }
+        return drawn if empty["weights"] else drawn | {"weights": self.plot("weights")}
 
 
 @torch.no_grad()
@@ -96,6 +126,7 @@ def inspect(
     top: int = 10,
     rank_by: str = "probability",
     tokens: str | Sequence[str] = (),
+    top_directions: int = 3,
     prepend_bos: bool | None = None,
 ) -> BeforeAfter:
     """Compare a model with and without edits on prompts.
@@ -107,6 +138,7 @@ def inspect(
         top: how many promoted and how many demoted tokens.
         rank_by: what change ranks tokens: of ``"probability"`` or of ``"logit"``.
         tokens: words whose (first) tokens are always shown, as continuations after a space.
+        top_directions: how many directions of each weight delta.
 
     Raises:
         TracelabError: no prompt, no edit, or an edit of another model.
@@ -115,12 +147,14 @@ def inspect(
     require_choice("rank_by", rank_by, RANKINGS)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     edits = _named(interventions)
-    if not prompts or not edits or top < 1:
-        raise TracelabError("inspect needs at least one prompt, one edit and top >= 1")
+    if not prompts or not edits or top < 1 or top_directions < 1:
+        raise TracelabError("inspect needs at least one prompt, one edit and top >= 1, top_directions >= 1")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
     named = [first_token(model, word) for word in ([tokens] if isinstance(tokens, str) else tokens)]
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("tokens", "positions", "layers", "groups")}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
+    for name, edit in edits.items():
+        rows["weights"] += [{"edit": name} | row for row in weight_directions(model, edit, top=top_directions)]
     for number, prompt in enumerate(prompts):
         ids = encode(model, prompt, prepend_bos=prepend_bos).ids
         texts = token_texts(model, ids)
@@ -137,16 +171,8 @@ def inspect(
                 rows["positions"].append(_position_row(where, texts[position], before, after))
                 rows["layers"] += _layer_rows(where, before, after)
                 rows["groups"] += _group_rows(where, after.told)
-    columns = {
-        "tokens": ("direction", "token", "token_id", "logit_before", "logit_after", "p_before", "p_after"),
-        "positions": ("token", "kl", "entropy_before", "entropy_after"),
-        "layers": ("layer", *_MEASURED),
-        "groups": ("layer", "attribute", "group", "p_before", "p_after", "kl_before", "kl_after", "steps", "size"),
-    }
-    tables = {
-        name: pd.DataFrame(found) if found else pd.DataFrame(columns=["edit", "prompt", "position", *columns[name]])
-        for name, found in rows.items()
-    }
+            rows["attention"] += _attention_rows({"edit": name, "prompt": number}, texts, before, after)
+    tables = {name: pd.DataFrame(found, columns=None if found else _COLUMNS[name]) for name, found in rows.items()}
     settings = run_settings(
         model,
         prompts=prompts,
@@ -154,6 +180,7 @@ def inspect(
         positions=positions,
         top=top,
         rank_by=rank_by,
+        top_directions=top_directions,
         prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
     )
     return BeforeAfter(settings, **tables)
@@ -274,4 +301,15 @@ def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[
         for facts in told
         if facts["method"] == "fairmed"
         for i, group in enumerate(facts["groups"])
+    ]
+
+
+def _attention_rows(where: dict[str, Any], texts: list[str], before: _Run, after: _Run) -> list[dict[str, Any]]:
+    if not (seen := [layer for kind, layer in before.seen if kind == "pattern"]):
+        return []
+    old, new = (run.seen["pattern", max(seen)].mean(dim=0).tolist() for run in (before, after))
+    return [
+        where | {"query": query, "key": key, "token": texts[key], "before": old[query][key], "after": new[query][key]}
+        for query in range(len(texts))
+        for key in range(query + 1)
     ]

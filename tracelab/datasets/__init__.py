@@ -2,6 +2,7 @@
 
 from tracelab.datasets.bold import BoldText, bold, neutral_sentences
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
+from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.records import Pair, Sentence, data_hash
 from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
@@ -22,6 +23,7 @@ __all__ = [
     "crows_pairs",
     "data_hash",
     "expert_texts",
+    "gender_swapped",
     "neutral_sentences",
     "redditbias",
     "stereoset",

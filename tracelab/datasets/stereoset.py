@@ -99,6 +99,16 @@ def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
     return _attribute_words(path, bias)
 
 
+def attribute_word_pairs(bias: str) -> list[tuple[str, ...]]:
+    """The words of :func:`attribute_words` as the wheel groups them: one tuple of counterparts, a word for each group.
+
+    Raises:
+        TracelabError: the wheel cannot be had.
+    """
+    path = assets.data_dir() / "StereoSet/data/bias_attribute_words.json"
+    return [tuple(words) for words in json.loads(path.read_text(encoding="utf-8")).get(bias, [])]
+
+
 @lru_cache(maxsize=16)
 def _attribute_words(path: Path, bias: str) -> tuple[str, ...]:
     tuples = json.loads(path.read_text(encoding="utf-8")).get(bias, [])

@@ -1,20 +1,23 @@
-"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`), scores (:mod:`.scores`); what
-they share is in :mod:`.style`.
+"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`), their training
+(:mod:`.training`), scores (:mod:`.scores`); what they share is in :mod:`.style`.
 """
 
 from tracelab.figures.edits import before_after
 from tracelab.figures.localize import attention_maps, f1_per_layer, gap_distributions, trace_example, trace_heatmap
 from tracelab.figures.scores import scores, sweep
 from tracelab.figures.style import save_figures
+from tracelab.figures.training import loss_curves, training_curves
 
 __all__ = [
     "attention_maps",
     "before_after",
     "f1_per_layer",
     "gap_distributions",
+    "loss_curves",
     "save_figures",
     "scores",
     "sweep",
     "trace_example",
     "trace_heatmap",
+    "training_curves",
 ]

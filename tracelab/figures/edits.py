@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
-from tracelab.figures.style import COLOURS, DIVERGING, GREY, MARKERS, ORANGE, finish, model_name
+from tracelab.figures.deltas import attention, weights
+from tracelab.figures.style import COLOURS, DIVERGING, GREY, MARKERS, ORANGE, escape, finish, model_name, prompt_text
 
 if TYPE_CHECKING:
     from tracelab.inspection import BeforeAfter
@@ -30,6 +30,8 @@ def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
         "layers": _layers,
         "groups": _groups,
         "logits": _logits,
+        "attention": attention,
+        "weights": lambda result, _: weights(result),
     }
     return views[view](result, prompt)
 
@@ -214,6 +216,5 @@ def _style(i: int, size: int = 7) -> dict[str, Any]:
 
 
 def _finish(result: BeforeAfter, figure: go.Figure, prompt: int, title: str, **options: Any) -> go.Figure:
-    text = result.settings["prompts"][prompt]
-    caption = f"after “{escape(text if len(text) < 100 else '… ' + text[-98:])}” · {model_name(result.settings)}"
+    caption = f"after “{prompt_text(result.settings, prompt)}” · {model_name(result.settings)}"
     return finish(figure, title, caption, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
-from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, SEQUENTIAL, band, finish, model_name
+from tracelab.figures.maps import map_panels
+from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, band, escape, finish, model_name
 
 if TYPE_CHECKING:  # results draw themselves by calling this module
     from tracelab.localize.attention_gap import AttentionGap
@@ -178,40 +178,8 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
             strict=True,
         )
     ]
-    # A causal map's upper triangle is empty by construction; drawing it as 0 would look like a finding.
-    hidden = np.triu(np.ones_like(first, dtype=bool), k=1)
     titles = ["stereotype", "anti-stereotype", "difference"]
-    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
-    for column, values in enumerate((first, second, first - second), start=1):
-        figure.add_heatmap(
-            z=np.where(hidden, np.nan, values),
-            coloraxis="coloraxis" if column < 3 else "coloraxis2",
-            hovertemplate="query %{y}, key %{x}: %{z:.3f}<extra></extra>",
-            row=1,
-            col=column,
-        )
-    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
-    figure.update_xaxes(**ticks, tickangle=-60, tickfont={"size": 10}, showgrid=False)
-    figure.update_yaxes(autorange="reversed", **ticks, tickfont={"size": 10}, showgrid=False)
-    figure.update_yaxes(title="query", row=1, col=1)
-    # BOS takes most of the attention: the scale ends where the other keys do.
-    others = np.concatenate([first[:, 1:].ravel(), second[:, 1:].ravel()])
-    bound = float(np.abs(first - second).max()) or 1.0
-    bar = {"len": 0.42, "thickness": 12}
-    figure.update_layout(
-        coloraxis={
-            "colorscale": SEQUENTIAL,
-            "cmin": 0,
-            "cmax": float(np.quantile(others, 0.99)) or 1.0,
-            "colorbar": bar | {"title": "attention", "y": 0.78},
-        },
-        coloraxis2={
-            "colorscale": DIVERGING,
-            "cmin": -bound,
-            "cmax": bound,
-            "colorbar": bar | {"title": "difference", "y": 0.24},
-        },
-    )
+    figure = map_panels([(first, second, first - second)], labels, titles)
     settings = gap.settings
     return finish(
         figure,

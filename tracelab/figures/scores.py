@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.figures.style import COLOURS, GREY, MARKERS, band, finish
+from tracelab.figures.style import COLOURS, GREY, MARKERS, band, escape, finish
 
 IDEAL = {"ss": 50.0, "lms": 100.0, "icat": 100.0, "crows_sum": 50.0, "crows_mean": 50.0, "crows_shared": 50.0}
 NAMES = {

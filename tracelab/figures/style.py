@@ -7,6 +7,7 @@ browser for kaleido is at hand.
 
 from __future__ import annotations
 
+import html
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -104,6 +105,17 @@ def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, le
     return figure.update_layout(layout)
 
 
+def escape(text: str) -> str:
+    """A text for titles, labels and tables; unlike ``html.escape`` with quotation marks, plotly draws ``&quot;``."""
+    return html.escape(text, quote=False)
+
+
 def model_name(settings: dict[str, Any]) -> str:
     """What captions call the model."""
     return str(settings["model"]["model_id"])
+
+
+def prompt_text(settings: dict[str, Any], number: int) -> str:
+    """What captions call a prompt of ``inspect``: its end, if it is long."""
+    text = settings["prompts"][number]
+    return escape(text if len(text) < 100 else f"… {text[-98:]}")

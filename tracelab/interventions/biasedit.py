@@ -14,6 +14,7 @@ not part of a bundle. Source: arXiv 2503.08588 and its code; ``BiasEditConfig.re
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit_config import BiasEditConfig
+from tracelab.interventions.biasedit_shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit_training import Editors, TripleModel
 from tracelab.interventions.training import train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
@@ -36,10 +38,10 @@ from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_info
 
 MODULE = "mlp.out"
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 LMS_LOSS = 1.0
 """Points of LMS that a strength may cost on the development triples."""
-_DEV_RECORDS = 256
+_DEV_RECORDS = 128
 
 
 class BiasEditSpec(WeightDeltaSpec):
@@ -81,7 +83,7 @@ class BiasEdit(WeightDelta):
         among those that cost at most :data:`LMS_LOSS` points of LMS there.
 
         Args:
-            data: training records; not those that the edit will be scored on.
+            data: training records, of which ``n_support`` at most are used; not those the edit will be scored on.
             layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end; or ``"auto"``: the
                 three whose MLP has the largest effect in causal tracing of training pairs.
             dev: development records, which end the training and choose the strength; default: those of a fifth of
@@ -94,44 +96,33 @@ class BiasEdit(WeightDelta):
         config = config or BiasEditConfig()
         records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
         chosen = edited_layers(model, layers, records)
-        zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=None)
+        rank = config.delta_rank if config.shift == "direct" else None
+        zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed)
         shapes = zero.spec().maps
-        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
-        if config.n_edits > len(train_triples.records):
-            raise TracelabError(f"n_edits={config.n_edits} of {len(train_triples.records)} training triples: lower it")
-        bias = "+".join(sorted({record.bias_type for record in train_triples.records}))
-        edit = cls(BiasEditSpec(maps=shapes, config=config, bias=bias), zero.origin).to(model.cfg.device)
-        editors = Editors(shapes, config).to(model.cfg.device)
-        trained, measured = (TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples))
         order = np.random.default_rng(config.seed)
-        looked_at = order.permutation(len(measured))[:_DEV_RECORDS].tolist()
-        support = order.permutation(len(trained))[: config.n_support].tolist()
-        cached = trained.cached(support)
-
-        def step(batch: tuple[list[int], list[int]]) -> dict[str, float]:
-            made_from, judged_on = batch
-            rows = trained.cached(made_from)
-            editors.update(rows)
-            shifts = editors.shifts(rows)
-            edit.set_(shifts)
-            edit.zero_grad()
-            figures = trained.backward(edit, judged_on)
-            torch.autograd.backward(shifts, [part.grad.T for part in edit.parameters()])  # type: ignore[union-attr]
-            return figures
+        samples = [
+            [part[i] for i in order.permutation(len(part))[:n]]
+            for part, n in ((records, config.n_support), (held_out, _DEV_RECORDS))
+        ]
+        train_triples, dev_triples = (tokenise(model, sample) for sample in samples)
+        bias = "+".join(sorted({record.bias_type for record in train_triples.records}))
+        edit = cls(BiasEditSpec(maps=shapes, config=config, bias=bias), zero.origin)
+        edit.load_state_dict(zero.state_dict())
+        edit.to(model.cfg.device)
+        trained, measured = (TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples))
+        learner = (DirectShift if config.shift == "direct" else EditorShift)(edit, trained, config)
 
         def evaluate() -> dict[str, float]:
-            with torch.no_grad():
-                edit.set_(editors.shifts(cached))
-            figures = measured.measure(edit, looked_at)
+            learner.show()
+            figures = measured.measure(edit, range(len(measured)))
             return figures | {"score": figures["loss"]}
 
-        editors.update(cached)
         key = {"data": data_hash(records), "dev": data_hash(held_out), "config": asdict(config), "layers": chosen}
         curves = train(
-            editors,
-            torch.optim.Adam(editors.groups(config)),
+            learner.module,
+            torch.optim.Adam(learner.groups()),
             _batches(train_triples, config),
-            step,
+            learner.step,
             evaluate,
             steps=config.steps,
             eval_every=config.eval_every,
@@ -140,12 +131,11 @@ class BiasEdit(WeightDelta):
             key=key | {"model": model_info(model).settings()},
             what=f"biasedit({bias})",
         )
+        learner.show()
         edit.zero_grad()
-        with torch.no_grad():
-            shifts = editors.shifts(cached)
-        strength, table = _strength(edit, shifts, measured, looked_at)
-        edit.set_([strength * shift for shift in shifts])
-        edit._editors[:] = [editors]
+        strength, table = _strength(edit, measured)
+        edit.scale_(strength)
+        edit._editors[:] = learner.editors
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
         edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
         edit.notes |= {"strength": strength, "strengths": table}
@@ -159,7 +149,9 @@ class BiasEdit(WeightDelta):
             TracelabError: this edit was loaded, and a bundle holds none.
         """
         if not self._editors:
-            raise TracelabError("this edit was loaded from a bundle, which holds no editor network: fit it again")
+            raise TracelabError(
+                "this edit has no editor network: a bundle holds none, nor has a direct shift; fit one in this process"
+            )
         return self._editors[0]
 
     def for_groups(
@@ -229,23 +221,24 @@ def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[in
     while True:
         if config.query == "same":
             chosen = order.permutation(len(targets))[: config.n_edits].tolist()
-            yield chosen, chosen
+            yield chosen, chosen[: config.n_query]
         else:
-            shuffled = order.permutation(terms)
-            halves = shuffled[: len(terms) // 2], shuffled[len(terms) // 2 :]
-            rows = [order.permutation(np.flatnonzero(np.isin(targets, half))) for half in halves]
-            yield rows[0][: config.n_edits].tolist(), rows[1][: config.n_edits].tolist()
+            half = order.permutation(terms)[: len(terms) // 2]
+            first = np.isin(targets, half)
+            made_from, judged_on = (order.permutation(np.flatnonzero(rows)) for rows in (first, ~first))
+            yield made_from[: config.n_edits].tolist(), judged_on[: config.n_query].tolist()
 
 
-def _strength(
-    edit: BiasEdit, shifts: list[torch.Tensor], measured: TripleModel, group: list[int]
-) -> tuple[float, list[dict[str, float]]]:
+def _strength(edit: BiasEdit, measured: TripleModel) -> tuple[float, list[dict[str, float]]]:
     """The factor for the shifts, and what each was measured to do on development triples."""
+    group = range(len(measured))
     unedited = measured.measure(None, group)
     table = [{"strength": 0.0, **unedited}]
+    whole = copy.deepcopy(edit.state_dict())
     for factor in STRENGTHS:
-        edit.set_([factor * shift for shift in shifts])
+        edit.scale_(factor)
         table.append({"strength": factor, **measured.measure(edit, group)})
+        edit.load_state_dict(whole)
     allowed = [row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS]
     best = min(allowed, key=lambda row: abs(row["ss"] - 50))
     return best["strength"], [{name: round(value, 4) for name, value in row.items()} for row in table]

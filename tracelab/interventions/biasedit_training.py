@@ -44,6 +44,7 @@ class Editors(nn.Module):
                     rank=config.rank,
                     n_blocks=config.n_blocks,
                     lr=config.lr,
+                    ridge=config.ridge,
                     init=config.init,
                     seed=config.seed,
                 )
@@ -85,26 +86,38 @@ class TripleModel:
         self.model, self.triples, self.shapes, self.config = model, triples, shapes, config
         self.runner = SuffixRunner(model, triples.sequences, min(shape.layer for shape in shapes))
         self._chunked = Chunks(config.batch_size)
+        self._rows_of: dict[int, Cached] = {}
 
     def __len__(self) -> int:
         return len(self.triples.records)
 
     def cached(self, group: Sequence[int]) -> Cached:
-        """Keys and output gradients of the unedited model's debiasing loss at the cached positions, by map."""
-        parts: list[Cached] = []
+        """Keys and output gradients of the unedited model's debiasing loss at the cached positions, by map.
 
-        def collect(chunk: Sequence[int]) -> None:
-            seen: dict[str, Tensor] = {}
-            with frozen(self.model), self.model.hooks(fwd_hooks=self._recorders(seen)):
-                loss, _, mask = self._debias(chunk)
-                names = [str(shape.point) for shape in self.shapes]
-                grads = torch.autograd.grad(loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names])
-            chosen = _positions(mask, self.config.positions)
-            parts.append(([seen[f"{n}.key"][chosen].float() for n in names], [g[chosen].float() for g in grads]))
+        Both are constants of a triple, so each triple's are computed once and kept in memory.
+        """
+        missing = [i for i in group if i not in self._rows_of]
+        self._chunked(self._cache, missing, lambda: None)
+        rows = [self._rows_of[i] for i in group]
+        device = self.model.cfg.device
+        keys, grads = (
+            [torch.cat([row[side][m] for row in rows]).to(device) for m in range(len(self.shapes))] for side in (0, 1)
+        )
+        return keys, grads
 
-        self._chunked(collect, group, lambda: parts.clear())
-        keys, grads = zip(*parts, strict=True)
-        return [torch.cat(k) for k in zip(*keys, strict=True)], [torch.cat(g) for g in zip(*grads, strict=True)]
+    def _cache(self, chunk: Sequence[int]) -> None:
+        seen: dict[str, Tensor] = {}
+        names = [str(shape.point) for shape in self.shapes]
+        with frozen(self.model), self.model.hooks(fwd_hooks=self._recorders(seen)):
+            loss, _, mask = self._debias(chunk)
+            grads = torch.autograd.grad(loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names])
+        chosen = _positions(mask, self.config.positions)
+        for row, i in enumerate(chunk):
+            own = [(r, chosen[r]) for r in (row, row + len(chunk))]  # the anti-stereotype, then the stereotype
+            self._rows_of[i] = (
+                [torch.cat([seen[f"{n}.key"][r][at].float() for r, at in own]).cpu() for n in names],
+                [torch.cat([grad[r][at].float() for r, at in own]).cpu() for grad in grads],
+            )
 
     def _recorders(self, seen: dict[str, Tensor]) -> list[tuple[str, Any]]:
         def key(value: Tensor, hook: Any) -> None:
@@ -126,7 +139,7 @@ class TripleModel:
             before = self._retained_logits(chunk)
             with frozen(self.model), delta.applied(self.model):
                 debias, _, _ = self._debias(chunk)
-                retention = self._retention(chunk, before)
+                retention, _ = self._retention(chunk, before)
                 ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
             totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
 
@@ -147,8 +160,7 @@ class TripleModel:
             before = self._retained_logits(chunk)
             with _perhaps(delta, self.model):
                 debias, lbar, _ = self._debias(chunk)
-                unrelated = self._lbar(chunk, "unrelated")
-                retention = self._retention(chunk, before)
+                retention, unrelated = self._retention(chunk, before)
             totals[:] += debias.sum().item(), retention.sum().item()
             lbars.append(torch.stack([*lbar, unrelated]))
 
@@ -162,10 +174,6 @@ class TripleModel:
 
     def _rows(self, chunk: Sequence[int], label: str) -> list[int]:
         return [self.triples.index(i, label) for i in chunk]
-
-    def _lbar(self, chunk: Sequence[int], label: str) -> Float[Tensor, "batch"]:
-        tokens, mask, logits = self.runner(self._rows(chunk, label))
-        return mean_over(token_logprobs(logits, tokens), scored(mask))
 
     def _debias(self, chunk: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         """The debiasing loss of each triple, both mean log-probabilities, and the mask of [anti; stereo] rows."""
@@ -197,10 +205,12 @@ class TripleModel:
     def _retained_logits(self, chunk: Sequence[int]) -> Tensor:
         return self.runner(self._retained_rows(chunk))[2]
 
-    def _retention(self, chunk: Sequence[int], before: Tensor) -> Float[Tensor, "batch"]:
+    def _retention(self, chunk: Sequence[int], before: Tensor) -> tuple[Tensor, Tensor]:
+        """The retention loss of each triple, and the mean log-probability of its unrelated sentence."""
         tokens, mask, after = self.runner(self._retained_rows(chunk))
         each = retention_loss(self.config.retention, before, after, tokens, mask)
-        return each.reshape(-1, len(chunk)).mean(dim=0)
+        lbar = mean_over(token_logprobs(after, tokens), scored(mask))
+        return each.reshape(-1, len(chunk)).mean(dim=0), lbar[-len(chunk) :]  # the unrelated ones come last
 
 
 def _figures(means: np.ndarray, config: BiasEditConfig) -> dict[str, float]:

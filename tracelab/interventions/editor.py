@@ -16,6 +16,8 @@ is taken. All is differentiable: a loss of the shifted model is backpropagated t
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -75,6 +77,8 @@ class Editor(nn.Module):
         n_maps: how many there are.
         rank: width of the hidden layer of each block (1920 in the paper).
         lr: initial step size eta of each map.
+        ridge: initial e^l of each map (1 in the paper). Small, the shift gives each key its own change; large, it is
+            what the keys have in common that is changed, in proportion to K^T D.
         init: ``"normal"``: A ~ N(0, 1) as released; ``"scaled"``: divided by √(d_k + d_v), so that a step of the
             optimiser moves the output by as much whatever the width.
     """
@@ -88,6 +92,7 @@ class Editor(nn.Module):
         rank: int = 1920,
         n_blocks: int = 2,
         lr: float = 1e-6,
+        ridge: float = 1.0,
         init: str = "scaled",
         seed: int = 0,
     ) -> None:
@@ -98,7 +103,7 @@ class Editor(nn.Module):
         self.blocks = nn.ModuleList(_Block(d_k + d_v, n_maps, rank, init, generator) for _ in range(n_blocks))
         self.lr = lr
         self.step = nn.Parameter(torch.ones(n_maps))  # eta / lr, so that it is trained in relative steps
-        self.log_ridge = nn.Parameter(torch.zeros(n_maps))
+        self.log_ridge = nn.Parameter(torch.full((n_maps,), log(ridge)))
 
     def forward(
         self, keys: Float[Tensor, "n d_k"], grads: Float[Tensor, "n d_v"], index: int
@@ -128,16 +133,24 @@ def ridge(
     """
     n, d_k = keys.shape
     dual = n <= d_k if form == "auto" else form == "dual"
-    # The first tokens of texts have keys so large that the ridge is lost in the rounding of fp32.
-    keys, values, log_ridge, dtype = keys.double(), values.double(), log_ridge.double(), values.dtype
-    gram = keys @ keys.T if dual else keys.T @ keys
-    system = gram + log_ridge.exp() * torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)
-    factor, fault = torch.linalg.cholesky_ex(system)
+    values, log_ridge, dtype = values.double(), log_ridge.double(), values.dtype
+    # The first tokens of texts have keys so large that a small ridge is lost in the rounding of fp32.
+    rounding = torch.finfo(torch.float32).eps * float(keys.square().sum())
+    if rounding > 1e-3 * float(log_ridge.detach().exp()):
+        keys = keys.double()
+    with torch.no_grad():
+        gram = (keys @ keys.T if dual else keys.T @ keys).double()
+        system = gram + log_ridge.exp() * torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)
+        factor, fault = torch.linalg.cholesky_ex(system)
     if int(fault) or not torch.isfinite(factor).all():
         raise TracelabError(
             f"the ridge solve of {n} keys failed with ridge {float(log_ridge.detach().exp()):.3g}: lower meta_lr, or "
             "edit fewer triples at once (n_edits)"
         )
-    if dual:
-        return (keys.T @ torch.cholesky_solve(values, factor)).to(dtype)
-    return torch.cholesky_solve(keys.T @ values, factor).to(dtype)
+    keys = keys.double()
+    solved = torch.cholesky_solve(values if dual else keys.T @ values, factor)
+    if log_ridge.requires_grad:
+        # d/dl A^-1 y = -e^l A^-1 A^-1 y, given as a term of value 0: autograd through the factor costs far more.
+        change = log_ridge.exp() - log_ridge.exp().detach()
+        solved = solved - change * torch.cholesky_solve(solved.detach(), factor)
+    return (keys.T @ solved if dual else solved).to(dtype)

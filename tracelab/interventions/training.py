@@ -129,8 +129,9 @@ def train(
             }
             kept |= {"scheduler": None if scheduler is None else scheduler.state_dict(), "key": _plain(key)}
             kept |= {"best": best, "best_score": best_score, "stale": stale, "done": done}
-            with atomic_file(partial) as path:
-                torch.save(kept, path)
+            # To an open file: torch takes the archive's name from a path, and a hidden file without suffix has none.
+            with atomic_file(partial) as path, path.open("wb") as file:
+                torch.save(kept, file)
         return stale < patience and done < steps
 
     with progress(total=steps, what=what, unit="step") as bar:
@@ -142,10 +143,17 @@ def train(
             if number < done:
                 continue
             optimizer.zero_grad()
-            figures = step(batch)
-            norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), clip))
-            if not (isfinite(figures["loss"]) and isfinite(norm)):
-                _stop_at(done, figures, norm, what)
+            try:
+                figures = step(batch)
+                norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), clip))
+                if not (isfinite(figures["loss"]) and isfinite(norm)):
+                    shown = f"loss {figures['loss']:.3g}, gradient norm {norm:.3g}"
+                    raise TracelabError(f"not finite ({shown}): lower the learning rate")
+            except TracelabError as error:  # also a solve that failed
+                reason = f"{what}, step {done + 1}: {error}"
+                if not done:
+                    raise TracelabError(reason) from error
+                warnings.warn(f"{reason}; the best state before it is kept", stacklevel=2)
                 break
             optimizer.step()
             if scheduler is not None:
@@ -159,14 +167,6 @@ def train(
     return curves
 
 
-def _stop_at(done: int, figures: Figures, norm: float, what: str) -> None:
-    shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-    reason = f"{what}: not finite at step {done + 1} ({shown}, gradient norm {norm:.3g})"
-    if not done:
-        raise TracelabError(f"{reason}: lower the learning rate")
-    warnings.warn(f"{reason}; the best state before it is kept", stacklevel=3)
-
-
 def _plain(key: Mapping[str, Any] | None) -> Any:
     return json.loads(json.dumps(key))
 
@@ -177,6 +177,6 @@ def _taken_up(partial: Path | str | None, key: Mapping[str, Any] | None) -> dict
         return None
     try:
         kept = torch.load(partial, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except Exception:  # a damaged file surfaces as whatever its reader happens to raise
         return None
     return kept if isinstance(kept, dict) and kept.get("key") == _plain(key) else None

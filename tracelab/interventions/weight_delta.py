@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
@@ -148,6 +149,22 @@ class WeightDelta(Intervention):
         """Copy a shift of ``x W`` into each dense delta, in order (a delta is its transpose)."""
         for part, shift in zip(self.maps.values(), shifts, strict=True):
             part.delta.copy_(shift.T)  # type: ignore[operator]
+
+    def plot_training(self) -> go.Figure:
+        """Losses and development figures by training step, of an edit that was fitted (BiasEdit, KLAAD).
+
+        Raises:
+            TracelabError: the notes hold no curves.
+        """
+        from tracelab.figures import training_curves
+
+        return training_curves(self)
+
+    @torch.no_grad()
+    def scale_(self, factor: float) -> None:
+        """Multiply every delta."""
+        for part in self.maps.values():
+            (part.delta if isinstance(part, _Dense) else part.lora_B).mul_(factor)  # type: ignore[operator]
 
     def spec(self) -> WeightDeltaSpec:
         """The maps and their shapes."""

@@ -1,0 +1,462 @@
+"""KLAAD's training: its losses against sentences run one by one, what gradients reach, and what is left as it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from tests.interventions.edits import logits, random_delta
+from tracelab import model as models
+from tracelab.datasets import stereoset
+from tracelab.errors import TracelabError
+from tracelab.hook_points import LINEAR_MAPS
+from tracelab.interventions import KLAAD, KLAADConfig, klaad, load_intervention
+from tracelab.interventions.finetune import frozen
+from tracelab.interventions.klaad import KLAADLoss
+from tracelab.interventions.klaad_losses import aligned_positions, attention_loss, triplet_loss
+from tracelab.interventions.triples import LABELS, tokenise
+from tracelab.tokens import encode
+
+LAST = 3
+QUICK = {"rank": 2, "batch_size": 4, "eval_every": 2, "lr": 0.02}
+LAMS = {"ce": "lam1", "kl": "lam2", "triplet": "lam3"}
+EVEN = dict.fromkeys(LAMS.values(), 1.0)
+KINDS = ("llama", "gpt2", "gpt_neo")
+
+
+def only(loss: str) -> dict[str, float]:
+    """Weights that leave one of the losses."""
+    return {**dict.fromkeys(LAMS.values(), 0.0), LAMS[loss]: 1.0}
+
+
+@pytest.fixture(scope="module")
+def records():
+    """A dozen of four target terms."""
+    found = stereoset("gender", split="test")[:12]
+    assert len({record.target for record in found}) == 4
+    return found
+
+
+def loss_of(model, records, first_layer: int = 0, **config) -> KLAADLoss:
+    return KLAADLoss(model, tokenise(model, records), KLAADConfig(batch_size=4, **config), first_layer)
+
+
+def gradients(edit) -> list[torch.Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in edit.parameters()]
+
+
+def backward(loss: KLAADLoss, edit, batch) -> tuple[dict[str, float], list[torch.Tensor]]:
+    edit.zero_grad()
+    parts = loss.backward(edit, batch)
+    return parts, gradients(edit)
+
+
+def alone(model, ids) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Nats of a sentence's tokens from the second on, last attention map and last hidden state, without padding."""
+    seen = {}
+
+    def keep(value, hook):
+        seen[hook.name] = value
+
+    names = [f"blocks.{LAST}.attn.hook_pattern", "ln_final.hook_out"]
+    scores = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=[(name, keep) for name in names])[0]
+    nats = [-scores[i].log_softmax(-1)[ids[i + 1]] for i in range(len(ids) - 1)]
+    pattern, hidden = (seen[name][0] for name in names)
+    return torch.stack(nats), pattern, hidden[-1] / hidden[-1].norm()
+
+
+def one_by_one(model, edit, records, config: KLAADConfig) -> dict[str, torch.Tensor]:
+    """The losses of records, each sentence run alone."""
+    nats: list[list[torch.Tensor]] = [[], []]
+    kl, triplet = [], []
+    with edit.applied(model):
+        for record in records:
+            ids = [encode(model, getattr(record, label).text).ids for label in LABELS]
+            (s_nats, s_map, s_end), (a_nats, a_map, a_end), (_, _, u_end) = (alone(model, each) for each in ids)
+            nats[0].append(s_nats)
+            nats[1].append(a_nats)
+            both = aligned_positions(ids[0], ids[1], config.align)
+            kl.append(attention_loss(s_map[None], a_map[None], [both])[0])
+            triplet.append(triplet_loss(s_end[None], a_end[None], u_end[None], config.margin)[0])
+    ce = sum(torch.cat(side).mean() for side in nats) / 2
+    kl, triplet = torch.stack(kl).mean(), torch.stack(triplet).mean()
+    return {
+        "loss": config.lam1 * ce + config.lam2 * kl + config.lam3 * triplet,
+        "ce": ce,
+        "kl": kl,
+        "triplet": triplet,
+    }
+
+
+# --- the losses of a batch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_layer", [0, LAST])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_has_the_losses_and_gradients_of_its_sentences_run_one_by_one(tiny_model, records, kind, first_layer):
+    model, batch = tiny_model(kind), records[3:7]
+    config = {"lam1": 0.5, "lam2": 2.0, "lam3": 1.5, "margin": 0.8}
+    edit = random_delta(model, modules=("attn.q", "attn.k"), layers=(LAST,), scale=0.3)
+    parts, found = backward(loss_of(model, records, first_layer, **config), edit, [3, 4, 5, 6])
+
+    edit.zero_grad()
+    with frozen(model):
+        expected = one_by_one(model, edit, batch, KLAADConfig(**config))
+        expected["loss"].backward()
+    assert parts == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-4)
+    assert min(parts.values()) > 0.01
+    for mine, slow in zip(found, gradients(edit), strict=True):
+        assert slow.abs().max() > 1e-4
+        torch.testing.assert_close(mine, slow, atol=1e-5, rtol=1e-3)
+
+
+def test_the_options_of_the_attention_loss_reach_it(tiny_model, records):
+    model = tiny_model("llama")
+    edit = random_delta(model, scale=0.1)
+    options = [
+        {},
+        {"per_head": True},
+        {"double_softmax": True},
+        {"reduction": "sum"},
+        {"align": "pad"},
+        {"align": "equal_only"},
+    ]
+    values = [loss_of(model, records, **option).measure(edit, range(len(records)))["kl"] for option in options]
+    assert all(abs(a - b) > 1e-5 for i, a in enumerate(values) for b in values[:i])
+
+
+def test_the_options_of_the_triplet_loss_reach_it(tiny_model, records):
+    model = tiny_model("llama")
+    edit = random_delta(model, scale=0.1)
+    options = [{"margin": 1.0}, {"margin": 1.5}, {"margin": 1.0, "pool": "mean"}]
+    values = [loss_of(model, records, **option).measure(edit, range(len(records)))["triplet"] for option in options]
+    assert values[1] > values[0] + 0.1
+    assert abs(values[2] - values[0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", LAMS)
+def test_with_one_weight_the_total_is_that_loss(tiny_model, records, name):
+    model = tiny_model("llama")
+    edit, loss = random_delta(model, scale=0.1), loss_of(model, records, margin=1.0, **only(name))
+    parts, _ = backward(loss, edit, range(4))
+    assert parts["loss"] == parts[name] > 0
+    # All are measured, also those that are not trained on.
+    measured = loss.measure(edit, range(4))
+    assert measured["loss"] == measured[name] == pytest.approx(parts[name])
+    assert min(measured[loss] for loss in LAMS) > 0
+
+
+def test_gradients_of_the_losses_add_up_as_weighted(tiny_model, records):
+    model = tiny_model("llama")
+    edit = random_delta(model, scale=0.1)
+    _, mixed = backward(loss_of(model, records, lam1=0.7, lam2=3.0, lam3=0.2, margin=1.0), edit, range(4))
+    single = [backward(loss_of(model, records, margin=1.0, **only(name)), edit, range(4))[1] for name in LAMS]
+    for whole, *each in zip(mixed, *single, strict=True):
+        assert all(gradient.any() for gradient in each)
+        torch.testing.assert_close(whole, 0.7 * each[0] + 3.0 * each[1] + 0.2 * each[2], atol=1e-5, rtol=1e-4)
+
+
+def test_attention_and_triplet_losses_are_means_over_triples_whatever_the_chunks(tiny_model, records):
+    model = tiny_model("llama")
+    edit = random_delta(model, scale=0.1)
+    config = {"lam1": 0.0, "lam2": 1.0, "lam3": 1.0, "margin": 1.0}
+    made = []
+    for size in (1, 3, 8):
+        loss = loss_of(model, records, **config)
+        loss._chunked.size = size
+        parts, found = backward(loss, edit, range(8))
+        made.append((parts, found, loss.measure(edit, range(8))))
+    for parts, found, measured in made[:2]:
+        for name in ("loss", "kl", "triplet"):
+            assert parts[name] == pytest.approx(made[2][0][name], rel=1e-4)
+        for name in ("loss", "kl", "triplet", "ss", "lms", "gap"):
+            assert measured[name] == pytest.approx(made[2][2][name], rel=1e-4)
+        for mine, whole in zip(found, made[2][1], strict=True):
+            torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-3)
+
+
+def test_out_of_memory_a_batch_begins_again_in_halves(tiny_model, records, monkeypatch):
+    model = tiny_model("llama")
+    edit, config = random_delta(model, scale=0.1), {"lam1": 0.0, "lam2": 1.0, "lam3": 1.0}
+    expected, gradient = backward(loss_of(model, records, **config), edit, range(8))
+    loss, done = loss_of(model, records, **config), []
+    run = KLAADLoss.losses
+
+    def fails_once(self, chunk, pair, other):
+        if len(done) == 1:  # the first half of the batch has left its gradients
+            done.append(None)
+            raise RuntimeError("CUDA out of memory.")
+        done.append(len(chunk))
+        return run(self, chunk, pair, other)
+
+    monkeypatch.setattr(KLAADLoss, "losses", fails_once)
+    with pytest.warns(UserWarning, match="out of memory: 2 texts at a time"):
+        parts, found = backward(loss, edit, range(8))
+    assert done == [4, None, 2, 2, 2, 2]
+    assert parts == pytest.approx(expected, rel=1e-4)
+    for mine, whole in zip(found, gradient, strict=True):
+        torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-3)
+
+
+# --- what gradients reach -----------------------------------------------------------------------------------------
+
+
+def test_the_attention_loss_gives_the_last_layers_own_values_outputs_and_mlp_no_gradient(tiny_model, records):
+    model = tiny_model("llama")
+    edit = random_delta(model, modules=LINEAR_MAPS, layers=range(LAST + 1), scale=0.1)
+    backward(loss_of(model, records, **only("kl")), edit, range(4))
+    for shape in edit.spec().maps:
+        reached = all(p.grad is not None and p.grad.any() for p in edit.part(shape.point).parameters())
+        not_reached = all(p.grad is None or not p.grad.any() for p in edit.part(shape.point).parameters())
+        if shape.layer == LAST and shape.module not in ("attn.q", "attn.k"):
+            assert not_reached, shape
+        else:
+            assert reached, shape
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attn_last_has_deltas_of_the_last_layers_query_and_key_maps_alone(tiny_model, records, kind):
+    model = tiny_model(kind)
+    edit = KLAAD.fit(model, records, KLAADConfig(trainable="attn_last", **QUICK, **EVEN), dev=records)
+    assert [(shape.module, shape.layer, shape.rank) for shape in edit.spec().maps] == [
+        ("attn.q", LAST, 2),
+        ("attn.k", LAST, 2),
+    ]
+    assert all(parameter.any() for parameter in edit.parameters())
+    assert (logits(model, edit) - logits(model)).abs().max() > 1e-3
+
+
+def test_all_has_deltas_of_every_linear_map_that_the_architecture_has(tiny_model, records):
+    for kind, modules in (("llama", LINEAR_MAPS), ("gpt2", [m for m in LINEAR_MAPS if m != "mlp.gate"])):
+        edit = KLAAD.fit(tiny_model(kind), records, KLAADConfig(**QUICK), dev=records)
+        assert {(shape.module, shape.layer) for shape in edit.spec().maps} == {
+            (module, layer) for module in modules for layer in range(LAST + 1)
+        }
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*LAMS, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_loss_of_what_it_trains_on(tiny_model, records, kind, name):
+    model = tiny_model(kind)
+    config = KLAADConfig(**QUICK, **(only(name) if name else {}), margin=1.0, epochs=3)
+    edit = KLAAD.fit(model, records, config, dev=records)
+    with torch.no_grad():
+        start = KLAAD.build(edit.spec(), edit.origin)  # zero deltas
+        before, after = (one_by_one(model, each, records, config)["loss"].item() for each in (start, edit))
+    assert after < 0.97 * before
+    for part in edit.maps.values():
+        if name != "kl":  # see above for what it does not reach
+            assert part.lora_A.any()
+            assert part.lora_B.any()
+
+
+def test_the_state_that_is_kept_is_the_best_on_the_development_triples(tiny_model, records):
+    model = tiny_model("llama")
+    edit = KLAAD.fit(model, records[:9], KLAADConfig(**QUICK, epochs=4, patience=9), dev=records[9:])
+    scores = [row["loss"] for row in edit.notes["curves"] if row["split"] == "dev"]
+    assert min(scores) < min(scores[0], scores[-1])
+    measured = loss_of(model, records[9:]).measure(edit, range(3))
+    assert measured["loss"] == pytest.approx(min(scores), abs=1e-5)
+
+
+def test_training_and_development_triples_share_no_target_within_any_bias_type(tiny_model, monkeypatch):
+    records = stereoset("gender", split="test")[:30] + stereoset("religion", split="test")[:30]
+    seen = []
+    monkeypatch.setattr(klaad, "tokenise", lambda model, part: seen.append(part) or tokenise(model, part))
+    edit = KLAAD.fit(tiny_model("llama"), records, KLAADConfig(trainable="attn_last", **{**QUICK, "batch_size": 60}))
+    train, dev = seen
+    assert sorted(r.id for r in [*train, *dev]) == sorted(r.id for r in records)
+    for part in (train, dev):
+        assert {r.bias_type for r in part} == {"gender", "religion"}
+    assert not {(r.bias_type, r.target) for r in train} & {(r.bias_type, r.target) for r in dev}
+    assert edit.name == "klaad(gender+religion)"
+    assert (edit.notes["n_train"], edit.notes["n_dev"]) == (len(train), len(dev))
+
+
+def test_with_development_records_of_ones_own_all_others_are_trained_on(tiny_model, records):
+    edit = KLAAD.fit(tiny_model("llama"), records[:8], KLAADConfig(trainable="attn_last", **QUICK), dev=records[8:])
+    assert (edit.notes["n_train"], edit.notes["n_dev"]) == (8, 4)
+    assert edit.name == "klaad(gender)"
+
+
+def test_intersentence_records_are_trained_on_with_their_context(tiny_model):
+    model, records = tiny_model("llama"), stereoset("gender", split="test", task="intersentence")[:4]
+    for record, ids in zip(records, loss_of(model, records).triples.sequences[::3], strict=True):
+        assert model.tokenizer.decode(ids) == f"{record.context} {record.stereotype.text}"
+    edit = KLAAD.fit(model, records, KLAADConfig(**QUICK), dev=records)
+    assert edit.notes["n_train"] == 4
+
+
+def test_a_fit_is_that_of_its_seed_whatever_the_global_one(tiny_model, records):
+    model = tiny_model("llama")
+    made = []
+    for global_seed, seed in ((0, 5), (1, 5), (0, 6)):
+        torch.manual_seed(global_seed)
+        made.append(KLAAD.fit(model, records, KLAADConfig(**QUICK, seed=seed), dev=records))
+    first, again, other = made
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert first.notes == again.notes
+    assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def stopping_at(step: int, monkeypatch) -> list[int]:
+    """Interrupts the fit in a step; returns the list of the steps that are taken."""
+    taken: list[int] = []
+    real = KLAADLoss.backward
+
+    def backward(self, edit, batch):
+        if len(taken) == step:
+            raise KeyboardInterrupt
+        taken.append(len(taken))
+        return real(self, edit, batch)
+
+    monkeypatch.setattr(KLAADLoss, "backward", backward)
+    return taken
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny_model, records, tmp_path, monkeypatch):
+    model, config = tiny_model("llama"), KLAADConfig(**QUICK, epochs=3, patience=9)
+    whole = KLAAD.fit(model, records, config, dev=records)
+    partial = tmp_path / "partial.pt"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopping_at(5, patch)
+        KLAAD.fit(model, records, config, dev=records, partial=partial)
+    with monkeypatch.context() as patch:
+        taken = stopping_at(99, patch)
+        resumed = KLAAD.fit(model, records, config, dev=records, partial=partial)
+    assert len(taken) == 9 - 4  # the last look was at step 4
+    assert resumed.notes == whole.notes
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changed", ["config", "data", "dev"])
+def test_a_fit_of_something_else_is_not_taken_up(tiny_model, records, tmp_path, monkeypatch, changed):
+    model, config = tiny_model("llama"), KLAADConfig(trainable="attn_last", **QUICK)
+    given = {"data": records[:6], "config": config, "dev": records[6:]}
+    other = {"data": records[:5], "config": replace(config, lam2=0.5), "dev": records[7:]}
+    KLAAD.fit(model, **given, partial=tmp_path / "partial.pt")
+    taken = stopping_at(99, monkeypatch)
+    KLAAD.fit(model, **given, partial=tmp_path / "partial.pt")
+    assert not taken  # it was whole
+    KLAAD.fit(model, **{**given, changed: other[changed]}, partial=tmp_path / "partial.pt")
+    assert len(taken) == 2
+
+
+# --- what is left as it was ---------------------------------------------------------------------------------------
+
+
+def state_of(model) -> tuple[dict[str, torch.Tensor], list[bool]]:
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    return values, [parameter.requires_grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_fit_leaves_the_base_model_as_it_was(tiny_model, records, monkeypatch, interrupted):
+    model = tiny_model("llama")
+    frozen_before = next(model.parameters()).requires_grad_(False)  # stays frozen, too
+    try:
+        values, trainable = state_of(model)
+        assert len(set(trainable)) == 2
+        before = logits(model)
+        if interrupted:
+            stopping_at(1, monkeypatch)
+            with pytest.raises(KeyboardInterrupt):
+                KLAAD.fit(model, records, KLAADConfig(**QUICK), dev=records)
+        else:
+            KLAAD.fit(model, records, KLAADConfig(**QUICK), dev=records)
+        after, still = state_of(model)
+        assert still == trainable
+        assert all(torch.equal(value, after[name]) for name, value in values.items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert torch.equal(logits(model), before)
+    finally:
+        frozen_before.requires_grad_(True)
+
+
+def test_a_saved_edit_comes_back_with_its_configuration(tiny_model, records, tmp_path):
+    model = tiny_model("llama")
+    config = KLAADConfig(**QUICK, per_head=True, reduction="sum", align="pad", pool="mean", lam2=0.3, seed=3)
+    edit = KLAAD.fit(model, records, config, dev=records)
+    back = load_intervention(edit.save(tmp_path / "kept"))
+    assert isinstance(back, KLAAD)
+    assert (back.config, back.bias, back.name) == (config, "gender", "klaad(gender)")
+    assert back.notes == edit.notes
+    assert torch.equal(logits(model, back), logits(model, edit))
+    assert (logits(model, back) - logits(model)).abs().max() > 0.1
+    assert back.settings()["config"] == asdict(config)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"reduction": "max"}, "unknown reduction 'max': choose one of mean, sum"),
+        ({"align": "words"}, "unknown align 'words': choose one of match, pad, equal_only"),
+        ({"pool": "first"}, "unknown pool 'first': choose one of last, mean"),
+        ({"trainable": "mlp"}, "unknown trainable 'mlp': choose one of all, attn_last"),
+        ({"lam2": -0.1}, r"lam1, lam2 and lam3 are at least 0 and not all 0: not \(0.7, -0.1, 0.15\)"),
+        ({"lam3": float("nan")}, r"not \(0.7, 0.15, nan\)"),
+        ({"lam1": float("inf")}, r"not \(inf, 0.15, 0.15\)"),
+        (dict.fromkeys(LAMS.values(), 0.0), r"not all 0: not \(0.0, 0.0, 0.0\)"),
+        ({"margin": float("nan")}, "margin is finite and lr above 0, not nan and 0.0002"),
+        ({"lr": 0.0}, "margin is finite and lr above 0, not 0.3 and 0.0"),
+        ({"lr": float("inf")}, "not 0.3 and inf"),
+        *(
+            ({name: 0}, f"{name} is at least 1, not 0")
+            for name in ("rank", "epochs", "batch_size", "eval_every", "patience")
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(wrong, message):
+    with pytest.raises(TracelabError, match=message) as refused:
+        KLAADConfig(**wrong)
+    assert "\n" not in str(refused.value)
+
+
+def with_faults(model, monkeypatch, **faults: str) -> None:
+    monkeypatch.setitem(models._INFO, model, replace(models.model_info(model), faults=faults))
+
+
+def test_a_model_whose_attention_cannot_be_read_is_refused_before_any_work(tiny_model, records, monkeypatch):
+    model = tiny_model("gpt2")
+    with_faults(model, monkeypatch, pattern="it does not fire on this architecture")
+
+    def work(*args, **options):
+        raise AssertionError("it began")
+
+    for name in ("split_by_target", "tokenise", "train"):
+        monkeypatch.setattr(klaad, name, work)
+    with pytest.raises(
+        TracelabError,
+        match=r"^blocks\.3\.attn\.hook_pattern cannot be used on tiny-gpt2: it does not fire on this architecture$",
+    ):
+        KLAAD.fit(model, records, KLAADConfig(**QUICK))
+
+
+def test_a_model_whose_last_hidden_state_cannot_be_read_is_refused(tiny_model, records, monkeypatch):
+    model = tiny_model("gpt2")
+    with_faults(model, monkeypatch, final_norm="it does not fire on this architecture")
+    with pytest.raises(TracelabError, match=r"ln_final\.hook_out cannot be used on tiny-gpt2"):
+        KLAAD.fit(model, records, KLAADConfig(**QUICK))
+
+
+def test_records_that_cannot_be_trained_on_are_refused(tiny_model, records):
+    model = tiny_model("llama")
+    with pytest.raises(TracelabError, match="gender has one target term: none can be held out"):
+        KLAAD.fit(model, [record for record in records if record.target == "father"])
+    with pytest.raises(TracelabError, match="no usable triple among 0 records"):
+        KLAAD.fit(model, [], dev=records)
+
+
+def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(tiny_model, records, monkeypatch):
+    monkeypatch.setattr(klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan"))
+    with pytest.raises(TracelabError, match=r"klaad\(gender\): not finite at step 1 .*: lower the learning rate"):
+        KLAAD.fit(tiny_model("llama"), records, KLAADConfig(**QUICK), dev=records)

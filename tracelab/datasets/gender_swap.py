@@ -1,0 +1,86 @@
+"""StereoSet's gender records with the gender words exchanged: does an edit carry over to the mirrored text?
+
+Every word of the benchmark's own pairs (he/she, father/mother, …) is replaced by its partner, in the context and in all
+three sentences, in one pass, whole words only, letter case kept. With the words the labels are exchanged: what was said
+of one gender as its stereotype is said of the other now. After BiasEdit's ``gender_test_reverse.json`` (not at hand).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from tracelab.datasets.records import Sentence
+from tracelab.datasets.spans import filler_spans
+from tracelab.datasets.stereoset import StereoSetRecord, attribute_word_pairs
+from tracelab.errors import TracelabError
+
+_NOT_OWNED = "to|and|or|but|as|at|by|for|from|in|on|with|was|is|had|when|that|because|so|if|a|an|the"
+_OWNED = re.compile(rf"\s+(?!(?:{_NOT_OWNED})\b)\w")
+
+
+def gender_swapped(records: Sequence[StereoSetRecord]) -> list[StereoSetRecord]:
+    """The records that name a gender, mirrored; ids get the suffix ``-swapped``.
+
+    Raises:
+        TracelabError: none of the records names one.
+    """
+    made = [record for record in map(_swapped, records) if record is not None]
+    if not made:
+        raise TracelabError(f"none of {len(records)} records has a gender word to exchange")
+    return made
+
+
+def swap_gender_words(text: str) -> str:
+    """The text with each gender word replaced by its partner.
+
+    "her" becomes "his" before a word that it can belong to, else "him".
+    """
+    pairs = _pairs()
+
+    def other(match: re.Match[str]) -> str:
+        word = match.group().lower()
+        partner = pairs[word]
+        if word == "her":
+            partner = "his" if _OWNED.match(text, match.end()) else "him"
+        if match.group().isupper() and len(word) > 1:
+            return partner.upper()
+        return partner.capitalize() if match.group()[0].isupper() else partner
+
+    return _pattern().sub(other, text)
+
+
+def _swapped(record: StereoSetRecord) -> StereoSetRecord | None:
+    context = swap_gender_words(record.context)
+    if context == record.context:
+        return None
+
+    def sentence(old: Sentence) -> Sentence:
+        text = swap_gender_words(old.text)
+        return Sentence(f"{old.id}-swapped", text, filler_spans(context, text))
+
+    return replace(
+        record,
+        id=f"{record.id}-swapped",
+        context=context,
+        stereotype=sentence(record.anti_stereotype),
+        anti_stereotype=sentence(record.stereotype),
+        unrelated=sentence(record.unrelated),
+    )
+
+
+@cache
+def _pairs() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for male, female in attribute_word_pairs("gender"):
+        found.setdefault(male, female)
+        found.setdefault(female, male)
+    return found
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    words = "|".join(re.escape(word) for word in sorted(_pairs(), key=len, reverse=True))
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
