@@ -105,6 +105,32 @@ def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bu
     assert 0 < after["p"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("klaad", ["--trainable", "attn_last", "--rank", "2", "--lam2", "0.3"]),
+        ("biasedit", ["--layers", "last12", "--steps", "1", "--rank", "2", "--loss", "logprob"]),
+    ],
+)
+def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bundles, method, options, capsys):
+    from transformers import AutoModelForCausalLM
+
+    from tracelab import load_intervention
+
+    bundle, merged = tmp_path / method, tmp_path / "merged"
+    common = ["--model", bundles["model"], "--bias", "religion"]
+    assert main(["fit", method, *common, "--limit", "60", *options, "--out", str(bundle)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [method]  # what an interrupted fit keeps is gone
+    edit = load_intervention(bundle)
+    assert (edit.kind, edit.bias) == (method, "religion")
+    assert {row["split"] for row in edit.notes["curves"]} == {"dev", "train"}
+    rows = run_json(tmp_path, "score", "perplexity", "--limit", "5", *common[:2], "--edit", str(bundle))["results"]
+    assert [row["edit"] for row in rows] == [None, f"{method}(religion)"]
+    assert main(["export", str(bundle), "--to", "merged", *common[:2], "--out", str(merged)]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(merged))
+    AutoModelForCausalLM.from_pretrained(merged)
+
+
 @pytest.mark.parametrize("benchmark", ["stereoset", "crows-pairs", "perplexity"])
 def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
     arguments = ["score", benchmark, "--limit", "8", "--model", bundles["model"], "--edit", bundles["experts"]]
@@ -122,7 +148,7 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert "·woman" in capsys.readouterr().out
     drawn = {file.stem for file in tmp_path.glob("*.html")}
-    views = ("tokens", "positions", "layers", "groups", "logits")
+    views = ("tokens", "positions", "layers", "groups", "logits", "attention")
     assert drawn == {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
 
 
@@ -151,6 +177,11 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
         (["score", "stereoset", "--edit", "/no/bundle"], "no bundle folder at '/no/bundle'"),
         (["inspect", "--edit", "/no/bundle", "--prompt", "x"], "no bundle folder at '/no/bundle'"),
         (["fit", "fairmed", "--bias", "gender"], "add --out BUNDLE"),
+        (["export", "/no/bundle", "--to", "merged"], "add --out DIR"),
+        (["export", "/no/bundle", "--to", "peft", "--out", "none"], "no bundle folder at '/no/bundle'"),
+        (["fit", "biasedit", "--bias", "nonsense", "--out", "none"], "unknown bias type 'nonsense'"),
+        (["fit", "biasedit", "--bias", "gender", "--layers", "first", "--out", "none"], "layers 'first' are not under"),
+        (["fit", "klaad", "--bias", "gender", "--lam1", "-1", "--out", "none"], "lam1, lam2 and lam3 are at least 0"),
         (
             ["fit", "fairmed", "--bias", "gender", "--alpha", "0", "--out", "none"],
             "--alpha is not an option of fit fai",

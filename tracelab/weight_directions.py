@@ -35,6 +35,7 @@ WRITERS = {"mlp.out": "hook_mlp_out", "attn.o": "hook_attn_out"}
 _EXACT = 1024
 """Dense deltas with a longer shorter side are not decomposed whole."""
 _MORE, _ROUNDS = 16, 4
+"""Directions beyond those asked for, and rounds, of the subspace iteration that is done instead."""
 
 
 @torch.no_grad()

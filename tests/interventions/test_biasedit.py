@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import partial as bound
 
 import numpy as np
 import pytest
 import torch
 
-from tests.interventions.edits import logits
-from tests.interventions.triple_records import records
-from tests.tiny import tiny_hf
+from tests.interventions.edits import logits as logits_of
+from tests.interventions.triple_records import OTHER_TARGETS, records, save_word_tokenizer, word_hf, word_model
 from tracelab.errors import TracelabError
 from tracelab.evaluate.stereoset import stereoset_scores
 from tracelab.evaluate.transductive import transductive_scores
-from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, load_intervention
+from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, biasedit, load_intervention
 from tracelab.interventions.biasedit import LMS_LOSS, STRENGTHS, _batches, _strength, edited_layers
+from tracelab.interventions.biasedit_shift import EditorShift
 from tracelab.interventions.biasedit_training import Editors, TripleModel
 from tracelab.interventions.triple_losses import debias_loss, retention_loss
 from tracelab.interventions.triples import LABELS, tokenise
@@ -24,10 +25,12 @@ from tracelab.model import fingerprint
 
 KINDS = ("llama", "gpt2")
 LAYERS = (1, 3)
-SMALL = {"rank": 8, "n_edits": 4, "n_support": 8, "batch_size": 3, "steps": 2, "eval_every": 1}
-TRAIN, DEV = records(20), records(6, start=100, targets=("Peruvian", "baker", "uncle"))
+SMALL = {"rank": 8, "n_edits": 4, "n_query": 3, "n_support": 99, "batch_size": 3, "steps": 2, "eval_every": 1}
+FITTED = BiasEditConfig(**SMALL, lr=0.3, ridge=1.0)
+TRAIN, DEV = records(20), records(6, start=100, targets=OTHER_TARGETS)
+TOKENS = torch.arange(4, 16).reshape(2, 6)
 # The released losses and positions, in small.
-RELEASED = BiasEditConfig.reference(**{**SMALL, "n_edits": 4, "lam": 3.0})
+RELEASED = BiasEditConfig.reference(**SMALL, lam=3.0)
 OWN = BiasEditConfig(**SMALL, lam=0.7)
 CONFIGS = {
     "own": OWN,
@@ -35,6 +38,38 @@ CONFIGS = {
     "fillers": BiasEditConfig(**SMALL, span="filler", loss="logprob", retain_on="unrelated"),
     "released losses of all": BiasEditConfig(**SMALL, loss="reference", retention="reference", lam=2.0),
 }
+
+
+logits = bound(logits_of, tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of the models' tokenizer."""
+    path = tmp_path_factory.mktemp("words")
+    save_word_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """``tiny(kind)``: a small random model whose vocabulary is the records' words."""
+    made = {}
+
+    def make(kind: str):
+        if kind not in made:
+            made[kind] = word_model(kind, folder)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on_the_models(tiny):
+    yield
+    for kind in KINDS:
+        assert not any(tiny(kind).list_hooks().values())
+        assert all(parameter.grad is None for parameter in tiny(kind).parameters())
 
 
 def shapes_of(model, layers=LAYERS):
@@ -63,9 +98,9 @@ def dense_delta(model, layers=LAYERS, **options) -> WeightDelta:
 class Twin:
     """A plain ``transformers`` model with the tiny model's weights, of which shifts are added to the weights."""
 
-    def __init__(self, kind: str, vocab: int, shifts=(), layers=LAYERS) -> None:
+    def __init__(self, kind: str, folder, shifts=(), layers=LAYERS) -> None:
         self.kind, self.layers = kind, layers
-        self.hf = tiny_hf(kind, vocab).requires_grad_(False)
+        self.hf = word_hf(kind, folder).requires_grad_(False)
         for layer, shift in zip(layers, shifts, strict=False):
             self.map(layer).weight += shift if kind == "gpt2" else shift.T  # Conv1D keeps [d_in, d_out]
         for layer in layers:
@@ -115,36 +150,34 @@ def slow_retention(before: Twin, after: Twin, triples, number: int, config) -> t
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_keys_times_output_gradients_are_the_gradient_of_the_weight(tiny_model, tokenizer, kind, config):
+def test_keys_times_output_gradients_are_the_gradient_of_the_weight(tiny, folder, kind, config):
     # Every position with a gradient is cached, and the micro-batches (here 3, 2) add up.
-    config = BiasEditConfig(**{**vars(config), "positions": "predicting"})
-    trained = triple_model(tiny_model(kind), config)
+    config = dataclasses.replace(config, positions="predicting")
+    trained = triple_model(tiny(kind), config)
     group = [7, 0, 3, 12, 5]
     keys, grads = trained.cached(group)
-    twin = Twin(kind, len(tokenizer))
+    twin = Twin(kind, folder)
     sum(slow_debias(twin, trained.triples, number, config) for number in group).div(config.batch_size).backward()
     for k, g, expected in zip(keys, grads, twin.gradients(), strict=True):
         assert expected.abs().max() > 1e-6
         torch.testing.assert_close(k.T @ g, expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
-def slow_keys(twin: Twin, triples, group, places) -> list[torch.Tensor]:
-    """The map inputs of anti-stereotypes, then of stereotypes, at ``places(length)`` of each sentence."""
-    found = [[] for _ in twin.layers]
-    for label in ("anti_stereotype", "stereotype"):
-        for number in group:
-            ids = triples.sequences[triples.index(number, label)]
-            inputs, handles = {}, []
-            for layer in twin.layers:
-                hook = lambda module, args, layer=layer: inputs.update({layer: args[0][0]})  # noqa: E731
-                handles.append(twin.map(layer).register_forward_pre_hook(hook))
-            with torch.no_grad():
-                twin.logits(ids)
-            for handle in handles:
-                handle.remove()
-            for rows, layer in zip(found, twin.layers, strict=True):
-                rows.append(inputs[layer][places(len(ids))])
-    return [torch.cat(rows) for rows in found]
+def slow_inputs(twin: Twin, ids) -> list[torch.Tensor]:
+    """What goes into each edited map, at every position of one sentence."""
+    found, handles = [], []
+    for layer in twin.layers:
+        handles.append(twin.map(layer).register_forward_pre_hook(lambda module, args: found.append(args[0][0])))
+    with torch.no_grad():
+        twin.logits(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def cached_sentences(triples, group) -> list[tuple[int, ...]]:
+    """In the order of the cached rows: of each triple the anti-stereotype, then the stereotype."""
+    return [triples.sequences[triples.index(n, label)] for n in group for label in ("anti_stereotype", "stereotype")]
 
 
 POSITIONS = {"predicting": lambda n: slice(0, n - 1), "ans_ref": lambda n: slice(1, n)}
@@ -152,26 +185,25 @@ POSITIONS = {"predicting": lambda n: slice(0, n - 1), "ans_ref": lambda n: slice
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", POSITIONS)
-def test_the_cached_positions_are_those_that_predict_or_those_one_later(tiny_model, tokenizer, kind, rule):
-    trained = triple_model(tiny_model(kind), BiasEditConfig(**SMALL, positions=rule))
-    group = [4, 9, 1]  # one micro-batch
+def test_the_cached_positions_are_those_that_predict_or_those_one_later(tiny, folder, kind, rule):
+    trained = triple_model(tiny(kind), BiasEditConfig(**SMALL, positions=rule))
+    group = [4, 9, 1, 7]
     keys, grads = trained.cached(group)
-    expected = slow_keys(Twin(kind, len(tokenizer)), trained.triples, group, POSITIONS[rule])
-    for k, g, rows in zip(keys, grads, expected, strict=True):
-        torch.testing.assert_close(k, rows, atol=1e-4, rtol=1e-4)
+    twin = Twin(kind, folder)
+    by_sentence = [slow_inputs(twin, ids) for ids in cached_sentences(trained.triples, group)]
+    for k, g, *rows in zip(keys, grads, *by_sentence, strict=True):
+        expected = torch.cat([row[POSITIONS[rule](len(row))] for row in rows])
+        torch.testing.assert_close(k, expected, atol=1e-4, rtol=1e-4)
         assert len(g) == len(k)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_token_has_no_gradient_and_the_first_one_does(tiny_model, kind):
-    model, group = tiny_model(kind), [4, 9, 1]
+def test_the_last_token_has_no_gradient_and_the_first_one_does(tiny, kind):
+    model, group = tiny(kind), [4, 9, 1]
     predicting, later = (
         triple_model(model, BiasEditConfig(**SMALL, positions=rule)).cached(group)[1] for rule in POSITIONS
     )
-    triples = tokenise(model, TRAIN)
-    lengths = [
-        len(triples.sequences[triples.index(n, label)]) for label in ("anti_stereotype", "stereotype") for n in group
-    ]
+    lengths = [len(ids) for ids in cached_sentences(tokenise(model, TRAIN), group)]
     for early, late in zip(predicting, later, strict=True):
         start = 0
         for length in lengths:
@@ -182,8 +214,19 @@ def test_the_last_token_has_no_gradient_and_the_first_one_does(tiny_model, kind)
             start = rows.stop
 
 
-def test_what_is_cached_does_not_depend_on_the_global_gradient_switch(tiny_model):
-    trained = triple_model(tiny_model("llama"))
+def test_the_rows_of_a_group_are_those_of_its_triples_in_order_however_often_they_are_asked_for(tiny):
+    model = tiny("llama")
+    alone = [triple_model(model).cached([i]) for i in (3, 1)]
+    trained = triple_model(model)
+    for group, order in (([3, 1], [0, 1]), ([1, 3], [1, 0]), ([1], [1]), ([3, 1], [0, 1])):
+        for side, found in enumerate(trained.cached(group)):
+            for m, rows in enumerate(found):
+                expected = torch.cat([alone[i][side][m] for i in order])
+                torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_what_is_cached_does_not_depend_on_the_global_gradient_switch(tiny):
+    trained = triple_model(tiny("llama"))
     plain = trained.cached([0, 1])
     with torch.no_grad():
         without = trained.cached([0, 1])
@@ -197,13 +240,13 @@ def test_what_is_cached_does_not_depend_on_the_global_gradient_switch(tiny_model
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(tiny_model, tokenizer, kind, config):
-    model, group = tiny_model(kind), [2, 11, 6, 0]
+def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(tiny, folder, kind, config):
+    model, group = tiny(kind), [2, 11, 6, 0]
     trained, delta = triple_model(model, config), dense_delta(model)
     figures = trained.backward(delta, group)
 
     shifts = random_shifts(model)
-    before, after = Twin(kind, len(tokenizer)), Twin(kind, len(tokenizer), shifts)
+    before, after = Twin(kind, folder), Twin(kind, folder, shifts)
     debias = torch.stack([slow_debias(after, trained.triples, n, config) for n in group])
     retention = torch.stack([slow_retention(before, after, trained.triples, n, config) for n in group])
     ((debias + config.lam * retention).sum() / config.batch_size).backward()
@@ -218,12 +261,12 @@ def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(ti
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny_model, tokenizer, kind):
-    model, group = tiny_model(kind), [0, 3, 5, 1]
+def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny, folder, kind):
+    model, group = tiny(kind), [0, 3, 5, 1]
     measured = triple_model(model, OWN, DEV)
     found = {"edited": measured.measure(dense_delta(model), group), "unedited": measured.measure(None, group)}
-    plain = Twin(kind, len(tokenizer))
-    for name, twin in (("edited", Twin(kind, len(tokenizer), random_shifts(model))), ("unedited", plain)):
+    plain = Twin(kind, folder)
+    for name, twin in (("edited", Twin(kind, folder, random_shifts(model))), ("unedited", plain)):
         rows = []
         with torch.no_grad():
             for number in group:
@@ -249,8 +292,8 @@ def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny_
     assert found["unedited"]["retention"] == 0
 
 
-def test_figures_and_gradients_do_not_depend_on_the_memory_there_is(tiny_model, monkeypatch):
-    model, group = tiny_model("llama"), [2, 11, 6, 0, 5]
+def test_figures_and_gradients_do_not_depend_on_the_memory_there_is(tiny, monkeypatch):
+    model, group = tiny("llama"), [2, 11, 6, 0, 5]
     config = BiasEditConfig(**{**SMALL, "batch_size": 5})
     made, cached = [], []
     for fits in (5, 1):  # triples at a time
@@ -280,19 +323,18 @@ def test_figures_and_gradients_do_not_depend_on_the_memory_there_is(tiny_model, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shift_as_hooks_is_the_shift_added_to_the_weights(tiny_model, tokenizer, kind):
-    model, shifts = tiny_model(kind), random_shifts(tiny_model(kind))
+def test_a_shift_as_hooks_is_the_shift_added_to_the_weights(tiny, folder, kind):
+    model, shifts = tiny(kind), random_shifts(tiny(kind))
     hooked = logits(model, dense_delta(model))
-    tokens = torch.arange(40, 52).reshape(2, 6)
     with torch.no_grad():
-        edited = Twin(kind, len(tokenizer), shifts).hf(tokens).logits
+        edited = Twin(kind, folder, shifts).hf(TOKENS).logits
     assert (hooked - logits(model)).abs().max() > 0.1
     torch.testing.assert_close(hooked, edited, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_zero_shift_is_the_unedited_model_bit_for_bit(tiny_model, kind):
-    model = tiny_model(kind)
+def test_a_zero_shift_is_the_unedited_model_bit_for_bit(tiny, kind):
+    model = tiny(kind)
     delta = dense_delta(model)
     assert not torch.equal(logits(model, delta), logits(model))
     delta.set_([0 * shift for shift in random_shifts(model)])
@@ -303,20 +345,21 @@ def test_a_zero_shift_is_the_unedited_model_bit_for_bit(tiny_model, kind):
 
 
 @pytest.fixture(scope="module")
-def fitted(tiny_model):
+def fitted(tiny):
     """``fitted(kind)``: an edit of the last two blocks, and the model's weights and flags before it was fitted."""
     made = {}
+    for kind in KINDS:
+        model = tiny(kind)
+        before = copy.deepcopy(model.state_dict()), fingerprint(model.original_model)
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        made[kind] = BiasEdit.fit(model, TRAIN, FITTED, layers="last12", dev=DEV), *before, flags
+    return made.__getitem__
 
-    def fit(kind: str):
-        if kind not in made:
-            model = tiny_model(kind)
-            before = copy.deepcopy(model.state_dict()), fingerprint(model.original_model)
-            flags = [parameter.requires_grad for parameter in model.parameters()]
-            config = BiasEditConfig(**SMALL, lr=1e-2)
-            made[kind] = BiasEdit.fit(model, TRAIN, config, layers="last12", dev=DEV), *before, flags
-        return made[kind]
 
-    return fit
+@pytest.fixture
+def strength_1(monkeypatch):
+    """The strength is 1, without looking for a better one."""
+    monkeypatch.setattr(biasedit, "_strength", lambda edit, measured: (1.0, []))
 
 
 def same_shifts(first: WeightDelta, second: WeightDelta) -> bool:
@@ -324,47 +367,109 @@ def same_shifts(first: WeightDelta, second: WeightDelta) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fitting_and_using_an_edit_leave_the_model_as_it_was(tiny_model, fitted, kind):
-    model, (edit, weights, print_of_weights, flags) = tiny_model(kind), fitted(kind)
+def test_fitting_and_using_an_edit_leave_the_model_as_it_was(tiny, fitted, kind):
+    model, (edit, weights, print_of_weights, flags) = tiny(kind), fitted(kind)
     for _, shift in edit.for_groups(model, DEV):
         logits(model, shift)
     assert fingerprint(model.original_model) == print_of_weights
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert any(flags)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.list_hooks() == {} or not any(model.list_hooks().values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_makes_the_same_edit_and_another_seed_another(tiny_model, fitted, kind):
-    model, (edit, *_) = tiny_model(kind), fitted(kind)
+def test_the_same_seed_makes_the_same_edit_and_another_seed_another(tiny, fitted, strength_1):
+    model = tiny("llama")
     torch.manual_seed(99)  # the fit draws nothing from the global numbers
-    again = BiasEdit.fit(model, TRAIN, edit.config, layers="last12", dev=DEV)
-    assert again.notes == edit.notes
-    assert same_shifts(again, edit)
-    other = BiasEdit.fit(model, TRAIN, BiasEditConfig(**SMALL, lr=1e-2, seed=1), layers="last12", dev=DEV)
-    assert other.notes["curves"] != edit.notes["curves"]
+    again = BiasEdit.fit(model, TRAIN, FITTED, layers="last12", dev=DEV)
+    edit, *_ = fitted("llama")
+    assert again.notes["curves"] == edit.notes["curves"]
+    kept = edit.editors.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in again.editors.state_dict().items())
+    other = BiasEdit.fit(model, TRAIN, dataclasses.replace(FITTED, seed=1), layers="last12", dev=DEV)
+    assert other.notes["curves"] != again.notes["curves"]
+
+
+def expected_shifts(editors: Editors, trained: TripleModel, groups) -> list[torch.Tensor]:
+    """Mean over groups of the editor's shifts."""
+    with torch.no_grad():
+        by_group = [editors.shifts(trained.cached(group)) for group in groups]
+    return [sum(shifts) / len(groups) for shifts in zip(*by_group, strict=True)]
+
+
+@pytest.mark.parametrize("n_edits", [99, 8, 4])
+def test_the_editors_shift_is_the_mean_over_groups_of_training_triples(tiny, n_edits):
+    model, config = tiny("llama"), dataclasses.replace(FITTED, n_edits=n_edits)
+    trained, edit = triple_model(model, config), dense_delta(model)
+    learner = EditorShift(edit, trained, config)
+    learner.step((range(4), range(4, 8)))
+    learner.show()
+    groups = {
+        99: [range(20)],
+        8: [range(7), range(7, 14), range(14, 20)],
+        4: [range(i, i + 4) for i in range(0, 20, 4)],
+    }
+    expected = expected_shifts(learner.module, trained, groups[n_edits])
+    for parameter, shift in zip(edit.parameters(), expected, strict=True):
+        assert shift.any()
+        torch.testing.assert_close(parameter.detach().T, shift, atol=1e-6 * float(shift.abs().max()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_edit_is_the_editors_shift_of_the_support_triples_times_the_strength(tiny_model, fitted, kind):
-    model, (edit, *_) = tiny_model(kind), fitted(kind)
-    everything = BiasEdit.fit(model, TRAIN, BiasEditConfig(**{**SMALL, "n_support": 99}, lr=1e-2), layers=[2], dev=DEV)
-    trained = triple_model(model, everything.config, layers=(2,))
+def test_the_edit_is_its_editors_shift_times_the_strength(tiny, monkeypatch, kind):
+    monkeypatch.setattr(biasedit, "_strength", lambda edit, measured: (0.5, []))
+    model, config = tiny(kind), dataclasses.replace(FITTED, n_edits=99)
+    edit = BiasEdit.fit(model, TRAIN, config, layers="last12", dev=DEV)
+    everything = triple_model(model, config, layers=(2, 3))
+    expected = expected_shifts(edit.editors, everything, [range(len(TRAIN))])
+    for parameter, shift in zip(edit.parameters(), expected, strict=True):
+        tolerance = 1e-4 * float(shift.abs().max())
+        torch.testing.assert_close(parameter.detach().T, 0.5 * shift, atol=tolerance, rtol=1e-3)
+
+
+def test_a_steps_gradient_in_the_editor_equals_finite_differences(tiny):
+    # The loss of one group under the shift made from another, through hooks, shift, solve and editor.
+    model, config = tiny("llama"), dataclasses.replace(FITTED, n_blocks=1)
+    trained, edit, step = triple_model(model, config), dense_delta(model), (range(4), range(4, 8))
+    learner = EditorShift(edit, trained, config)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        shifts = everything.editors.shifts(trained.cached(range(len(TRAIN))))
-    (parameter,) = everything.parameters()
-    expected = everything.notes["strength"] * shifts[0].T
-    torch.testing.assert_close(parameter.detach(), expected, atol=1e-5 * float(shifts[0].abs().max()), rtol=1e-3)
-    assert len(list(edit.parameters())) == 2
+        for parameter in learner.module.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    learner.module.zero_grad()
+    learner.step(step)
+    rows = trained.cached(step[0])
+
+    def loss() -> float:
+        with torch.no_grad():
+            edit.set_(learner.module.shifts(rows))
+        figures = trained.measure(edit, step[1])
+        return len(step[1]) * figures["loss"] / config.batch_size
+
+    smooth = [  # elsewhere the ReLUs' kinks spoil the differences: see test_editor
+        "networks.64x32.step",
+        "networks.64x32.log_ridge",
+        "networks.64x32.blocks.0.scale",
+        "networks.64x32.blocks.0.shift",
+    ]
+    for name in smooth:
+        parameter = learner.module.get_parameter(name)
+        direction = torch.randn(parameter.shape, generator=generator)
+        slope = float((parameter.grad * direction).sum())
+        kept, sides = parameter.detach().clone(), []
+        for size in (1e-2, -1e-2):
+            parameter.data.copy_(kept + size * direction)
+            sides.append(loss())
+        parameter.data.copy_(kept)
+        assert slope == pytest.approx((sides[0] - sides[1]) / 2e-2, rel=0.02), name
 
 
-def test_training_moves_the_editor_and_lowers_the_loss_it_is_trained_on(tiny_model):
-    # Every step on the same triples: without gradients through hooks, shift and solve this would not fall.
-    options = {**SMALL, "n_edits": 6, "query": "same", "steps": 12, "eval_every": 4, "lr": 1e-3, "step_lr": 0.3}
-    config = BiasEditConfig(**options, loss="logprob", lam=0.1, meta_lr=1e-3)
-    edit = BiasEdit.fit(tiny_model("llama"), TRAIN[:6], config, layers="last1", dev=TRAIN[:6])
+@pytest.mark.parametrize("shift", ["editor", "direct"])
+def test_training_lowers_the_loss_it_is_trained_on(tiny, shift, strength_1):
+    # Every step on the same triples: without gradients through hooks (shift and solve) this would not fall.
+    options = {**SMALL, "n_edits": 6, "n_query": 6, "query": "same", "steps": 12, "eval_every": 12}
+    rates = {"lr": 0.1, "ridge": 1.0, "step_lr": 0.3, "meta_lr": 3e-3, "delta_lr": 1e-2}
+    config = BiasEditConfig(**options, **rates, shift=shift, loss="logprob", lam=0.1)
+    edit = BiasEdit.fit(tiny("llama"), TRAIN[:6], config, layers="last1", dev=TRAIN[:6])
     losses = [row["loss"] for row in edit.notes["curves"] if row["split"] == "train"]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -380,14 +485,22 @@ def test_the_notes_tell_what_was_trained_on_and_how_it_went(fitted, kind):
     assert edit.name == "biasedit(race)"
 
 
-def test_without_development_records_a_fifth_of_the_target_terms_is_held_out(tiny_model):
+def test_without_development_records_a_fifth_of_the_target_terms_is_held_out(tiny, strength_1):
     given = records(30, targets=("a", "b", "c", "d", "e", "f", "g", "h", "i", "j"))
-    edit = BiasEdit.fit(tiny_model("llama"), given, BiasEditConfig(**{**SMALL, "steps": 0}), layers="last1")
+    edit = BiasEdit.fit(tiny("llama"), given, BiasEditConfig(**{**SMALL, "steps": 0}), layers="last1")
     assert (edit.notes["n_train"], edit.notes["n_dev"]) == (24, 6)
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny_model, tmp_path, monkeypatch):
-    model, config = tiny_model("llama"), BiasEditConfig(**{**SMALL, "steps": 4, "eval_every": 2})
+def test_at_most_n_support_training_records_are_used(tiny, strength_1):
+    config = BiasEditConfig(**{**SMALL, "steps": 0, "n_support": 7})
+    edits = [BiasEdit.fit(tiny("llama"), data, config, layers="last1", dev=DEV) for data in (TRAIN, TRAIN[:7])]
+    assert [edit.notes["n_train"] for edit in edits] == [7, 7]
+    first_looks = [edit.notes["curves"][0]["loss"] for edit in edits]
+    assert first_looks[0] != first_looks[1]  # a sample, not the first seven
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny, tmp_path, monkeypatch, strength_1):
+    model, config = tiny("llama"), BiasEditConfig(**{**SMALL, "steps": 4, "eval_every": 2})
     fit = bound(BiasEdit.fit, model, TRAIN, config, layers="last1", dev=DEV)
     whole, calls, backward = fit(), [], TripleModel.backward
 
@@ -410,11 +523,60 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny_model, tmp_path, monke
     assert len(calls) == 10 + 4
 
 
+# --- without an editor ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def direct(tiny):
+    config = BiasEditConfig.direct(**{**SMALL, "eval_every": 2}, delta_rank=2, delta_lr=0.05)
+    return BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last12", dev=DEV)
+
+
+def test_a_direct_shift_is_low_rank_and_takes_adams_steps(tiny, strength_1):
+    model, given = tiny("llama"), TRAIN[:4]
+    config = BiasEditConfig.direct(**{**SMALL, "query": "same", "steps": 1}, delta_rank=2, delta_lr=0.05)
+    # Developed on what it is trained on, so that the state after the step is the better one.
+    edit = BiasEdit.fit(model, given, config, layers=[1], dev=given)
+    (a, b), (moved_a, moved_b) = WeightDelta.low_rank(model, layers=[1], rank=2).parameters(), edit.parameters()
+    assert a.shape[0] == b.shape[1] == 2
+    # Adam's first step is as long as its learning rate wherever there is a gradient; at B = 0, that of A is 0.
+    assert torch.equal(moved_a, a)
+    lengths = moved_b.detach().abs()
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.05), atol=1e-3, rtol=0)
+
+
+def test_a_direct_shift_is_kept_in_a_bundle_and_has_no_transductive_protocol(tiny, direct, tmp_path):
+    model = tiny("llama")
+    edit = copy.deepcopy(direct)
+    with torch.no_grad():
+        for parameter in edit.parameters():
+            parameter += 0.1
+    back = load_intervention(edit.save(tmp_path / "kept"))
+    assert back.config == edit.config == dataclasses.replace(BiasEditConfig.direct(), **vars(edit.config))
+    assert {shape.rank for shape in back.spec().maps} == {2}
+    assert not torch.equal(logits(model, edit), logits(model))
+    assert torch.equal(logits(model, back), logits(model, edit))
+    for each in (edit, back):
+        with pytest.raises(TracelabError, match="no editor network: a bundle holds none, nor has a direct shift"):
+            next(each.for_groups(model, DEV))
+
+
+def test_the_strength_of_a_direct_shift_scales_what_it_adds_to_the_weights(tiny, direct):
+    edit = copy.deepcopy(direct)
+    with torch.no_grad():
+        for parameter in edit.parameters():
+            parameter += 0.1
+    before = [part.weight().detach().clone() for part in edit.maps.values()]
+    edit.scale_(0.25)
+    for part, weight in zip(edit.maps.values(), before, strict=True):
+        torch.testing.assert_close(part.weight().detach(), 0.25 * weight)
+
+
 # --- the strength ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_strength_is_the_one_with_ss_nearest_to_50_that_keeps_lms(tiny_model, fitted, kind):
+def test_the_strength_is_the_one_with_ss_nearest_to_50_that_keeps_lms(tiny, fitted, kind):
     edit, *_ = fitted(kind)
     table = edit.notes["strengths"]
     assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
@@ -423,7 +585,7 @@ def test_the_strength_is_the_one_with_ss_nearest_to_50_that_keeps_lms(tiny_model
     assert chosen in allowed
     assert abs(chosen["ss"] - 50) == min(abs(row["ss"] - 50) for row in allowed)
     # The row of the chosen strength is what the edit as it is handed out does.
-    measured = triple_model(tiny_model(kind), edit.config, DEV, layers=(2, 3))
+    measured = triple_model(tiny(kind), edit.config, DEV, layers=(2, 3))
     again = measured.measure(edit, range(len(DEV)))
     assert {name: chosen[name] for name in again} == pytest.approx(again, abs=1e-3)
 
@@ -433,6 +595,9 @@ class ByHand(TripleModel):
 
     def __init__(self, figures: dict[float, tuple[float, float]]) -> None:
         self.figures = figures
+
+    def __len__(self) -> int:
+        return 1
 
     def measure(self, delta, group):
         strength = 0.0 if delta is None else next(iter(delta.parameters())).max().item()
@@ -451,21 +616,22 @@ class ByHand(TripleModel):
         ({}, 0.0),  # if nothing helps, no edit
     ],
 )
-def test_strengths_by_hand(tiny_model, fitted, changes, expected):
+def test_strengths_by_hand(tiny, fitted, changes, expected):
     edit = copy.deepcopy(fitted("llama")[0])
-    ones = [torch.ones(s.d_in, s.d_out) for s in edit.spec().maps]
+    edit.set_([torch.ones(s.d_in, s.d_out) for s in edit.spec().maps])
     figures = {0.0: (70.0, 80.0), **{strength: (90.0, 80.0) for strength in STRENGTHS}, **changes}
-    strength, table = _strength(edit, ones, ByHand(figures), [0])
+    strength, table = _strength(edit, ByHand(figures))
     assert strength == expected
     assert {row["strength"]: (row["ss"], row["lms"]) for row in table} == figures
+    assert all((parameter == 1).all() for parameter in edit.parameters())  # the shift itself is as it was
 
 
 # --- bundles --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editors(tiny_model, fitted, tmp_path, kind):
-    model, edit = tiny_model(kind), copy.deepcopy(fitted(kind)[0])
+def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editors(tiny, fitted, tmp_path, kind):
+    model, edit = tiny(kind), copy.deepcopy(fitted(kind)[0])
     edit.set_(random_shifts(model, (2, 3)))
     back = load_intervention(edit.save(tmp_path / "kept"))
     assert type(back) is BiasEdit
@@ -474,11 +640,13 @@ def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editor
     assert (back.config, back.bias, back.name, back.notes) == (edit.config, edit.bias, edit.name, edit.notes)
     assert back.spec() == edit.spec()
     assert back.state_dict().keys() == {f"maps.blocks-{layer}-mlp-out.delta" for layer in (2, 3)}
-    with pytest.raises(TracelabError, match="loaded from a bundle, which holds no editor network: fit it again"):
+    with pytest.raises(
+        TracelabError, match="this edit has no editor network: a bundle holds none, .*; fit one in this process"
+    ):
         _ = back.editors
-    with pytest.raises(TracelabError, match="holds no editor network"):
+    with pytest.raises(TracelabError, match="has no editor network"):
         next(back.for_groups(model, DEV))
-    with pytest.raises(TracelabError, match="holds no editor network"):
+    with pytest.raises(TracelabError, match="has no editor network"):
         transductive_scores(model, back, DEV)
 
 
@@ -500,14 +668,14 @@ def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editor
     ],
     ids=str,
 )
-def test_layers_are_counted_from_the_end_or_given(tiny_model, layers, expected):
-    assert edited_layers(tiny_model("llama"), layers, []) == expected
+def test_layers_are_counted_from_the_end_or_given(tiny, layers, expected):
+    assert edited_layers(tiny("llama"), layers, []) == expected
 
 
 @pytest.mark.parametrize("layers", ["last", "last0", "first1", "1,2", "last1,2", "lastly", " last1", "last1 ", ""])
-def test_words_for_layers_that_are_not_understood_are_refused(tiny_model, layers):
+def test_words_for_layers_that_are_not_understood_are_refused(tiny, layers):
     with pytest.raises(TracelabError, match=rf"layers '{layers}' are not understood: give numbers, \"auto\", or"):
-        edited_layers(tiny_model("llama"), layers, [])
+        edited_layers(tiny("llama"), layers, [])
 
 
 @pytest.mark.parametrize(
@@ -520,43 +688,38 @@ def test_words_for_layers_that_are_not_understood_are_refused(tiny_model, layers
         ([], "at least one layer"),
     ],
 )
-def test_layers_that_the_model_lacks_are_refused(tiny_model, layers, message):
+def test_layers_that_the_model_lacks_are_refused(tiny, layers, message):
     with pytest.raises(TracelabError, match=message):
-        BiasEdit.fit(tiny_model("llama"), TRAIN, OWN, layers=layers, dev=DEV)
+        BiasEdit.fit(tiny("llama"), TRAIN, OWN, layers=layers, dev=DEV)
 
 
-def test_automatic_layers_are_those_whose_mlp_has_the_largest_traced_effect(tiny_model):
-    from tracelab.localize import causal_trace
+def test_automatic_layers_are_the_three_whose_mlp_has_the_largest_traced_effect(tiny, monkeypatch):
+    import tracelab.localize
 
-    model = tiny_model("llama")
-    found = edited_layers(model, "auto", TRAIN[:4])
-    effects = causal_trace(model, TRAIN[:4], components=("mlp",), window=3, max_cases=16).effects
+    model = tiny("llama")
+    trace = bound(tracelab.localize.causal_trace, n_samples=1)
+    monkeypatch.setattr(tracelab.localize, "causal_trace", trace)
+    found = edited_layers(model, "auto", TRAIN[:2])
+    effects = trace(model, TRAIN[:2], components=("mlp",), window=3).effects
     largest = {layer: effects[effects["layer"] == layer]["nie"].max() for layer in range(4)}
-    (weakest,) = set(range(4)) - set(found)
+    (left_out,) = set(range(4)) - set(found)
     assert found == sorted(found)
-    assert all(largest[weakest] <= largest[layer] for layer in found)
+    assert all(largest[left_out] < largest[layer] for layer in found)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_more_edits_at_once_than_there_are_triples_are_refused(tiny_model):
-    with pytest.raises(TracelabError, match="n_edits=4 of 3 training triples: lower it"):
-        BiasEdit.fit(tiny_model("llama"), TRAIN[:3], OWN, layers="last1", dev=DEV)
-
-
-def test_a_query_of_other_target_terms_needs_two_of_them(tiny_model):
+def test_a_query_of_other_target_terms_needs_two_of_them(tiny):
     one = records(6, targets=("nurse",))
     with pytest.raises(TracelabError, match='query="held_out" needs triples of two target terms or more'):
-        BiasEdit.fit(tiny_model("llama"), one, OWN, layers="last1", dev=DEV)
+        BiasEdit.fit(tiny("llama"), one, OWN, layers="last1", dev=DEV)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
-def test_a_loss_that_is_not_finite_at_the_first_step_is_an_error_and_leaves_the_model_clean(tiny_model):
-    config = BiasEditConfig(**SMALL, lr=1e30)
-    with pytest.raises(TracelabError, match=r"biasedit\(race\): not finite at step 1 .*: lower the learning rate"):
-        BiasEdit.fit(tiny_model("llama"), TRAIN, config, layers="last1", dev=DEV)
-    assert not any(tiny_model("llama").list_hooks().values())
+def test_a_loss_that_is_not_finite_at_the_first_step_is_an_error_and_leaves_the_model_clean(tiny):
+    config = BiasEditConfig(**SMALL, lr=1e300)
+    with pytest.raises(TracelabError, match=r"biasedit\(race\), step 1: not finite .*: lower the learning rate"):
+        BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV)
 
 
 # --- what a step is made from and judged on -------------------------------------------------------------------------
@@ -568,28 +731,29 @@ def steps(config: BiasEditConfig, model, n: int):
     return triples, [next(batches) for _ in range(n)]
 
 
-def test_held_out_steps_are_judged_on_other_target_terms_than_they_are_made_from(tiny_model):
-    triples, found = steps(BiasEditConfig(**SMALL, query="held_out"), tiny_model("llama"), 50)
+def test_held_out_steps_are_judged_on_other_target_terms_than_they_are_made_from(tiny):
+    triples, found = steps(BiasEditConfig(**SMALL, query="held_out"), tiny("llama"), 50)
     for made_from, judged_on in found:
         terms = [{triples.records[i].target for i in rows} for rows in (made_from, judged_on)]
         assert terms[0].isdisjoint(terms[1])
-        assert all(0 < len(rows) == len(set(rows)) <= 4 for rows in (made_from, judged_on))
+        assert 0 < len(made_from) == len(set(made_from)) <= 4
+        assert 0 < len(judged_on) == len(set(judged_on)) <= 3
     for side in (0, 1):
         assert {i for step in found for i in step[side]} == set(range(len(TRAIN)))
 
 
-def test_same_steps_are_judged_on_what_they_are_made_from(tiny_model):
-    _, found = steps(BiasEditConfig(**SMALL, query="same"), tiny_model("llama"), 50)
+def test_same_steps_are_judged_on_what_they_are_made_from(tiny):
+    _, found = steps(BiasEditConfig(**SMALL, query="same"), tiny("llama"), 50)
     for made_from, judged_on in found:
-        assert made_from == judged_on
+        assert judged_on == made_from[:3]
         assert len(set(made_from)) == 4
     assert {i for step in found for i in step[0]} == set(range(len(TRAIN)))
 
 
 @pytest.mark.parametrize("query", ["same", "held_out"])
-def test_the_seed_makes_the_steps(tiny_model, query):
+def test_the_seed_makes_the_steps(tiny, query):
     first, again, other = (
-        steps(BiasEditConfig(**SMALL, query=query, seed=seed), tiny_model("llama"), 5)[1] for seed in (0, 0, 1)
+        steps(BiasEditConfig(**SMALL, query=query, seed=seed), tiny("llama"), 5)[1] for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -608,16 +772,16 @@ def shifts_by_group(edit: BiasEdit, model, given) -> list[tuple[list, list[torch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_groups_are_in_order_of_n_edits_records_with_the_rest_last(tiny_model, fitted, kind):
+def test_groups_are_in_order_of_n_edits_records_with_the_rest_last(tiny, fitted, kind):
     given = records(10, start=50)
-    found = shifts_by_group(fitted(kind)[0], tiny_model(kind), given)
+    found = shifts_by_group(fitted(kind)[0], tiny(kind), given)
     assert [group for group, _ in found] == [given[:4], given[4:8], given[8:]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_groups_edit_is_the_editors_shift_of_its_own_triples(tiny_model, fitted, kind):
+def test_a_groups_edit_is_the_editors_shift_of_its_own_triples(tiny, fitted, kind):
     # Keys and gradients are cached of all records together here, so padding and neighbours are others.
-    model, edit, given = tiny_model(kind), fitted(kind)[0], records(10, start=50)
+    model, edit, given = tiny(kind), fitted(kind)[0], records(10, start=50)
     everything = triple_model(model, edit.config, given, layers=(2, 3))
     for number, (_, shifts) in enumerate(shifts_by_group(edit, model, given)):
         rows = everything.cached(range(4 * number, min(4 * number + 4, 10)))
@@ -629,8 +793,8 @@ def test_a_groups_edit_is_the_editors_shift_of_its_own_triples(tiny_model, fitte
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_groups_edit_does_not_depend_on_the_other_groups(tiny_model, fitted, kind):
-    model, edit, given = tiny_model(kind), fitted(kind)[0], records(10, start=50)
+def test_a_groups_edit_does_not_depend_on_the_other_groups(tiny, fitted, kind):
+    model, edit, given = tiny(kind), fitted(kind)[0], records(10, start=50)
     before = copy.deepcopy(edit.editors.state_dict()), [p.detach().clone() for p in edit.parameters()]
     together = shifts_by_group(edit, model, given)
     alone = [shifts_by_group(edit, model, group)[0] for group, _ in reversed(together)][::-1]
@@ -642,8 +806,8 @@ def test_a_groups_edit_does_not_depend_on_the_other_groups(tiny_model, fitted, k
     assert all(torch.equal(a, b) for a, b in zip(edit.parameters(), before[1], strict=True))
 
 
-def test_transductive_scores_are_those_of_each_group_under_its_own_edit(tiny_model, fitted):
-    model, edit, given = tiny_model("llama"), copy.copy(fitted("llama")[0]), records(10, start=50)
+def test_transductive_scores_are_those_of_each_group_under_its_own_edit(tiny, fitted):
+    model, edit, given = tiny("llama"), copy.copy(fitted("llama")[0]), records(10, start=50)
     scores = transductive_scores(model, edit, given)
     start = 0
     for _, shifts in shifts_by_group(edit, model, given):
@@ -664,8 +828,8 @@ def test_transductive_scores_are_those_of_each_group_under_its_own_edit(tiny_mod
 # --- editors of several shapes --------------------------------------------------------------------------------------
 
 
-def test_maps_of_one_shape_share_a_network_and_others_have_their_own(tiny_model):
-    shapes = list(shapes_of(tiny_model("llama"), (0, 1, 3)))
+def test_maps_of_one_shape_share_a_network_and_others_have_their_own(tiny):
+    shapes = list(shapes_of(tiny("llama"), (0, 1, 3)))
     wide = shapes[1].model_copy(update={"d_in": 16})
     editors = Editors([shapes[0], wide, shapes[2]], OWN)
     assert set(editors.networks) == {"64x32", "16x32"}
@@ -684,10 +848,11 @@ def test_maps_of_one_shape_share_a_network_and_others_have_their_own(tiny_model)
     assert editors.networks["16x32"].normaliser.count == 6
 
 
-def test_the_step_sizes_have_a_learning_rate_of_their_own_and_no_parameter_is_forgotten(tiny_model):
-    editors = Editors(shapes_of(tiny_model("llama")), BiasEditConfig(**SMALL, meta_lr=1e-3, step_lr=0.5))
-    others, step_sizes = editors.groups(editors_config := BiasEditConfig(**SMALL, meta_lr=1e-3, step_lr=0.5))
-    assert (others["lr"], step_sizes["lr"]) == (editors_config.meta_lr, editors_config.step_lr)
+def test_the_step_sizes_have_a_learning_rate_of_their_own_and_no_parameter_is_forgotten(tiny):
+    config = BiasEditConfig(**SMALL, meta_lr=1e-3, step_lr=0.5)
+    editors = Editors(shapes_of(tiny("llama")), config)
+    others, step_sizes = editors.groups(config)
+    assert (others["lr"], step_sizes["lr"]) == (1e-3, 0.5)
     assert [id(p) for p in step_sizes["params"]] == [id(network.step) for network in editors.networks.values()]
     grouped = sorted(id(p) for group in (others, step_sizes) for p in group["params"])
     assert grouped == sorted(id(p) for p in editors.parameters())
@@ -701,16 +866,16 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
     assert (config.loss, config.retention, config.retain_on) == ("reference", "reference", "unrelated")
     assert (config.positions, config.query, config.span, config.init) == ("ans_ref", "same", "sentence", "normal")
     assert (config.n_edits, config.batch_size, config.rank, config.n_blocks) == (128, 64, 1920, 2)
+    assert (config.n_query, config.shift, config.ridge) == (128, "editor", 1.0)
     assert (config.lr, config.meta_lr, config.lam, config.patience) == (1e-7, 1e-6, 1.0, 5)
     assert config.step_lr == pytest.approx(config.meta_lr / config.lr)  # eta itself is trained with meta_lr
-    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == BiasEditConfig(
-        **{**vars(config), "lam": 4.0, "loss": "logprob"}
-    )
+    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == dataclasses.replace(config, lam=4.0, loss="logprob")
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"shift": "none"}, "unknown shift 'none': choose one of editor, direct"),
         ({"loss": "kl"}, "unknown loss 'kl': choose one of reference, logprob, preference"),
         ({"span": "word"}, "unknown span 'word': choose one of sentence, filler"),
         ({"retention": "none"}, "unknown retention 'none': choose one of kl, reference"),
@@ -720,11 +885,12 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
         ({"init": "zero"}, "unknown init 'zero': choose one of scaled, normal"),
         *(
             ({name: 0}, f"{name} is at least 1, not 0")
-            for name in ("n_edits", "n_support", "batch_size", "rank", "n_blocks", "eval_every", "patience")
+            for name in ("delta_rank", "n_edits", "n_query", "n_support", "batch_size", "rank", "n_blocks")
         ),
+        *(({name: -2}, f"{name} is at least 1, not -2") for name in ("eval_every", "patience")),
         *(
             ({name: value}, f"{name} is a number above 0, not {value}")
-            for name in ("beta", "lr", "meta_lr", "step_lr")
+            for name in ("delta_lr", "beta", "lr", "ridge", "meta_lr", "step_lr")
             for value in (0.0, -1.0, float("nan"), float("inf"))
         ),
         ({"lam": -0.5}, "lam is a number of at least 0, not -0.5"),
@@ -734,7 +900,7 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
     ],
     ids=lambda value: str(value)[:40],
 )
-@pytest.mark.parametrize("make", [BiasEditConfig, BiasEditConfig.reference], ids=["own", "reference"])
+@pytest.mark.parametrize("make", [BiasEditConfig, BiasEditConfig.direct, BiasEditConfig.reference])
 def test_a_wrong_configuration_is_refused_in_one_sentence(make, wrong, message):
     with pytest.raises(TracelabError) as refused:
         make(**wrong)

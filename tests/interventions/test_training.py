@@ -168,7 +168,7 @@ def test_the_curves_hold_every_step_and_every_look_in_order():
 @pytest.mark.parametrize("where", ["losses", "gradient"])
 def test_at_the_first_step_what_is_not_finite_is_an_error(where, fault):
     module = Walker(2.0)
-    with pytest.raises(TracelabError, match=r"toy: not finite at step 1 \(loss .*, gradient norm .*\): lower the"):
+    with pytest.raises(TracelabError, match=r"toy, step 1: not finite \(loss .*, gradient norm .*\): lower the"):
         walk(module, **{where: lambda x: fault}, what="toy")
     assert module.x.item() == 2
 
@@ -178,10 +178,23 @@ def test_at_the_first_step_what_is_not_finite_is_an_error(where, fault):
 def test_later_what_is_not_finite_ends_training_at_the_best_state(where, fault):
     module = Walker()
     faulty = lambda x: fault if x == 5 else -0.5  # noqa: E731
-    with pytest.warns(UserWarning, match=r"not finite at step 6 \(.*\); the best state before it is kept"):
+    with pytest.warns(UserWarning, match=r"step 6: not finite \(.*\).*; the best state before it is kept"):
         curves = walk(module, lambda x: abs(x - 4), **{where: faulty})
     assert module.x.item() == 4
     assert taken(curves) == 5
+
+
+@pytest.mark.parametrize(("at", "outcome"), [(0, TracelabError), (5, UserWarning)])
+def test_a_step_that_cannot_be_computed_counts_as_not_finite(at, outcome):
+    def losses(x: float) -> float:
+        if x == at:
+            raise TracelabError("the solve failed: do this")
+        return 0.0
+
+    module, catch = Walker(), pytest.raises if outcome is TracelabError else pytest.warns
+    with catch(outcome, match=f"toy, step {at + 1}: the solve failed: do this"):
+        walk(module, lambda x: abs(x - 4), losses=losses, what="toy")
+    assert module.x.item() == min(at, 4)
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------
@@ -277,7 +290,7 @@ def test_a_run_may_be_interrupted_twice(tmp_path):
 def test_keeping_a_partial_file_changes_nothing(tmp_path):
     whole, curves = uninterrupted()
     kept = Run()
-    assert kept(partial=tmp_path / "new folder" / "partial.pt").rows == curves.rows
+    assert kept(partial=tmp_path / "new folder" / "no suffix").rows == curves.rows
     assert same(kept, whole)
 
 

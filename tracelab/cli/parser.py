@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     biasedit.add_argument("--loss", help="preference (default), logprob or reference")
     biasedit.add_argument("--retention", help="kl (default) or reference")
-    biasedit.add_argument("--retain-on", help="unrelated or all sentences of a triple")
+    biasedit.add_argument("--retain-on", help="all sentences of a triple (default) or unrelated (the paper's)")
     biasedit.add_argument("--n-edits", type=_positive, help="triples a shift is made from")
     biasedit.add_argument("--meta-lr", type=float, help="learning rate of the editor")
     biasedit.add_argument("--steps", type=_positive, help="at most so many groups of triples")

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from tracelab.errors import TracelabError
 from tracelab.figures.maps import map_panels
 from tracelab.figures.style import COLOURS, MARKERS, escape, finish, model_name, prompt_text
+from tracelab.hook_points import LINEAR_MAPS
 
 if TYPE_CHECKING:
     from tracelab.inspection import BeforeAfter
@@ -47,9 +48,8 @@ def weights(result: BeforeAfter) -> go.Figure:
         vertical_spacing=0.2 / len(edits),
         subplot_titles=[escape(edits[0]), listing, *(escape(edit) for edit in edits[1:])],
     )
-    modules = list(dict.fromkeys(table["module"]))
     for row, edit in enumerate(edits, start=1):
-        for curve in _sizes(table[(table["edit"] == edit) & (table["direction"] == 0)], modules):
+        for curve in _sizes(table[(table["edit"] == edit) & (table["direction"] == 0)]):
             curve.showlegend = all(curve.name != other.name for other in figure.data)
             figure.add_trace(curve, row=row, col=1)
     n_layers = result.settings["model"]["n_layers"]
@@ -96,11 +96,11 @@ def attention(result: BeforeAfter, prompt: int) -> go.Figure:
     )
 
 
-def _sizes(maps: pd.DataFrame, modules: list[str]) -> list[go.Scatter]:
-    """Relative norm of an edit's deltas by layer, a curve a module."""
+def _sizes(maps: pd.DataFrame) -> list[go.Scatter]:
+    """Relative norm of an edit's deltas by layer, a curve a module, which looks the same in every figure."""
     curves = []
     for module, part in maps.groupby("module", sort=False):
-        i = modules.index(module)
+        i = LINEAR_MAPS.index(module)
         colour = COLOURS[i % len(COLOURS)]
         symbol = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]  # another where colours begin again
         curves.append(

@@ -50,7 +50,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) 
         horizontal_spacing=0.07,
         vertical_spacing=0.2 / high,
     )
-    kept = kept_step(table)
+    kept = _kept_step(table)
     for i, name in enumerate(names):
         where = {"row": i // _ACROSS + 1, "col": i % _ACROSS + 1}
         measured = table.dropna(subset=[name])
@@ -78,12 +78,12 @@ def training_curves(edit: Intervention) -> go.Figure:
         for key, what in (("n_train", "training"), ("n_dev", "development"))
         if key in notes
     ]
-    made_for = [edit.origin.model_id] if edit.origin is not None else []
-    caption = " · ".join([", ".join(counts), *made_for] if counts else made_for)
+    made_for = "" if edit.origin is None else edit.origin.model_id
+    caption = " · ".join(filter(None, [", ".join(counts), made_for]))
     return loss_curves(notes["curves"], title=f"Training of {escape(edit.name)}", caption=caption)
 
 
-def kept_step(table: pd.DataFrame) -> int | None:
+def _kept_step(table: pd.DataFrame) -> int | None:
     """The step whose state training keeps: the first with the lowest development score."""
     if "score" not in table or not table["score"].notna().any():
         return None

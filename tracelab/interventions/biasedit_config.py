@@ -54,7 +54,7 @@ class BiasEditConfig:
     beta: float = 4.0
     margin: float = 0.1
     retention: str = "kl"
-    retain_on: str = "unrelated"
+    retain_on: str = "all"
     lam: float = 1.0
     positions: str = "predicting"
     query: str = "held_out"
@@ -69,7 +69,7 @@ class BiasEditConfig:
     init: str = "scaled"
     meta_lr: float = 3e-3
     step_lr: float = 0.03
-    steps: int = 40
+    steps: int = 20
     eval_every: int = 10
     patience: int = 2
     seed: int = 0

@@ -26,7 +26,7 @@ from tracelab.interventions.triple_losses import debias_loss, hits, mean_over, r
 from tracelab.interventions.triples import LABELS, Triples
 from tracelab.interventions.weight_delta import MapShape, WeightDelta
 
-Cached = tuple[list[Float[Tensor, "n d_k"]], list[Float[Tensor, "n d_v"]]]
+Cached = tuple[list[Float[Tensor, "n _d_k"]], list[Float[Tensor, "n _d_v"]]]
 
 
 class Editors(nn.Module):
@@ -65,7 +65,7 @@ class Editors(nn.Module):
         for (name, _), keys, grads in zip(self._places, *cached, strict=True):
             self.networks[name].normaliser.update(torch.cat([keys, grads], dim=1))  # type: ignore[union-attr,operator]
 
-    def shifts(self, cached: Cached) -> list[Float[Tensor, "d_k d_v"]]:
+    def shifts(self, cached: Cached) -> list[Float[Tensor, "_d_k _d_v"]]:
         """The shift of each map for a group of triples."""
         return [
             self.networks[name].shift(keys, grads, index)  # type: ignore[operator]
@@ -132,14 +132,14 @@ class TripleModel:
         return [hook for n in names for hook in ((f"{n}.hook_in", key), (f"{n}.hook_out", output))]
 
     def backward(self, delta: WeightDelta, group: Sequence[int]) -> dict[str, float]:
-        """Losses of a group under a delta; their gradients are left in the delta's parameters."""
+        """Losses of a group under a delta, of weight 0 as 0; their gradients are left in the delta's parameters."""
         totals = np.zeros(2)
 
         def accumulate(chunk: Sequence[int]) -> None:
-            before = self._retained_logits(chunk)
+            before = self._retained_logits(chunk) if self.config.lam else None
             with frozen(self.model), delta.applied(self.model):
                 debias, _, _ = self._debias(chunk)
-                retention, _ = self._retention(chunk, before)
+                retention = torch.zeros_like(debias) if before is None else self._retention(chunk, before)[0]
                 ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
             totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
 

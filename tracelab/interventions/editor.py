@@ -11,7 +11,7 @@ concatenated pair, normalised by running means and deviations. With B = 0, at fi
 normaliser alone. Source: BiasEdit (arXiv 2503.08588) and MALMEN (arXiv 2311.04661), whose solve it is.
 
 The ridge has two equal forms. ``S = K^T (K K^T + e^l I)^-1 D`` solves n × n, the one above d_k × d_k; the smaller
-is taken. All is differentiable: a loss of the shifted model is backpropagated through the solve into the editor.
+is taken. It is differentiable: a loss of the shifted model is backpropagated through the solve into the editor.
 """
 
 from __future__ import annotations
@@ -128,12 +128,15 @@ def ridge(
 ) -> Float[Tensor, "d_k d_v"]:
     """``argmin_S ‖K S - D‖² + e^l ‖S‖²``, by the smaller of the two equal forms unless one is named.
 
+    Differentiable in D and l; the keys are constants.
+
     Raises:
         TracelabError: the system cannot be solved (values that are not finite, or a ridge too small).
     """
     n, d_k = keys.shape
     dual = n <= d_k if form == "auto" else form == "dual"
     values, log_ridge, dtype = values.double(), log_ridge.double(), values.dtype
+    keys = keys.detach()  # constants: the factor below has no gradient
     # The first tokens of texts have keys so large that a small ridge is lost in the rounding of fp32.
     rounding = torch.finfo(torch.float32).eps * float(keys.square().sum())
     if rounding > 1e-3 * float(log_ridge.detach().exp()):

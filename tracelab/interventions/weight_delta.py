@@ -145,7 +145,7 @@ class WeightDelta(Intervention):
         return self.maps[_key(point)] if _key(point) in self.maps else None  # noqa: SIM401  ModuleDict has no get
 
     @torch.no_grad()
-    def set_(self, shifts: Sequence[Float[Tensor, "d_in d_out"]]) -> None:
+    def set_(self, shifts: Sequence[Float[Tensor, "_d_in _d_out"]]) -> None:
         """Copy a shift of ``x W`` into each dense delta, in order (a delta is its transpose)."""
         for part, shift in zip(self.maps.values(), shifts, strict=True):
             part.delta.copy_(shift.T)  # type: ignore[operator]
