@@ -9,6 +9,7 @@ its input (FairMed) or on other models (Experts) is no change of weights and lea
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,6 @@ from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model import model_info
 
 MARKER = "tracelab_export.json"
-_OWN_FILES = (MARKER, "*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")
 
 
 def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *, rank: int | None = None) -> Path:
@@ -58,7 +58,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
     ranks: dict[str, int] = {}
     lost: dict[str, float] = {}
     modules = _plain_modules(model, delta)
-    for path, part in modules.items():
+    for path, _, part in modules:
         a, b = _factors(part, rank)
         ranks[path] = len(a)
         whole = part.weight().detach()
@@ -76,7 +76,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
         base_model_name_or_path=model_info(model).model_id,
         task_type="CAUSAL_LM",
         inference_mode=True,
-        fan_in_fan_out=all(isinstance(_original(model, path), Conv1D) for path in ranks),
+        fan_in_fan_out=all(isinstance(module, Conv1D) for _, module, _ in modules),
     )
     with _written(folder, delta, {"lost": lost} if rank is not None else {}) as made:
         config.save_pretrained(str(made))
@@ -95,7 +95,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
     """
     deltas = _deltas(edit)
     edit.require(model)
-    parts = [(path, part) for delta in deltas for path, part in _plain_modules(model, delta).items()]
+    parts = [(path, part) for delta in deltas for path, _, part in _plain_modules(model, delta)]
     plain = plain_copy(model)
     with torch.no_grad():
         for path, part in parts:
@@ -115,52 +115,56 @@ EXPORTERS = {"peft": to_peft, "merged": to_merged}
 def plain_copy(model: TransformerBridge) -> Any:
     """The bridge's model as a new, never wrapped ``transformers`` model on the CPU."""
     wrapped: Any = model.original_model
-    config = type(wrapped.config).from_dict(
-        {name: value for name, value in wrapped.config.to_dict().items() if name != "quantization_config"}
-    )
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.cfg.dtype)
-    wanted = plain.state_dict()
+    plain = AutoModelForCausalLM.from_config(_config(model), dtype=model.cfg.dtype)
     # A bridge puts "_original_component" into names and adds components of its own.
     found = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
-    plain.load_state_dict({name: found[name].cpu() for name in wanted}, strict=True)
+    plain.load_state_dict({name: found[name].cpu() for name in plain.state_dict()}, strict=True)
     plain.generation_config = wrapped.generation_config
     return plain.eval()
 
 
+def _config(model: TransformerBridge) -> Any:
+    """The model's configuration, without the mark of a GGUF file, with which transformers saves nothing."""
+    config: Any = model.original_model.config
+    values = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    return type(config).from_dict(values)
+
+
 def _deltas(edit: Intervention) -> list[WeightDelta]:
-    members = list(edit) if isinstance(edit, Stack) else [edit]
-    for member in members:
-        if not isinstance(member, WeightDelta):
-            raise TracelabError(
-                f"{member.name} is no change of weights: keep it as a bundle, and attach it to a transformers model"
-            )
-    if not members:
+    deltas = _flat(edit)
+    if not deltas:
         raise TracelabError("an empty stack has nothing to export")
-    return members  # type: ignore[return-value]
+    return deltas
 
 
-def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> dict[str, Any]:
-    """The delta's parts by module path in plain ``transformers``."""
+def _flat(edit: Intervention) -> list[WeightDelta]:
+    """The weight deltas of an edit, those of stacks in stacks too."""
+    if isinstance(edit, Stack):
+        return [delta for member in edit for delta in _flat(member)]
+    if not isinstance(edit, WeightDelta):
+        raise TracelabError(
+            f"{edit.name} is no change of weights: keep it as a bundle, and attach it to a transformers model"
+        )
+    return [edit]
+
+
+def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> list[tuple[str, nn.Module, Any]]:
+    """By map: its path in plain ``transformers``, its module there (without memory), and its delta."""
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(_config(model))
     paths = delta.paths()
-    found = {}
+    found = []
     for shape in delta.spec().maps:
-        path = paths.get(str(shape.point))
+        path = paths.get(str(shape.point), "")
         try:
-            if not path:
-                raise AttributeError
-            _original(model, path)
+            module = plain.get_submodule(path)
         except AttributeError:
             raise TracelabError(
                 f"{shape.point} is computed together with other maps in transformers and has no weight of its own: "
                 "keep the edit as a bundle"
             ) from None
-        found[path] = delta.part(shape.point)
+        found.append((path, module, delta.part(shape.point)))
     return found
-
-
-def _original(model: TransformerBridge, path: str) -> nn.Module:
-    module = model.original_model.get_submodule(path)
-    return getattr(module, "original_component", module)
 
 
 def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
@@ -175,15 +179,26 @@ def _tokenizer(model: TransformerBridge) -> Any:
     """The tokenizer as published: bridging replaces it by one that always adds BOS."""
     try:
         return AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
-    except (OSError, ValueError):
-        return model.tokenizer
+    except (OSError, ValueError):  # of a GGUF file, or no longer there
+        tokenizer = copy.deepcopy(model.tokenizer)
+        tokenizer.add_bos_token = model_info(model).prepend_bos
+        return tokenizer
 
 
 @contextmanager
 def _written(folder: Path | str, edit: Intervention, more: dict[str, Any]) -> Iterator[Path]:
-    """The folder being written, with a note of what it is."""
-    require_replaceable(Path(folder), _OWN_FILES, marker=MARKER)
+    """The folder being written, with a note of what it is and which files are ours."""
+    folder = Path(folder)
+    require_replaceable(folder, _own_files(folder), marker=MARKER)
     with atomic_folder(folder) as made:
-        note = {"edit": edit.settings()} | more
-        (made / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         yield made
+        note = {"edit": edit.settings(), "files": sorted(file.name for file in made.iterdir())} | more
+        (made / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def _own_files(folder: Path) -> list[str]:
+    """What an earlier export wrote into a folder."""
+    try:
+        return [MARKER, *json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
