@@ -119,7 +119,7 @@ def plain_copy(model: TransformerBridge) -> Any:
     # A bridge puts "_original_component" into names and adds components of its own.
     found = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
     plain.load_state_dict({name: found[name].cpu() for name in plain.state_dict()}, strict=True)
-    plain.generation_config = wrapped.generation_config
+    plain.generation_config = copy.deepcopy(wrapped.generation_config)  # saving may change it
     return plain.eval()
 
 
