@@ -376,7 +376,7 @@ def test_a_file_is_not_replaced_by_a_folder(model, tmp_path, exporter):
 
 
 def test_exports_of_the_embedded_model_compute_what_the_hooks_compute(real_model, tmp_path):
-    edit = random_delta(real_model, modules=("mlp.out", "attn.q"), layers=(5, 29), scale=0.01)
+    edit = random_delta(real_model, modules=("mlp.out", "attn.q"), layers=(5, 29), scale=0.03)
     expected = moved(real_model, edit)
     path = to_peft(real_model, edit, tmp_path / "adapter")
     torch.testing.assert_close(adapted(real_model, path), expected, atol=1e-3, rtol=0)
