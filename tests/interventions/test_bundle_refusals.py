@@ -114,7 +114,7 @@ MANIFESTS = {
     ),
     "an unknown kind": (
         lambda m: member(m, DELTA).update(kind="os.system"),
-        r"unknown kind of intervention 'os\.system': this version knows fairmed, experts, biasedit, klaad, weight_delta",
+        r"unknown kind of intervention 'os\.system': this version knows fairmed, experts, biasedit, klaad, ",
     ),
     "a newer format": (
         lambda m: m.update(format_version=2),
