@@ -212,11 +212,13 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
         (["score", "crows-pairs", "--model", "/no/such/model"], "no model folder"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_exit_2(capsys, arguments, message):
+def test_a_wrong_request_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)  # a request that is not refused would write its --out here
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("tracelab: ")
     assert message in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_another_benchmark_is_refused(tmp_path, capsys):

@@ -44,7 +44,10 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
         TracelabError: no weight delta, a dense one without ``rank``, several at once, or maps that the model computes
             together with others.
     """
-    from peft import LoraConfig
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise TracelabError("an adapter needs peft: pip install 'tracelab[peft]', or export it merged") from None
 
     (delta, *more) = _deltas(edit)
     if more:

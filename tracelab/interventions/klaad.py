@@ -246,7 +246,7 @@ class KLAADLoss:
         return len(self.triples.records)
 
     def losses(self, chunk: Sequence[int], pair: Outputs, other: Outputs | None) -> dict[str, Float[Tensor, ""]]:
-        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``, means over triples.
+        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``: means over triples, ``ce`` over tokens.
 
         Args:
             pair: of the stereotypes, then the anti-stereotypes.
