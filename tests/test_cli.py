@@ -11,7 +11,7 @@ from tests.tiny import tiny_hf
 from tracelab.cli import main
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gemma2", "qwen2"])
+@pytest.fixture(scope="module", params=["gpt2", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow)])
 def tiny_folder(request, tmp_path_factory, tokenizer):
     """A folder with a small random model, saved before any bridge rewires it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -88,6 +88,7 @@ def test_fit_writes_bundles_that_hold_what_was_asked_for(bundles):
     assert (fairmed.layers, fairmed.config.lam) == ([1, 2], 2)
     assert isinstance(experts, Experts)
     assert (experts.config.alpha, experts.bias) == (2, "gender")
+    assert all(edit.notes["fit_seconds"] > 0 for edit in (fairmed, experts))
     assert {name: len(losses) for name, losses in experts.notes["losses"].items()} == {"expert": 1, "anti_expert": 1}
 
 
@@ -105,10 +106,11 @@ def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bu
     assert 0 < after["p"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        pytest.param("klaad", ["--trainable", "attn_last", "--rank", "2", "--lam2", "0.3"], marks=pytest.mark.slow),
+        ("klaad", ["--trainable", "attn_last", "--rank", "2", "--lam2", "0.3"]),
         ("biasedit", ["--layers", "last12", "--steps", "1", "--rank", "2", "--loss", "logprob"]),
     ],
 )
@@ -131,11 +133,14 @@ def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bun
     AutoModelForCausalLM.from_pretrained(merged)
 
 
-@pytest.mark.parametrize("benchmark", ["stereoset", "crows-pairs", "perplexity"])
+@pytest.mark.parametrize(
+    "benchmark", ["stereoset", "crows-pairs", "bbq", "winobias", "bold", "attention", "perplexity"]
+)
 def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
     arguments = ["score", benchmark, "--limit", "8", "--model", bundles["model"], "--edit", bundles["experts"]]
     rows = run_json(tmp_path, *arguments)["results"]
     assert {row["edit"] for row in rows} == {None, "experts(gender, α=2)"}
+    assert all("difference" in row for row in rows if row["edit"])
     if benchmark == "perplexity":  # the others count, and eight records may count the same
         before, after = (row["value"] for row in rows)
         assert before != after

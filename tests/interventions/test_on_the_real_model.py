@@ -81,6 +81,7 @@ def test_the_first_edited_layer_is_read_as_it_is_without_the_edit(real_model, pr
     assert not torch.allclose(before[-1], untouched[-1])
 
 
+@pytest.mark.slow
 def test_experts_learn_their_texts_and_leave_the_weights_alone(real_model, experts, texts, tokens):
     for delta, own, other in (
         (experts.expert, texts.anti_biased, texts.biased),
@@ -111,7 +112,7 @@ def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(real_m
     torch.testing.assert_close(mixed, z + 1.5 * (plus - minus), atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["fairmed", "experts", "stack"])
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("fairmed", "experts")), "stack"])
 def test_greedy_text_of_the_real_model_is_the_same_with_and_without_a_cache(real_model, fairmed, experts, name):
     edit = {"fairmed": fairmed, "experts": experts, "stack": Stack([fairmed, experts])}[name]
     prompts = ["The nurse said that", TEXT]
