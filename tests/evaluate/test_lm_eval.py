@@ -17,9 +17,10 @@ from lm_eval.tasks import TaskManager
 from tests.interventions.edits import random_delta, random_experts
 from tracelab import assets
 from tracelab.datasets import bbq, crows_pairs
+from tracelab.errors import TracelabError
 from tracelab.evaluate import bbq_scores, crows_pairs_scores
 from tracelab.evaluate.bbq import FORMATS, choice_scores
-from tracelab.evaluate.lm_eval import lm_eval_benchmark
+from tracelab.evaluate.lm_eval import _documents, lm_eval_benchmark
 from tracelab.evaluate.scoreboard import evaluate
 
 TASKS = {
@@ -187,3 +188,22 @@ def test_a_task_as_a_benchmark_has_the_figures_of_the_harness_before_and_under_a
 def test_a_task_that_the_harness_does_not_have_is_told_in_its_cell(tiny_model):
     board = evaluate(tiny_model("llama"), {}, ["lm-eval/nonsense_task"], costs=False)
     assert "no task 'nonsense_task'" in board.failed["reason"].iloc[0]
+
+
+def test_only_metrics_whose_mean_the_harness_reports_are_taken_each_filter_a_metric():
+    def row(doc, filter, **values):
+        return {"doc_id": doc, "doc_hash": f"h{doc}", "filter": filter, "metrics": list(values), **values}
+
+    samples = {
+        "t": [
+            *(row(i, "none", acc=float(i == 0), perplexity=-2.0 * i, tuple=(1, 2)) for i in range(4)),
+            *(row(i, "strict", acc=1.0) for i in range(4)),
+        ]
+    }
+    results = {"t": {"acc,none": 0.25, "acc,strict": 1.0, "perplexity,none": 20.1, "tuple,none": 0.5}}
+    made = _documents(samples, results)
+    assert list(made.columns.difference(["task", "doc"])) == ["acc", "acc,strict"]
+    assert made["doc"].tolist() == ["h0", "h1", "h2", "h3"]
+    assert made["acc"].tolist() == [1, 0, 0, 0]
+    with pytest.raises(TracelabError, match="no metric of t is a mean"):
+        _documents(samples, {"t": {"perplexity,none": 20.1}})

@@ -103,7 +103,7 @@ def lm_eval_scores(
         bootstrap_iters=0,
         **options,
     )
-    documents = _documents(found["samples"])
+    documents = _documents(found["samples"], found["results"])
     settings = run_settings(
         model,
         tasks,
@@ -129,18 +129,31 @@ def lm_eval_benchmark(name: str) -> Benchmark:
     )
 
 
-def _documents(samples: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    rows = []
-    for task, documents in sorted(samples.items()):
-        for document in documents:
-            values = {name: document[name] for name in document.get("metrics", ())}
-            numbers = {n: float(v) for n, v in values.items() if isinstance(v, int | float | np.number)}
-            rows.append({"task": task, "doc": document["doc_hash"], **numbers})
-    table = pd.DataFrame(rows)
-    metrics = [name for name in table.columns if name not in ("task", "doc") and table[name].notna().all()]
-    if not metrics:
+def _documents(samples: dict[str, list[dict[str, Any]]], results: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Each document's metrics, of those whose mean over a task is what the harness reports.
+
+    A task with several filters has a row a document and filter; their metrics become columns of one document.
+    """
+    tables = []
+    for task, rows in sorted(samples.items()):
+        documents: dict[int, dict[str, Any]] = {}
+        for row in rows:
+            document = documents.setdefault(row["doc_id"], {"task": task, "doc": row["doc_hash"]})
+            for name in row.get("metrics", ()):
+                if isinstance(row[name], int | float | np.number):
+                    document[f"{name},{row.get('filter', 'none')}"] = float(row[name])
+        table = pd.DataFrame(documents.values())
+        other = [
+            name
+            for name in table.columns.difference(["task", "doc"])
+            if not np.isclose(table[name].mean(), results[task].get(name, np.nan))
+        ]
+        tables.append(table.drop(columns=other))
+    joined = pd.concat(tables, ignore_index=True).dropna(axis="columns")
+    joined = joined.rename(columns=lambda name: name.removesuffix(",none"))
+    if set(joined.columns) <= {"task", "doc"}:
         raise TracelabError(f"no metric of {', '.join(samples)} is a mean over documents")
-    return table[["task", "doc", *metrics]]
+    return joined
 
 
 def _samples(documents: pd.DataFrame) -> list[Sample]:
