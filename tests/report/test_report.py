@@ -1,12 +1,16 @@
 """The main job on the real model at a small size: the page, its files, and taking up where it stopped."""
 
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 import tracelab
+from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
+from tracelab.interventions import Intervention
+from tracelab.report import editing
 from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
 
@@ -140,10 +144,11 @@ def test_started_again_edits_and_cells_are_taken_up(real_model, small_preset, ed
 
 
 @pytest.mark.slow
-def test_the_stack_is_the_two_nearest_to_50_among_those_that_keep_lms(edited):
+def test_the_stack_is_the_two_nearest_to_50_among_those_that_help_and_keep_lms(edited):
     choice = pd.read_csv(edited / "tables/choice_table.csv").set_index("edit")
-    allowed = choice[(choice["lms"] >= choice.loc["unedited", "lms"] - 1) & (choice.index != "unedited")]
-    nearest = (allowed["ss"] - 50).abs().sort_values(kind="stable").index[:2]
+    distance = (choice["ss"] - 50).abs()
+    allowed = (choice["lms"] >= choice.loc["unedited", "lms"] - 1) & (distance < distance["unedited"])
+    nearest = distance[allowed].sort_values(kind="stable").index[:2]
     assert choice["chosen"].sum() == (2 if len(nearest) == 2 else 0)
     if len(nearest) == 2:
         assert set(choice.index[choice["chosen"]]) == set(nearest)
@@ -173,3 +178,50 @@ def test_given_edits_are_compared_instead(real_model, small_preset, made, edited
 def test_layers_of_a_preset_always_hold_the_last():
     assert PRESETS["quick"].trace_layers(30)[-1] == 29
     assert PRESETS["full"].trace_layers(4) == [0, 1, 2, 3]
+
+
+class Shifts(Intervention):
+    """Names an edit; what it scores is given to :func:`choose`."""
+
+    kind = "shifts"
+    name = "shifts"
+
+    def edits(self, hf_model):
+        return []
+
+    def spec(self):
+        raise NotImplementedError
+
+    def settings(self):
+        return {}
+
+    @classmethod
+    def build(cls, spec, origin):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        # unedited, then a, b, c: SS and LMS
+        ([(60, 90), (52, 90), (58, 89.5), (51, 88)], "a + b"),  # c costs two points of LMS
+        ([(60, 90), (47, 90), (60, 90), (61, 90)], None),  # only a helps
+        ([(60, 90), (48, 90), (51, 90), (53, 90)], "b + a"),
+    ],
+)
+def test_which_two_edits_are_stacked(tiny_model, tmp_path, monkeypatch, scores, expected):
+    given = iter(scores)
+
+    def scored(model, records, seed):
+        ss, lms = next(given)
+        table = pd.DataFrame({"metric": ["ss_pooled", "lms_pooled"], "value": [ss, lms]})
+        return SimpleNamespace(table=table)
+
+    monkeypatch.setattr(editing, "stereoset_scores", scored)
+    edits = {name: Shifts(None) for name in "abc"}
+    records = stereoset("gender", limit=2)
+    choice, stack = editing.choose_stack(tiny_model("llama"), edits, records, tmp_path, seed=0, say=lambda text: None)
+    names = [] if expected is None else sorted(expected.split(" + "))
+    assert sorted(choice.table.loc[choice.table["chosen"], "edit"]) == names
+    assert [sorted(name.split(" + ")) for name in stack] == ([names] if names else [])
+    assert [list(each) for each in stack.values()] == ([[edits[name] for name in names]] if names else [])

@@ -31,7 +31,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab import assets
-from tracelab.datasets.records import parse
+from tracelab.datasets.records import parse, spread
 from tracelab.errors import TracelabError, require_choice
 
 CATEGORIES = (
@@ -167,9 +167,7 @@ def _spread(items: Sequence[BBQItem], limit: int) -> list[BBQItem]:
         blocks.setdefault(item.block, []).append(item)
     if limit < 4:
         raise TracelabError(f"no item of BBQ is left (limit={limit}): items come in blocks of four")
-    n = min(limit // 4, len(blocks))
-    kept = list(blocks.values())
-    return [item for k in range(n) for item in kept[(2 * k + 1) * len(kept) // (2 * n)]]
+    return [item for block in spread(list(blocks.values()), limit // 4) for item in block]
 
 
 @dataclass(frozen=True)

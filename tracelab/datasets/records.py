@@ -56,6 +56,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str) -> list[R]:
@@ -72,6 +73,12 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
     if not chosen:
         raise TracelabError(f"no record of {what} is left (bias={bias}, limit={limit})")
     return chosen
+
+
+def spread(records: Sequence[T], limit: int | None) -> list[T]:
+    """At most ``limit`` records at even distances, where a file has one group or target term after the other."""
+    n = len(records) if limit is None else min(limit, len(records))
+    return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
 
 
 def check_ids(records: Iterable[Record], what: str) -> None:

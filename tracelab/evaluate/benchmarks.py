@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracelab.datasets import bbq, bold, crows_pairs, neutral_sentences, stereoset, winobias
+from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate.attention import AttentionScores, attention_scores
 from tracelab.evaluate.bbq import BBQScores, bbq_scores
@@ -73,18 +74,12 @@ def _stereoset(task: str) -> Callable[..., Sequence[Any]]:
 
 
 def _winobias(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
-    return _spread(winobias(**where), limit)  # type: ignore[arg-type]
+    return spread(winobias(**where), limit)  # type: ignore[arg-type]
 
 
 def _bold(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
     prompts = bold(bias, **where)  # type: ignore[arg-type]
-    return _spread([p for p in prompts if p.group in GROUPS.get(p.bias_type, (p.group,))], limit)
-
-
-def _spread(records: Sequence[Any], limit: int | None) -> Sequence[Any]:
-    """At most ``limit`` records, evenly spread: the files have one group after the other."""
-    n = len(records) if limit is None else min(limit, len(records))
-    return [records[k * len(records) // n] for k in range(n)]
+    return spread([p for p in prompts if p.group in GROUPS.get(p.bias_type, (p.group,))], limit)
 
 
 _GENDER_RACE_RELIGION = BIAS_TYPES[:3]

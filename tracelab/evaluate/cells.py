@@ -93,12 +93,12 @@ def measure_cell(
             benchmark=benchmark.name,
             bias=question.bias,
             options={key: repr(value) for key, value in question.options.items()},
-            edit=None if edit is None else edit.settings() | {"name": name, "tensors": tensors_hash(edit)},
+            edit=None if edit is None else edit.settings() | {"tensors": tensors_hash(edit)},
             seed=seed,
         )
         label = "-".join(filter(None, (benchmark.name.replace("/", "-"), question.bias)))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
-        return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind, request, make))
+        return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
     except FAILURES as error:
         return Cell(None, _reason(error))
 

@@ -1,13 +1,13 @@
 """The second half of a report: fit the four methods, stack the two best, compare all, look at what they do.
 
 Methods are fitted on data that no benchmark shares a target term or sentence with, kept as bundles, and taken up from
-there. Which two are stacked is chosen on held-out target terms of that same training data, by how near to 50 each
-brings StereoSet's SS, among those that cost at most :data:`LMS_LOSS` points of LMS; the benchmarks have no say in it.
+there. Which two are stacked is chosen on held-out target terms of that same training data: of those that bring
+StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS` points of LMS, the two that bring it nearest. The benchmarks
+have no say in it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
+from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
-from tracelab.errors import TracelabError
 from tracelab.evaluate.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.inspection import BeforeAfter, inspect
@@ -27,6 +27,7 @@ from tracelab.interventions import (
     BiasEditConfig,
     Experts,
     FairMed,
+    FinetuneConfig,
     Intervention,
     KLAADConfig,
     Stack,
@@ -75,31 +76,17 @@ def fit_edits(
     Experts are left out where RedditBias has no such bias type. BiasEdit is fitted as a direct shift.
     """
     triples, _ = development(bias, preset, seed)
-    shared = run_settings(model, triples, bias=bias, preset=preset.settings(), seed=seed)
+    texts = [expert_texts(bias, limit=preset.fit_records)] if bias in EXPERT_TYPES else []
+    request = run_settings(model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed)
     steps = {} if preset.fit_steps is None else {"steps": preset.fit_steps, "eval_every": preset.fit_steps}
 
     def bundle(name: str, fit: Callable[[], Intervention]) -> Intervention:
-        path, key = folder / name, folder / f"{name}.key"
-        request = json.dumps(shared, sort_keys=True)
-        if key.is_file() and key.read_text(encoding="utf-8") == request:
-            try:
-                edit = load_intervention(path)
-            except TracelabError as error:
-                say(f"{name}: {error}")
-            else:
-                say(f"{name}: taken from {path}")
-                return edit
-        say(f"{name}: fitting")
-        edit = fit()
-        key.unlink(missing_ok=True)  # a key never stands beside another request's bundle
-        edit.save(path)
-        key.write_text(request, encoding="utf-8")
-        return edit
+        return kept(folder, name, load_intervention, request, fit, say=say, making="fitting")
 
     made = {"fairmed": bundle("fairmed", lambda: FairMed.fit(model, probes))}
-    if bias in EXPERT_TYPES:
-        texts = expert_texts(bias, limit=preset.fit_records)
-        made["experts"] = bundle("experts", lambda: Experts.fit(model, texts))
+    if texts:
+        training = FinetuneConfig(seed=seed)
+        made["experts"] = bundle("experts", lambda: Experts.fit(model, texts[0], training=training))
     else:
         say(f"experts: RedditBias has no {bias}, only {', '.join(EXPERT_TYPES)}")
     direct = BiasEditConfig.direct(seed=seed, **steps)
@@ -111,7 +98,7 @@ def fit_edits(
 def development(bias: str, preset: Preset, seed: int) -> tuple[list[StereoSetRecord], list[StereoSetRecord]]:
     """Records to fit on, and records of other target terms to choose a stack on; both of StereoSet's ``test``."""
     fitted, held_out = split_by_target(stereoset(bias, split="test"), seed=seed)
-    return _thinned(fitted, preset.fit_records), _thinned(held_out, preset.choice_records)
+    return spread(fitted, preset.fit_records), spread(held_out, preset.choice_records)
 
 
 def choose_stack(
@@ -123,7 +110,7 @@ def choose_stack(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[Choice, dict[str, Intervention]]:
-    """The stack of the two best edits, by name; empty if fewer than two are allowed."""
+    """The stack of the two best edits, by name; empty if fewer than two bring SS nearer to 50 at that cost."""
 
     def measure() -> Choice:
         rows = []
@@ -133,15 +120,16 @@ def choose_stack(
             values = scores.table.set_index("metric")["value"]
             rows.append({"edit": name, "ss": values["ss_pooled"], "lms": values["lms_pooled"]})
         table = pd.DataFrame(rows)
-        table["allowed"] = (table["lms"] >= table["lms"].iloc[0] - LMS_LOSS) & (table["edit"] != UNEDITED)
-        best = (table.loc[table["allowed"], "ss"] - 50).abs().sort_values(kind="stable").index[:2]
+        distance = (table["ss"] - 50).abs()
+        table["allowed"] = (distance < distance.iloc[0]) & (table["lms"] >= table["lms"].iloc[0] - LMS_LOSS)
+        best = distance[table["allowed"]].sort_values(kind="stable").index[:2]
         table["chosen"] = table.index.isin(best) & (len(best) == 2)
         return Choice(run_settings(model, records, seed=seed), table)
 
     request = run_settings(
         model, records, part="choice", edits={name: edit.settings() for name, edit in edits.items()}, seed=seed
     )
-    choice = kept(folder, "choice", Choice, request, measure, say=say)
+    choice = kept(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}
 
@@ -174,9 +162,3 @@ def compare(
 def look(model: TransformerBridge, bias: str, edits: Mapping[str, Intervention], prompts: Sequence[str]) -> BeforeAfter:
     """The edits on prompts, before and after."""
     return inspect(model, dict(edits), list(prompts) or list(PROMPTS[bias]), top=8)
-
-
-def _thinned(records: Sequence[StereoSetRecord], limit: int | None) -> list[StereoSetRecord]:
-    """At most ``limit`` records, evenly spread, as the file has one target term after the other."""
-    n = len(records) if limit is None else min(limit, len(records))
-    return [records[k * len(records) // n] for k in range(n)]

@@ -78,7 +78,7 @@ def measure(
     )
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
-        return kept(folder, name, kind, {**request, "part": name, "more": more}, make, say=say)
+        return kept(folder, name, kind.load, {**request, "part": name, "more": more}, make, say=say)
 
     partial = folder / "trace.partial.jsonl"
     layers = preset.trace_layers(model_info(model).n_layers)

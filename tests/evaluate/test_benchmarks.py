@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks import BENCHMARKS, benchmark
+from tracelab.evaluate.scores import BenchmarkScores
+
+CASES = [(name, bias) for name, each in BENCHMARKS.items() for bias in each.biases or (None,)]
+
+
+@pytest.mark.parametrize(("name", "bias"), CASES)
+def test_every_benchmark_is_read_for_every_bias_type_it_names(name, bias):
+    made = BENCHMARKS[name]
+    records = made.read(bias, 8)
+    assert 0 < len(records) <= 8
+    assert issubclass(made.kind, BenchmarkScores)
+    assert made.metrics
+
+
+def test_a_few_bold_prompts_are_of_every_group_that_is_compared():
+    for bias, n in (("gender", 2), ("race", 2), ("religion", 3)):
+        groups = Counter(prompt.group for prompt in BENCHMARKS["bold"].read(bias, 60))
+        assert len(groups) == n
+
+
+def test_a_few_winobias_pairs_are_of_both_types():
+    assert {pair.bias_type for pair in BENCHMARKS["winobias"].read("gender", 10)} == {"type1", "type2"}
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(TracelabError, match="unknown benchmark 'boldd': choose one of stereoset, .*lm-eval/TASK"):
+        benchmark("boldd")
