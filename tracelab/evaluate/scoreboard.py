@@ -29,6 +29,7 @@ from tracelab.evaluate.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.costs import edit_costs
 from tracelab.evaluate.interference import interference
 from tracelab.evaluate.paired import paired
+from tracelab.evaluate.scores import UNEDITED
 from tracelab.interventions import Intervention, Stack
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
@@ -53,7 +54,6 @@ COLUMNS = [
     "p_holm",
     "reason",
 ]
-UNEDITED = "unedited"
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,23 @@ class Scoreboard(Result):
         return made
 
     def wide(self) -> pd.DataFrame:
-        """One row an edit, one column a metric: ``value [low, high]``, with ``*`` where ``p_holm`` is under 0.05."""
-        rows = self.table.assign(text=[_cell_text(row) for row in self.table.to_dict("records")])
-        rows["column"] = [
-            " ".join(filter(None, (row["benchmark"], row["bias"], row["metric"]))) for row in rows.to_dict("records")
-        ]
-        failed = rows["reason"] != ""
-        rows.loc[failed, "text"] = "failed"
-        columns = rows.loc[~failed, "column"].unique()
-        made = rows[~failed].pivot(index="edit", columns="column", values="text").reindex(columns=columns)
-        return made.reindex(self.table["edit"].unique()).fillna("–").rename_axis(columns=None)
+        """One row an edit, one column a metric: ``value [low, high]``, with ``*`` where ``p_holm`` is under 0.05.
+
+        A cell without scores says ``failed``; :attr:`failed` says why.
+        """
+        rows = self.table.to_dict("records")
+        prefixes = [" ".join(filter(None, (row["benchmark"], row["bias"]))) for row in rows]
+        made: dict[str, dict[str, str]] = {row["edit"]: {} for row in rows}
+        columns = dict.fromkeys(
+            f"{prefix} {row['metric']}" for prefix, row in zip(prefixes, rows, strict=True) if not row["reason"]
+        )
+        for prefix, row in zip(prefixes, rows, strict=True):
+            if row["reason"]:
+                own = [name for name in columns if name.rpartition(" ")[0] == prefix] or [prefix]
+                made[row["edit"]] |= dict.fromkeys(own, "failed")
+            else:
+                made[row["edit"]][f"{prefix} {row['metric']}"] = _cell_text(row)
+        return pd.DataFrame.from_dict(made, orient="index").fillna("–").rename_axis("edit")
 
     def to_markdown(self) -> str:
         """:meth:`wide` as a Markdown table, a row a metric: papers' tables are tall, not wide."""
@@ -160,7 +167,7 @@ def evaluate(
         off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias types too.
         costs: whether to measure what the edits cost.
         folder: where finished cells are kept; the same call takes them up.
-        seed: of the bootstrap, the permutations and of sampling.
+        seed: of the bootstrap and the permutations; seeds of sampling are an option of ``bold``.
 
     Raises:
         TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model. What
@@ -303,7 +310,7 @@ def _costs(model: TransformerBridge, edits: Mapping[str, Intervention]) -> pd.Da
 
 
 def _cell_text(row: Mapping[str, Any]) -> str:
-    if row["reason"] or pd.isna(row["value"]):
+    if pd.isna(row["value"]):
         return "–"
     star = "*" if row["p_holm"] < 0.05 else ""
     interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3g}, {row['high']:.3g}]"

@@ -22,6 +22,9 @@ from jaxtyping import Float
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, two_stage_means
 
+UNEDITED = "unedited"
+"""What tables and figures call the model as it is."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -41,12 +41,14 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
     table = _last(_of(result.tokens, prompt))
     edits = list(result.settings["edits"])
     spacing = min(0.14, 0.5 / len(edits))
-    figure = make_subplots(
-        rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=spacing
-    )
+    # Of an edit that changes nothing, which tokens moved most is arbitrary.
+    moved = {edit: table[(table["edit"] == edit) & (table["p_after"] != table["p_before"])] for edit in edits}
+    titles = [escape(edit) + ("<br>changes nothing" if moved[edit].empty else "") for edit in edits]
+    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=titles, horizontal_spacing=spacing)
     most = 1
     for column, edit in enumerate(edits, start=1):
         part = table[table["edit"] == edit].drop_duplicates("token_id")
+        part = part.iloc[:0] if moved[edit].empty else part
         part = part.sort_values("p_after", key=lambda s: part["p_after"] - part["p_before"], ascending=False)
         rows = np.arange(len(part))
         most = max(most, len(part))
@@ -75,7 +77,12 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
         figure.update_yaxes(
             tickvals=rows, ticktext=[escape(t) for t in part["token"]], autorange="reversed", row=1, col=column
         )
-    figure.update_xaxes(title="probability of the next token", rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero")
+    if len(edits) > 3:  # one title for all: there is no room for each
+        figure.update_annotations(font_size=12)
+        figure.update_xaxes(title="probability of the next token", row=1, col=(len(edits) + 1) // 2)
+    else:
+        figure.update_xaxes(title="probability of the next token")
     return _finish(result, figure, prompt, "Tokens that the edit promotes and demotes", height=230 + 22 * most)
 
 

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.benchmarks import IDEAL
+from tracelab.evaluate.scores import UNEDITED
 from tracelab.figures.scores import NAMES
 from tracelab.figures.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, bars, escape, finish, model_name
 
@@ -23,8 +24,6 @@ _COLUMNS = 4
 
 def scoreboard(board: Scoreboard) -> go.Figure:
     """One panel a benchmark, bias type and metric; edits that differ from the unedited model after Holm are orange."""
-    from tracelab.evaluate.scoreboard import UNEDITED
-
     table = board.table[board.table["reason"] == ""]
     if table.empty:
         raise TracelabError("every cell of this scoreboard failed: there is nothing to draw")
@@ -46,7 +45,7 @@ def scoreboard(board: Scoreboard) -> go.Figure:
             x=part["value"].to_numpy(np.float32),
             y=list(range(len(edits))),
             mode="markers",
-            marker={"size": 8, "color": [_colour(e, p, UNEDITED) for e, p in part["p_holm"].items()]},
+            marker={"size": 8, "color": [_colour(e, p) for e, p in part["p_holm"].items()]},
             error_x=bars(part),
             customdata=part[["difference", "p_holm", "n"]].to_numpy(np.float32),
             hovertemplate="%{x:.4g}, difference %{customdata[0]:.3g}, p %{customdata[1]:.2g}, "
@@ -70,14 +69,15 @@ def scoreboard(board: Scoreboard) -> go.Figure:
 
 
 def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
-    """How far a bias metric is from its ideal value against a capability metric, on the edits' own bias type."""
-    from tracelab.evaluate.scoreboard import UNEDITED
+    """How far a bias metric is from its ideal value against a capability metric.
 
+    On the bias type that the edits were made for; of a scoreboard of all types on the first that has the metric.
+    """
     table = board.table[board.table["reason"] == ""]
-    bias = board.settings["bias"]
     require_choice("metric with an ideal value", bias_metric, sorted(set(table["metric"]) & set(IDEAL)))
     require_choice("metric", capability, sorted(set(table["metric"])))
-    own = table[table["bias"].isin([bias, ""])] if bias else table
+    bias = board.settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
+    own = table[table["bias"].isin([bias, ""])]
     x, y = (own[own["metric"] == m].drop_duplicates("edit").set_index("edit") for m in (capability, bias_metric))
     ideal = IDEAL[bias_metric]
     figure = go.Figure()
@@ -100,7 +100,7 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
     figure.update_xaxes(title=NAMES.get(capability, capability))
     figure.update_yaxes(title=f"{name}: distance from {ideal:g}", rangemode="tozero")
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
-    caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias or 'all types'} · {model_name(board.settings)}"
+    caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(board.settings)}"
     return finish(figure, "Bias against capability", caption)
 
 
@@ -110,8 +110,8 @@ def _title(metric: str, bias: str) -> str:
     return "<br>".join(escape(line) for line in lines)
 
 
-def _colour(edit: str, p: float, unedited: str) -> str:
-    if edit == unedited:
+def _colour(edit: str, p: float) -> str:
+    if edit == UNEDITED:
         return GREY
     return ORANGE if p < 0.05 else BLUE
 

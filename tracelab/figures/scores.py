@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.evaluate.benchmarks import IDEAL
+from tracelab.evaluate.scores import UNEDITED
 from tracelab.figures.style import COLOURS, GREY, MARKERS, band, bars, escape, finish
 
 NAMES = {
@@ -34,7 +35,6 @@ NAMES = {
     "change in mass": "change of the mass of group words",
     "kl": "probers' KL from uniform (nats)",
 }
-NO_EDIT = "unedited"
 
 
 def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
@@ -46,7 +46,7 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
         metrics: which, in order.
         title, caption: above the figure; name n and the model in the caption.
     """
-    table = table.assign(edit=table["edit"].fillna(NO_EDIT))
+    table = table.assign(edit=table["edit"].fillna(UNEDITED))
     edits = list(dict.fromkeys(table["edit"]))
     names = [NAMES.get(metric, metric) for metric in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
@@ -57,7 +57,7 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
             y=list(range(len(edits))),
             mode="markers",
             error_x=bars(part),
-            marker={"color": [GREY if e.endswith(NO_EDIT) else COLOURS[0] for e in edits], "size": 9},
+            marker={"color": [GREY if e.endswith(UNEDITED) else COLOURS[0] for e in edits], "size": 9},
             showlegend=False,
             hovertemplate="%{x:.3g}<extra></extra>",
             row=1,
