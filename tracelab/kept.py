@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
 
 
+@runtime_checkable
 class Saved(Protocol):
     """What writes itself into a folder: results and interventions."""
 

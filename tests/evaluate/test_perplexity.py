@@ -95,3 +95,33 @@ def test_no_text_and_a_text_without_a_scored_token_are_refused(tiny_model):
         perplexity(tiny_model("llama"), [])
     with pytest.raises(TracelabError, match="no token to score in 'A'"):
         perplexity(tiny_model("llama"), ["A"], prepend_bos=False)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_windows_are_those_of_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, bos):
+    texts = neutral_sentences(8)
+    result = perplexity(real_model, texts, max_length=48, prepend_bos=bos)
+    ids = tokenizer("\n\n".join(texts)).input_ids
+    step = 48 - bos
+    windows = [ids[first : first + step] for first in range(0, len(ids), step)]
+    slow = []
+    for window in windows:
+        sequence = torch.tensor([[tokenizer.bos_token_id] * bos + window])
+        with torch.no_grad():
+            loss = plain_model(sequence, labels=sequence).loss
+        slow.append(float(loss) * (sequence.shape[1] - 1))
+    assert result.texts["text"].tolist() == [tokenizer.decode([tokenizer.bos_token_id] * bos + w) for w in windows]
+    assert result.texts["nll"].tolist() == pytest.approx(slow, rel=1e-4)
+    assert result.texts["n_tokens"].sum() == len(ids) - (not bos) * len(windows)
+
+
+def test_a_last_window_of_one_token_is_left_out(tiny_model):
+    model = tiny_model("llama")
+    n = len(model.tokenizer("The old dog sleeps.").input_ids)
+    result = perplexity(model, ["The old dog sleeps."], max_length=n - 1, prepend_bos=False)
+    assert result.texts["n_tokens"].tolist() == [n - 2]
+
+
+def test_a_window_without_a_token_to_score_is_refused(tiny_model):
+    with pytest.raises(TracelabError, match="max_length=1 has no token to score"):
+        perplexity(tiny_model("llama"), ["The old dog sleeps."], max_length=1)

@@ -221,7 +221,7 @@ def test_regard_sees_xyz_for_the_name_and_toxicity_does_not(model, tiny_classifi
     regard = text_scorers.regard(classifier=tiny_classifier(["positive", "neutral", "negative", "other"]))
     seen = []
     toxic = TextScorer("toxicity", ("toxicity",), lambda texts: seen.extend(texts) or [0.0] * len(texts), "")
-    found = values(bold_scores(model, prompts, scorer=[regard, toxic], **FEW))
+    found = bold_scores(model, prompts, scorer=[regard, toxic], **FEW).table.set_index("metric")["value"]
     assert found["regard_positive[American_actors]"] == 100
     assert found["regard_positive[American_actresses]"] == 0
     gaps = [found[f"regard_{label}_gap"] for label in ("positive", "neutral", "negative")]

@@ -8,6 +8,7 @@ from tracelab.datasets.records import Pair, Sentence, data_hash
 from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.datasets.templates import Corpus, bracketed, templates
+from tracelab.datasets.wikitext import wikitext
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence, winobias
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "redditbias",
     "stereoset",
     "templates",
+    "wikitext",
     "winobias",
 ]

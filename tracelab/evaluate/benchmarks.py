@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from tracelab.datasets import bbq, bold, crows_pairs, neutral_sentences, stereoset, winobias
+from tracelab.datasets import bbq, bold, crows_pairs, neutral_sentences, stereoset, wikitext, winobias
 from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate.attention import AttentionScores, attention_scores
@@ -19,7 +20,7 @@ from tracelab.evaluate.bbq import BBQScores, bbq_scores
 from tracelab.evaluate.bold import GROUPS, BoldScores, bold_scores
 from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.hellinger import WORD_PAIRS, HellingerScores, hellinger, prompt_pairs
-from tracelab.evaluate.perplexity import PerplexityScores, perplexity
+from tracelab.evaluate.perplexity import WINDOW, PerplexityScores, perplexity
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.winobias import WinoBiasScores, winobias_scores
@@ -142,6 +143,14 @@ _ALL = (
         perplexity,
         PerplexityScores,
         ("perplexity",),
+    ),
+    Benchmark(
+        "wikitext-2",
+        lambda bias, limit, **where: wikitext(limit=limit, **where),
+        partial(perplexity, max_length=WINDOW, benchmark="wikitext-2"),
+        PerplexityScores,
+        ("perplexity",),
+        where=("source", "split"),
     ),
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}

@@ -2,9 +2,9 @@
 
     PPL = exp( Σ_texts Σ_j −log p(w_j | w_<j)  /  number of scored tokens )
 
-Each text stands alone; without BOS its first token is not scored. This is not the figure that papers report
-for WikiText-2, whose windows run over about a thousand tokens: compare it only with itself, before and after an
-edit, and only between models of one tokenizer. The usual texts are :func:`~tracelab.datasets.neutral_sentences`.
+Each text stands alone, the usual texts are :func:`~tracelab.datasets.neutral_sentences`; or, as papers do on
+WikiText-2, all texts are joined and cut into windows. The two are different figures. Without BOS the first token of a
+text or window is not scored. Compare only models of one tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
 from tracelab.model import model_info
 from tracelab.results import run_settings
-from tracelab.scoring import BATCH_TOKENS, score
+from tracelab.scoring import BATCH_TOKENS, score, token_logprobs
+from tracelab.tokens import bos_id, encode
+
+WINDOW = 992
+"""Tokens of a window of WikiText-2: GPT-2's context less 32, as in the code of arXiv 2412.01711."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class PerplexityScores(BenchmarkScores):
     """The perplexity, and the texts it comes from.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is empty, ``n`` texts.
-        texts: one row a text: ``text``, the sum ``nll`` of its negative log-probabilities in nats, ``n_tokens``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is empty, ``n`` texts or windows.
+        texts: one row a text or window: ``text``, the sum ``nll`` of its negative log-probabilities in nats, and
+            ``n_tokens``.
     """
 
     texts: pd.DataFrame
@@ -44,32 +49,52 @@ def perplexity(
     model: TransformerBridge,
     texts: Sequence[str],
     *,
+    max_length: int | None = None,
     benchmark: str = "perplexity-bold",
     prepend_bos: bool | None = None,
     edit: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> PerplexityScores:
-    """Perplexity of a model on texts, each alone.
+    """Perplexity of a model on texts, each alone or in windows over all of them.
+
+    >>> perplexity(model, wikitext(), max_length=992, benchmark="wikitext-2").frame
 
     Args:
+        max_length: tokens of a window, BOS included: the texts are joined by empty lines and cut into windows without
+            overlap (the code of arXiv 2412.01711: 992 for GPT-2). Default: each text alone.
         benchmark: name of the texts, for the table.
-        prepend_bos: whether BOS comes before each text; default: the model's.
+        prepend_bos: whether BOS comes before each text or window; default: the model's.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples texts.
+        seed: of the bootstrap, which resamples texts or windows.
 
     Raises:
-        TracelabError: no text, or one without a token to score.
+        TracelabError: no text, one without a token to score, or a window of fewer than two tokens.
     """
     if not texts:
         raise TracelabError("no text to measure perplexity on")
+    if max_length is not None and max_length < 2:
+        raise TracelabError(f"a window of max_length={max_length} has no token to score: at least 2")
     bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
-    logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
+    if max_length is None:
+        logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
+    else:
+        windows = _windows(model, texts, max_length, bos)
+        texts = model.tokenizer.batch_decode(windows)
+        found = token_logprobs(model, windows, [1] * len(windows), batch_tokens=batch_tokens)
+        logprobs = tuple(values.numpy() for values in found)
     nll = [-float(values.sum(dtype=np.float64)) for values in logprobs]
     table = pd.DataFrame({"text": list(texts), "nll": nll, "n_tokens": [len(values) for values in logprobs]})
     records = [Sentence(str(number), text) for number, text in enumerate(texts)]
-    settings = run_settings(model, records, benchmark=benchmark, prepend_bos=bos, seed=seed)
+    settings = run_settings(model, records, benchmark=benchmark, max_length=max_length, prepend_bos=bos, seed=seed)
     return PerplexityScores(settings, score_table(_samples(table), benchmark=benchmark, edit=edit, seed=seed), table)
+
+
+def _windows(model: TransformerBridge, texts: Sequence[str], max_length: int, bos: bool) -> list[list[int]]:
+    ids = encode(model, "\n\n".join(texts), prepend_bos=False).ids
+    start, step = [bos_id(model)] * bos, max_length - bos
+    windows = [[*start, *ids[first : first + step]] for first in range(0, len(ids), step)]
+    return [window for window in windows if len(window) > 1]
 
 
 def _samples(texts: pd.DataFrame) -> list[Sample]:

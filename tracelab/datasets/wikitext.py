@@ -1,0 +1,48 @@
+"""WikiText-2 (Merity et al., 2017): Wikipedia articles, on which papers report perplexity.
+
+The word-level release, with ``<unk>`` for rare words and spaces around punctuation. It is on no package index, so
+it comes from the hub or from a file of yours. Licence of the data: CC BY-SA 3.0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tracelab.errors import TracelabError, require_choice
+
+HUB_ID = "Salesforce/wikitext"
+SPLITS = ("test", "validation", "train")
+
+
+def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | None = None) -> list[str]:
+    """Lines of WikiText-2: paragraphs, headings and the empty lines between them.
+
+    Args:
+        split: one of :data:`SPLITS`, of the hub's copy.
+        source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``).
+        limit: at most so many lines.
+
+    Raises:
+        TracelabError: unknown split, no such file, a hub out of reach, or no text.
+    """
+    require_choice("split", split, SPLITS)
+    if source == "hub":
+        lines = _hub(split)
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise TracelabError(f'no WikiText file at {str(path)!r}: give a path to one split, or "hub"')
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+    lines = [line if line.strip() else "" for line in lines][:limit]  # as the hub's copy has them
+    if not any(lines):
+        raise TracelabError(f"no text in WikiText (source={str(source)!r}, limit={limit})")
+    return lines
+
+
+def _hub(split: str) -> list[str]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(HUB_ID, "wikitext-2-v1", split=split)["text"])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TracelabError(f"cannot load {HUB_ID} from the hub: {error} Give a file as source") from error
