@@ -124,6 +124,7 @@ def test_the_four_methods_are_fitted_kept_compared_and_shown(edited):
     page = (folder / "index.html").read_text()
     for name in ("scoreboard", "tradeoff", "before_after_0", "before_after_1"):
         assert f'id="{name}"' in page
+    assert ("were chosen on other data" in page, "None are\napplied together" in page) == (bool(stacked), not stacked)
     headline = pd.read_csv(folder / "tables/headline.csv")
     changes = headline[headline["question"] == "What do edits change?"]
     ss = table[(table["metric"] == "ss") & table["difference"].notna()]

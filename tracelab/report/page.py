@@ -178,6 +178,7 @@ def render(parts: Parts, bias: str, preset: str, command: str, shown: Sequence[S
         model=parts.stereoset.settings["model"],
         headline=headline(parts).to_dict("records"),
         edits=[] if parts.scoreboard is None else list(parts.scoreboard.settings["edits"]),
+        stacked=parts.choice is not None and bool(parts.choice.table["chosen"].any()),
         n_records=len(parts.stereoset.sentences),
         n_prompts=len(parts.probes.labels),
         n_traced=len(parts.trace.cases),

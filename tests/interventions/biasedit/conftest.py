@@ -1,0 +1,65 @@
+"""Tiny models and edits that the tests of BiasEdit share."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from tests.interventions.biasedit.models import DEV, FITTED, KINDS, SMALL, TRAIN
+from tests.interventions.triple_records import save_word_tokenizer, word_model
+from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
+from tracelab.model import fingerprint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of the models' tokenizer."""
+    path = tmp_path_factory.mktemp("words")
+    save_word_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """``tiny(kind)``: a small random model whose vocabulary is the records' words."""
+    made = {}
+
+    def make(kind: str):
+        if kind not in made:
+            made[kind] = word_model(kind, folder)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on_the_models(tiny):
+    yield
+    for kind in KINDS:
+        assert not any(tiny(kind).list_hooks().values())
+        assert all(parameter.grad is None for parameter in tiny(kind).parameters())
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny):
+    """``fitted(kind)``: an edit of the last two blocks, and the model's weights and flags before it was fitted."""
+    made = {}
+    for kind in KINDS:
+        model = tiny(kind)
+        before = copy.deepcopy(model.state_dict()), fingerprint(model.original_model)
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        made[kind] = BiasEdit.fit(model, TRAIN, FITTED, layers="last12", dev=DEV), *before, flags
+    return made.__getitem__
+
+
+@pytest.fixture
+def strength_1(monkeypatch):
+    """The strength is 1, without looking for a better one."""
+    monkeypatch.setattr(biasedit, "_strength", lambda edit, measured: (1.0, []))
+
+
+@pytest.fixture(scope="module")
+def direct(tiny):
+    config = BiasEditConfig.direct(**{**SMALL, "eval_every": 2}, delta_rank=2, delta_lr=0.05)
+    return BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last12", dev=DEV)

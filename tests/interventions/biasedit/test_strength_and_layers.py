@@ -1,0 +1,211 @@
+"""Shifts without an editor, the strength of an edit, bundles, and which layers are edited."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial as bound
+
+import pytest
+import torch
+
+from tests.interventions.biasedit.models import (
+    DEV,
+    FITTED,
+    KINDS,
+    OWN,
+    SMALL,
+    TRAIN,
+    logits,
+    random_shifts,
+    triple_model,
+)
+from tracelab.errors import TracelabError
+from tracelab.evaluate.transductive import transductive_scores
+from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, biasedit, load_intervention
+from tracelab.interventions.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
+from tracelab.interventions.biasedit_training import TripleModel
+
+# --- without an editor ----------------------------------------------------------------------------------------------
+
+
+def test_a_direct_shift_is_low_rank_and_takes_adams_steps(tiny, strength_1):
+    model, given = tiny("llama"), TRAIN[:4]
+    config = BiasEditConfig.direct(**{**SMALL, "query": "same", "steps": 1}, delta_rank=2, delta_lr=0.05)
+    # Developed on what it is trained on, so that the state after the step is the better one.
+    edit = BiasEdit.fit(model, given, config, layers=[1], dev=given)
+    (a, b), (moved_a, moved_b) = WeightDelta.low_rank(model, layers=[1], rank=2).parameters(), edit.parameters()
+    assert a.shape[0] == b.shape[1] == 2
+    # Adam's first step is as long as its learning rate wherever there is a gradient; at B = 0, that of A is 0.
+    assert torch.equal(moved_a, a)
+    lengths = moved_b.detach().abs()
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.05), atol=1e-3, rtol=0)
+
+
+def test_a_direct_shift_is_kept_in_a_bundle_and_has_no_transductive_protocol(tiny, direct, tmp_path):
+    model = tiny("llama")
+    edit = copy.deepcopy(direct)
+    with torch.no_grad():
+        for parameter in edit.parameters():
+            parameter += 0.1
+    back = load_intervention(edit.save(tmp_path / "kept"))
+    assert back.config == edit.config
+    assert back.config.shift == "direct"
+    assert {shape.rank for shape in back.spec().maps} == {2}
+    assert not torch.equal(logits(model, edit), logits(model))
+    assert torch.equal(logits(model, back), logits(model, edit))
+    for each in (edit, back):
+        with pytest.raises(TracelabError, match="no editor network: a bundle holds none, nor has a direct shift"):
+            next(each.for_groups(model, DEV))
+
+
+def test_the_strength_of_a_direct_shift_scales_what_it_adds_to_the_weights(tiny, direct):
+    edit = copy.deepcopy(direct)
+    with torch.no_grad():
+        for parameter in edit.parameters():
+            parameter += 0.1
+    before = [part.weight().detach().clone() for part in edit.maps.values()]
+    edit.scale_(0.25)
+    for part, weight in zip(edit.maps.values(), before, strict=True):
+        torch.testing.assert_close(part.weight().detach(), 0.25 * weight)
+
+
+# --- the strength ---------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_whose_best_strength_is_0_says_that_it_changes_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(biasedit, "STRENGTHS", ())
+    with pytest.warns(UserWarning, match="changes nothing: no strength brought SS nearer to 50"):
+        edit = BiasEdit.fit(tiny("llama"), TRAIN, FITTED, layers="last1", dev=DEV)
+    assert all(not value.any() for value in edit.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_strength_is_the_one_with_ss_nearest_to_50_that_keeps_lms(tiny, fitted, kind):
+    edit, *_ = fitted(kind)
+    table = edit.notes["strengths"]
+    assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
+    allowed = [row for row in table if row["lms"] >= table[0]["lms"] - LMS_LOSS]
+    chosen = next(row for row in table if row["strength"] == edit.notes["strength"])
+    assert chosen in allowed
+    assert abs(chosen["ss"] - 50) == min(abs(row["ss"] - 50) for row in allowed)
+    # The row of the chosen strength is what the edit as it is handed out does.
+    measured = triple_model(tiny(kind), edit.config, DEV, layers=(2, 3))
+    again = measured.measure(edit, range(len(DEV)))
+    assert {name: chosen[name] for name in again} == pytest.approx(again, abs=1e-3)
+
+
+class ByHand(TripleModel):
+    """Figures by strength, read off the shift (1 at strength 1)."""
+
+    def __init__(self, figures: dict[float, tuple[float, float]]) -> None:
+        self.figures = figures
+
+    def __len__(self) -> int:
+        return 1
+
+    def measure(self, delta, group):
+        strength = 0.0 if delta is None else next(iter(delta.parameters())).max().item()
+        ss, lms = self.figures[strength]
+        return {"ss": ss, "lms": lms}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({0.75: (51.0, 80.0)}, 0.75),
+        ({0.75: (51.0, 79.0)}, 0.75),  # costs just as much as it may
+        ({0.75: (51.0, 78.9), 1.0: (56.0, 80.0)}, 1.0),  # the nearest one costs too much
+        ({0.75: (48.0, 80.0), 1.0: (51.0, 80.0)}, 1.0),  # nearer, on whichever side
+        ({0.5: (48.0, 80.0), 1.0: (52.0, 80.0)}, 0.5),  # of equals the weaker
+        ({}, 0.0),  # if nothing helps, no edit
+    ],
+)
+def test_strengths_by_hand(tiny, fitted, changes, expected):
+    edit = copy.deepcopy(fitted("llama")[0])
+    edit.set_([torch.ones(s.d_in, s.d_out) for s in edit.spec().maps])
+    figures = {0.0: (70.0, 80.0), **{strength: (90.0, 80.0) for strength in STRENGTHS}, **changes}
+    strength, table = _strength(edit, ByHand(figures))
+    assert strength == expected
+    assert {row["strength"]: (row["ss"], row["lms"]) for row in table} == figures
+    assert all((parameter == 1).all() for parameter in edit.parameters())  # the shift itself is as it was
+
+
+# --- bundles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editors(tiny, fitted, tmp_path, kind):
+    model, edit = tiny(kind), copy.deepcopy(fitted(kind)[0])
+    edit.set_(random_shifts(model, (2, 3)))
+    back = load_intervention(edit.save(tmp_path / "kept"))
+    assert type(back) is BiasEdit
+    assert not torch.equal(logits(model, edit), logits(model))
+    assert torch.equal(logits(model, back), logits(model, edit))
+    assert (back.config, back.bias, back.name, back.notes) == (edit.config, edit.bias, edit.name, edit.notes)
+    assert back.spec() == edit.spec()
+    assert back.state_dict().keys() == {f"maps.blocks-{layer}-mlp-out.delta" for layer in (2, 3)}
+    with pytest.raises(
+        TracelabError, match="this edit has no editor network: a bundle holds none, .*; fit one in this process"
+    ):
+        _ = back.editors
+    with pytest.raises(TracelabError, match="has no editor network"):
+        next(back.for_groups(model, DEV))
+    with pytest.raises(TracelabError, match="has no editor network"):
+        transductive_scores(model, back, DEV)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("last1", [3]),
+        ("last2", [2]),
+        ("last12", [2, 3]),
+        ("last123", [1, 2, 3]),
+        ("last31", [1, 3]),
+        ("last11", [3]),
+        ("last4", [0]),
+        ([3, 0, 3], [0, 3]),
+        (range(2), [0, 1]),
+    ],
+    ids=str,
+)
+def test_layers_are_counted_from_the_end_or_given(tiny, layers, expected):
+    assert edited_layers(tiny("llama"), layers, []) == expected
+
+
+@pytest.mark.parametrize("layers", ["last", "last0", "first1", "1,2", "last1,2", "lastly", " last1", "last1 ", ""])
+def test_words_for_layers_that_are_not_understood_are_refused(tiny, layers):
+    with pytest.raises(TracelabError, match=rf"layers '{layers}' are not understood: give numbers, \"auto\", or"):
+        edited_layers(tiny("llama"), layers, [])
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("last5", "layers 'last5': the model has 4"),
+        ("last19", "layers 'last19': the model has 4"),
+        ([4], "layer 4 is out of range: tiny-llama has layers 0 to 3"),
+        ([-1], "layer -1 is out of range"),
+        ([], "at least one layer"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused(tiny, layers, message):
+    with pytest.raises(TracelabError, match=message):
+        BiasEdit.fit(tiny("llama"), TRAIN, OWN, layers=layers, dev=DEV)
+
+
+def test_automatic_layers_are_the_three_whose_mlp_has_the_largest_traced_effect(tiny, monkeypatch):
+    import tracelab.localize
+
+    model = tiny("llama")
+    trace = bound(tracelab.localize.causal_trace, n_samples=1)
+    monkeypatch.setattr(tracelab.localize, "causal_trace", trace)
+    found = edited_layers(model, "auto", TRAIN[:2])
+    effects = trace(model, TRAIN[:2], components=("mlp",), window=3).effects
+    largest = {layer: effects[effects["layer"] == layer]["nie"].max() for layer in range(4)}
+    (left_out,) = set(range(4)) - set(found)
+    assert found == sorted(found)
+    assert all(largest[left_out] < largest[layer] for layer in found)
