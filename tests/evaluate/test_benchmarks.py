@@ -21,6 +21,16 @@ def test_every_benchmark_is_read_for_every_bias_type_it_names(name, bias):
     assert made.metrics
 
 
+def test_a_few_stereoset_records_are_of_every_target_term_of_gender():
+    assert len({record.target for record in BENCHMARKS["stereoset"].read("gender", 60)}) == 10
+
+
+@pytest.mark.parametrize("name", ["stereoset", "crows-pairs", "local-bias", "bold"])
+def test_no_record_is_not_a_limit(name):
+    with pytest.raises(TracelabError, match="no record is left with limit=0"):
+        BENCHMARKS[name].read("gender", 0)
+
+
 def test_a_few_bold_prompts_are_of_every_group_that_is_compared():
     for bias, n in (("gender", 2), ("race", 2), ("religion", 3)):
         groups = Counter(prompt.group for prompt in BENCHMARKS["bold"].read(bias, 60))

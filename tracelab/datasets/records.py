@@ -76,7 +76,13 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
 
 
 def spread(records: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` records at even distances, where a file has one group or target term after the other."""
+    """At most ``limit`` records at even distances, where a file has one group or target term after the other.
+
+    Raises:
+        TracelabError: a limit under 1.
+    """
+    if limit is not None and limit < 1:
+        raise TracelabError(f"no record is left with limit={limit}")
     n = len(records) if limit is None else min(limit, len(records))
     return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
 

@@ -51,7 +51,8 @@ class Benchmark:
     """How a benchmark is read and scored.
 
     Attributes:
-        read: ``(bias, limit, **where)`` to records; without ``bias`` those of all types.
+        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the file (WikiText: the
+            first lines); without ``bias`` those of all types.
         score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the moment.
         kind: the class of its scores.
         metrics: those that belong on a scoreboard (none: all); the others are in the scores themselves.
@@ -71,7 +72,7 @@ class Benchmark:
 
 
 def _stereoset(task: str) -> Callable[..., Sequence[Any]]:
-    return lambda bias, limit, **where: stereoset(bias, task=task, limit=limit, **where)
+    return lambda bias, limit, **where: spread(stereoset(bias, task=task, **where), limit)
 
 
 def _winobias(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
@@ -96,7 +97,7 @@ _ALL = (
     Benchmark("stereoset-intersentence", _stereoset("intersentence"), **_STEREOSET),
     Benchmark(
         "crows-pairs",
-        lambda bias, limit, **where: crows_pairs(bias, limit=limit, **where),
+        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
         crows_pairs_scores,
         CrowsPairsScores,
         ("crows_sum",),
@@ -122,7 +123,7 @@ _ALL = (
     Benchmark("bold", _bold, bold_scores, BoldScores, ("sentiment_gap",), _GENDER_RACE_RELIGION),
     Benchmark(
         "local-bias",
-        lambda bias, limit: prompt_pairs(bias)[:limit],
+        lambda bias, limit: spread(prompt_pairs(bias), limit),
         hellinger,
         HellingerScores,
         ("hellinger",),
@@ -131,7 +132,7 @@ _ALL = (
     ),
     Benchmark(
         "attention",
-        lambda bias, limit, **where: crows_pairs(bias, limit=limit, **where),
+        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
         attention_scores,
         AttentionScores,
         ("sensitive", "other"),

@@ -162,7 +162,7 @@ def evaluate(
         interventions: edits by the name of their row; a sequence takes the edits' own names.
         benchmarks: names (:data:`~tracelab.evaluate.benchmarks.BENCHMARKS`, ``lm-eval/TASK``), or benchmarks.
         bias: type that the edits were made for (:data:`~tracelab.evaluate.benchmarks.BIAS_TYPES`); None: all of them.
-        limit: at most so many records of each benchmark, or by benchmark.
+        limit: at most so many records of each benchmark, evenly spread, or by benchmark.
         options: keyword arguments of scorers, by benchmark.
         off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias types too.
         costs: whether to measure what the edits cost.

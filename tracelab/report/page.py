@@ -150,7 +150,7 @@ def headline(parts: Parts) -> pd.DataFrame:
         own = table[(table["metric"] == "ss") & table["bias"].isin([parts.scoreboard.settings["bias"]])]
         for row in own[own["difference"].notna()].to_dict("records"):
             change = {"value": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
-            name = f"change of SS under {row['edit']} (first {row['n']} records)"
+            name = f"change of SS under {row['edit']} ({row['n']} records)"
             add("What do edits change?", name, change | {"n": row["n"]}, "")
     return pd.DataFrame(rows)
 
