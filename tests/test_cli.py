@@ -11,7 +11,9 @@ from tests.tiny import tiny_hf
 from tracelab.cli import main
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "qwen2"))]
+)
 def tiny_folder(request, tmp_path_factory, tokenizer):
     """A folder with a small random model, saved before any bridge rewires it."""
     folder = tmp_path_factory.mktemp(request.param)

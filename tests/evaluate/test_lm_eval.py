@@ -117,7 +117,8 @@ def check_crows_pairs(harness, model, records):
 
 
 @pytest.mark.parametrize(
-    ("kind", "n"), [("llama", 2), ("gpt_neo", 1), pytest.param("llama", 8, marks=pytest.mark.slow)]
+    ("kind", "n"),
+    [("llama", 2), *(pytest.param(kind, n, marks=pytest.mark.slow) for kind, n in (("gpt_neo", 1), ("llama", 8)))],
 )
 def test_bbq_is_that_of_the_harness(tiny_model, harness, kind, n):
     items = [item for bias in ("gender", "nationality", "physical-appearance") for item in short_blocks(bias, n)]
@@ -143,7 +144,7 @@ def test_crows_pairs_is_that_of_the_harness(tiny_model, harness):
     check_crows_pairs(harness, tiny_model("llama"), crows_pairs("age", limit=20))
 
 
-@pytest.mark.parametrize("make", [random_delta, random_experts])
+@pytest.mark.parametrize("make", [random_delta, pytest.param(random_experts, marks=pytest.mark.slow)])
 def test_the_harness_scores_an_edited_model_as_we_do(tiny_model, harness, make):
     model, items = tiny_model("llama"), short_blocks("age", 1)
     edit = make(model)

@@ -11,6 +11,7 @@ import torch
 
 from tracelab import Stack, WeightDelta
 from tracelab.datasets import crows_pairs
+from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
 from tracelab.evaluate.benchmarks import BENCHMARKS
@@ -48,7 +49,7 @@ def only(table: pd.DataFrame, **where) -> pd.Series:
 def test_each_cell_is_the_benchmarks_own_score_and_paired_difference(board):
     model, edits, made = board
     assert list(made.frame.columns) == COLUMNS
-    records = crows_pairs("gender", limit=15)
+    records = spread(crows_pairs("gender"), 15)
     own = edited_scores(model, edits["a"], lambda name: crows_pairs_scores(model, records, edit=name)).frame
     expected = only(own.dropna(subset="edit"), metric="crows_sum")
     found = only(made.frame, edit="a", benchmark="crows-pairs")
@@ -204,6 +205,7 @@ def test_a_bias_type_that_a_benchmark_lacks_is_a_row_with_the_reason(tiny_model)
     assert "no bias type 'profession'" in made.failed["reason"].iloc[0]
 
 
+@pytest.mark.slow
 def test_costs_have_a_row_an_edit(board):
     model, edits, _ = board
     costs = evaluate(model, edits, ["crows-pairs"], bias="gender", limit=2).costs.set_index("edit")
@@ -252,6 +254,15 @@ def test_the_dot_plot_has_a_panel_a_metric_and_marks_what_survives_correction(bo
     values = made.table[made.table["metric"] == "perplexity"].set_index("edit")["value"]
     assert list(figure.data[-1].x) == pytest.approx(values[["unedited", "a", "b", "both"]].tolist(), rel=1e-6)
     assert list(figure.data[0].marker.color) == [GREY, ORANGE, BLUE, BLUE]
+
+
+def test_a_metric_of_a_second_benchmark_names_it_in_its_panels_title(board):
+    _, _, made = board
+    second = made.table[made.table["metric"] == "perplexity"].assign(benchmark="wikitext-2")
+    other = made.table[made.table["metric"] == "perplexity"].assign(benchmark="lm-eval/boolq", metric="acc")
+    figure = dataclasses.replace(made, table=pd.concat([made.table, second, other])).plot()
+    titles = [annotation.text for annotation in figure.layout.annotations]
+    assert titles[-3:] == ["perplexity", "wikitext-2: perplexity", "lm-eval/boolq: acc"]
 
 
 def test_the_tradeoff_draws_distances_whose_interval_reaches_0_where_the_ideal_is_inside(board):

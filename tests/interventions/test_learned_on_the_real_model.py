@@ -25,6 +25,7 @@ def triples():
     return [r for term in terms[:4] for r in term], [r for term in terms[4:6] for r in term]
 
 
+@pytest.mark.slow
 def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_model, triples):
     before = fingerprint(real_model.original_model), logits(real_model)
     config = BiasEditConfig.direct(steps=8, eval_every=8, delta_lr=1e-2, lam=0.1, n_query=8, batch_size=8)

@@ -163,6 +163,7 @@ torch.save({"bridged": bridged, "attached": attached}, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_the_same_numbers_in_another_process_on_the_bridge_and_on_plain_transformers(
     real_model, fairmed, experts, tokens, tmp_path
 ):

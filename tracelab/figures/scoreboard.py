@@ -29,6 +29,7 @@ def scoreboard(board: Scoreboard) -> go.Figure:
         raise TracelabError("every cell of this scoreboard failed: there is nothing to draw")
     edits = list(table["edit"].unique())
     panels = list(table.groupby(["benchmark", "bias", "metric"], sort=False))
+    first = table.groupby("metric")["benchmark"].first()  # a name of its own has only the first of several
     n_rows = -(-len(panels) // _COLUMNS)
     figure = make_subplots(
         rows=n_rows,
@@ -36,7 +37,7 @@ def scoreboard(board: Scoreboard) -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.03,
         vertical_spacing=0.4 / n_rows,
-        subplot_titles=[_title(str(metric), str(bias)) for (_, bias, metric), _ in panels],
+        subplot_titles=[_title(name, bias, metric, own=first[metric] == name) for (name, bias, metric), _ in panels],
     )
     for number, ((_, _, metric), rows) in enumerate(panels):
         place = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
@@ -104,8 +105,10 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
     return finish(figure, "Bias against capability", caption)
 
 
-def _title(metric: str, bias: str) -> str:
+def _title(benchmark: str, bias: str, metric: str, *, own: bool) -> str:
     name = NAMES.get(metric, metric)
+    if not own or metric not in NAMES:
+        name = f"{benchmark}: {name}"
     lines = textwrap.wrap(f"{name}, {bias}" if bias else name, 26)
     return "<br>".join(escape(line) for line in lines)
 

@@ -24,7 +24,7 @@ from tracelab.interventions.triples import tokenise
     ("kind", "lams"),
     [
         *(pytest.param(kind, EVEN, id=kind, marks=[] if kind == "llama" else pytest.mark.slow) for kind in KINDS),
-        *(pytest.param("llama", only(name), id=name) for name in LAMS),
+        *(pytest.param("llama", only(name), id=name, marks=pytest.mark.slow) for name in LAMS),
     ],
 )
 def test_training_lowers_the_loss_of_what_it_trains_on(tiny, kind, lams):
