@@ -136,7 +136,11 @@ def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bun
 
 
 @pytest.mark.parametrize(
-    "benchmark", ["stereoset", "crows-pairs", "bbq", "winobias", "bold", "attention", "perplexity"]
+    "benchmark",
+    [
+        *("stereoset", "crows-pairs", "bbq", "attention", "perplexity"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("winobias", "bold")),
+    ],
 )
 def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
     arguments = ["score", benchmark, "--limit", "8", "--model", bundles["model"], "--edit", bundles["experts"]]
@@ -278,6 +282,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_unknown_verb_exits_2_from_the_shell():
     done = subprocess.run([sys.executable, "-m", "tracelab.cli", "paint"], capture_output=True, text=True)
     assert done.returncode == 2

@@ -67,6 +67,7 @@ def test_with_development_records_given_all_others_are_trained_on(model):
     assert edit.name == "klaad(gender)"
 
 
+@pytest.mark.slow
 def test_intersentence_records_are_trained_on_with_their_context(tiny_model):
     model, given = tiny_model("llama"), stereoset("gender", split="test", task="intersentence")[:2]
     for record, ids in zip(given, loss_of(model, given).triples.sequences[::3], strict=True):
