@@ -46,8 +46,15 @@ def test_a_hub_out_of_reach_is_one_error():
         ({"split": "dev"}, "unknown split 'dev': choose one of test, validation, train"),
         ({"source": "/no/file"}, "no WikiText file at '/no/file'"),
         ({"limit": 1}, "no text in WikiText"),
+        ({"limit": -1}, "no text in WikiText"),
     ],
 )
 def test_a_wrong_request_is_refused(path, options, message):
     with pytest.raises(TracelabError, match=message):
         wikitext(**{"source": path, **options})
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "test.parquet").write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(TracelabError, match=r"test.parquet' is not a text file"):
+        wikitext(source=tmp_path / "test.parquet")

@@ -122,6 +122,9 @@ def test_a_last_window_of_one_token_is_left_out(tiny_model):
     assert result.texts["n_tokens"].tolist() == [n - 2]
 
 
-def test_a_window_without_a_token_to_score_is_refused(tiny_model):
-    with pytest.raises(TracelabError, match="max_length=1 has no token to score"):
-        perplexity(tiny_model("llama"), ["The old dog sleeps."], max_length=1)
+@pytest.mark.parametrize("more", [False, True])
+def test_a_window_without_a_token_to_score_or_beyond_the_context_is_refused(tiny_model, more):
+    model = tiny_model("llama")
+    length = model.cfg.n_ctx + 1 if more else 1
+    with pytest.raises(TracelabError, match=f"max_length={length} tokens is not possible: from 2 to {model.cfg.n_ctx}"):
+        perplexity(model, ["The old dog sleeps."], max_length=length)

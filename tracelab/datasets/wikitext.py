@@ -23,7 +23,7 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
         limit: at most so many lines.
 
     Raises:
-        TracelabError: unknown split, no such file, a hub out of reach, or no text.
+        TracelabError: unknown split, a file that is not there or not text, a hub out of reach, or no text.
     """
     require_choice("split", split, SPLITS)
     if source == "hub":
@@ -32,8 +32,12 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
         path = Path(source).expanduser()
         if not path.is_file():
             raise TracelabError(f'no WikiText file at {str(path)!r}: give a path to one split, or "hub"')
-        lines = path.read_text("utf-8").splitlines(keepends=True)
-    lines = [line if line.strip() else "" for line in lines][:limit]  # as the hub's copy has them
+        try:
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+        except UnicodeDecodeError as error:
+            raise TracelabError(f"{str(path)!r} is not a text file: {error}") from error
+    most = None if limit is None else max(limit, 0)
+    lines = [line if line.strip() else "" for line in lines[:most]]  # as the hub's copy has them
     if not any(lines):
         raise TracelabError(f"no text in WikiText (source={str(source)!r}, limit={limit})")
     return lines

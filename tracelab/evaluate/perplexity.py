@@ -69,12 +69,16 @@ def perplexity(
         seed: of the bootstrap, which resamples texts or windows.
 
     Raises:
-        TracelabError: no text, one without a token to score, or a window of fewer than two tokens.
+        TracelabError: no text, one without a token to score, or a window of fewer than two tokens or of more than
+            the model's context.
     """
     if not texts:
         raise TracelabError("no text to measure perplexity on")
-    if max_length is not None and max_length < 2:
-        raise TracelabError(f"a window of max_length={max_length} has no token to score: at least 2")
+    if max_length is not None and not 2 <= max_length <= model.cfg.n_ctx:
+        raise TracelabError(
+            f"a window of max_length={max_length} tokens is not possible: from 2 to {model.cfg.n_ctx}, the model's "
+            "context"
+        )
     bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
     if max_length is None:
         logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
