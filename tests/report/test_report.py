@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import tracelab
+from tests.interventions.edits import random_delta
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
-from tracelab.interventions import Intervention
 from tracelab.report import editing
 from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
@@ -181,26 +181,6 @@ def test_layers_of_a_preset_always_hold_the_last():
     assert PRESETS["full"].trace_layers(4) == [0, 1, 2, 3]
 
 
-class Shifts(Intervention):
-    """Names an edit; what it scores is given to :func:`choose`."""
-
-    kind = "shifts"
-    name = "shifts"
-
-    def edits(self, hf_model):
-        return []
-
-    def spec(self):
-        raise NotImplementedError
-
-    def settings(self):
-        return {}
-
-    @classmethod
-    def build(cls, spec, origin):
-        raise NotImplementedError
-
-
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
@@ -219,10 +199,19 @@ def test_which_two_edits_are_stacked(tiny_model, tmp_path, monkeypatch, scores, 
         return SimpleNamespace(table=table)
 
     monkeypatch.setattr(editing, "stereoset_scores", scored)
-    edits = {name: Shifts(None) for name in "abc"}
+    model = tiny_model("llama")
+    edits = {name: random_delta(model, seed=seed) for seed, name in enumerate("abc")}
     records = stereoset("gender", limit=2)
-    choice, stack = editing.choose_stack(tiny_model("llama"), edits, records, tmp_path, seed=0, say=lambda text: None)
+    choice, stack = editing.choose_stack(model, edits, records, tmp_path, seed=0, say=lambda text: None)
     names = [] if expected is None else sorted(expected.split(" + "))
     assert sorted(choice.table.loc[choice.table["chosen"], "edit"]) == names
     assert [sorted(name.split(" + ")) for name in stack] == ([names] if names else [])
     assert [list(each) for each in stack.values()] == ([[edits[name] for name in names]] if names else [])
+
+
+def test_other_weights_under_the_same_settings_are_chosen_among_anew(tiny_model, tmp_path):
+    model, records, said = tiny_model("llama"), stereoset("gender", limit=2), []
+    for seed in (1, 1, 2):
+        edit = random_delta(model, scale=seed)
+        editing.choose_stack(model, {"a": edit}, records, tmp_path, seed=0, say=said.append)
+    assert [line.split()[1] for line in said] == ["measuring", "taken", "measuring"]

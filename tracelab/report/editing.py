@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
 from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
+from tracelab.evaluate.cells import tensors_hash
 from tracelab.evaluate.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.inspection import BeforeAfter, inspect
@@ -126,9 +127,8 @@ def choose_stack(
         table["chosen"] = table.index.isin(best) & (len(best) == 2)
         return Choice(run_settings(model, records, seed=seed), table)
 
-    request = run_settings(
-        model, records, part="choice", edits={name: edit.settings() for name, edit in edits.items()}, seed=seed
-    )
+    settings = {name: edit.settings() | {"tensors": tensors_hash(edit)} for name, edit in edits.items()}
+    request = run_settings(model, records, part="choice", edits=settings, seed=seed)
     choice = kept(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}
