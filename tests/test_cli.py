@@ -152,6 +152,7 @@ def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
         assert before != after
 
 
+@pytest.mark.slow
 def test_compare_writes_rows_costs_stack_and_every_format(tmp_path, bundles, capsys):
     out = tmp_path / "out"
     edits = ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]

@@ -68,6 +68,7 @@ def test_a_local_folder_gives_the_saved_models_logits(saved, tokenizer):
     assert model_info(model).fingerprint == fingerprint(plain)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process(plain_model):
     code = (
         "from transformers import AutoModelForCausalLM as A; from tracelab import assets, model; "

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.interventions.edits import TOKENS, bridged, logits, random_delta, random_experts, random_fairmed
-from tests.interventions.triple_records import save_word_tokenizer, word_hf, word_model
+from tests.interventions.triple_records import word_hf
 from tests.tiny import KINDS
 from tracelab.errors import TracelabError
 from tracelab.hook_points import LINEAR_MAPS
@@ -26,27 +26,6 @@ from tracelab.model import from_hf
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
 JOINT = ("gpt2", "gpt_neox")  # architectures that compute query, key and value together
 GATED = ("llama", "qwen2", "gemma2")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a small tokenizer that adds no BOS."""
-    path = tmp_path_factory.mktemp("words")
-    save_word_tokenizer(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    """``tiny(kind)``: a small random model with a small vocabulary."""
-    made = {}
-
-    def make(kind: str):
-        if kind not in made:
-            made[kind] = word_model(kind, folder)
-        return made[kind]
-
-    return make
 
 
 @pytest.fixture

@@ -7,30 +7,8 @@ import copy
 import pytest
 
 from tests.interventions.biasedit.models import DEV, FITTED, KINDS, SMALL, TRAIN
-from tests.interventions.triple_records import save_word_tokenizer, word_model
 from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
 from tracelab.model import fingerprint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of the models' tokenizer."""
-    path = tmp_path_factory.mktemp("words")
-    save_word_tokenizer(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    """``tiny(kind)``: a small random model whose vocabulary is the records' words."""
-    made = {}
-
-    def make(kind: str):
-        if kind not in made:
-            made[kind] = word_model(kind, folder)
-        return made[kind]
-
-    return make
 
 
 @pytest.fixture(autouse=True)

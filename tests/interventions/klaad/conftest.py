@@ -5,15 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.interventions.klaad.models import KINDS
-from tests.interventions.triple_records import save_word_tokenizer, word_model
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """``tiny(kind)``: a small random model whose vocabulary is the records' words."""
-    folder = tmp_path_factory.mktemp("words")
-    save_word_tokenizer(folder)
-    return {kind: word_model(kind, folder) for kind in KINDS}.__getitem__
 
 
 @pytest.fixture
