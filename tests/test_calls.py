@@ -113,7 +113,8 @@ def test_a_pass_that_failed_is_no_longer_under_way(plain):
     assert seen[0].attention_mask is None
 
 
-def test_a_pass_that_was_interrupted_under_an_edit_is_no_longer_under_way_after_it(tiny_model):
+@pytest.mark.parametrize("where", ["under an edit", "outside"])
+def test_a_pass_that_was_interrupted_is_no_longer_under_way(tiny_model, where):
     model = tiny_model("llama")
 
     def interrupt(value, hook):
@@ -121,11 +122,33 @@ def test_a_pass_that_was_interrupted_under_an_edit_is_no_longer_under_way_after_
 
     with (
         contextlib.suppress(KeyboardInterrupt),
-        random_delta(model).applied(model),
+        random_delta(model).applied(model) if where == "under an edit" else contextlib.nullcontext(),
         model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", interrupt)]),
     ):
         model(TOKENS, attention_mask=LEFT)
     assert current_call(model.original_model).input_ids is None
+
+
+def test_a_pass_inside_another_that_was_interrupted_leaves_the_outer_one_under_way(plain):
+    watch(plain)
+    seen = []
+
+    def interrupt(*_):
+        if current_call(plain).input_ids.shape != TOKENS.shape:
+            raise KeyboardInterrupt
+
+    def call_again(*_):
+        if current_call(plain).input_ids.shape == TOKENS.shape:
+            with contextlib.suppress(KeyboardInterrupt):
+                plain(TOKENS[:1, :3])
+            seen.append(tuple(current_call(plain).input_ids.shape))
+
+    plain.model.layers[0].register_forward_hook(call_again)
+    plain.model.layers[1].register_forward_hook(interrupt)
+    with torch.no_grad():
+        plain(TOKENS, attention_mask=LEFT)
+    assert seen == [(2, 6)]
+    assert current_call(plain).input_ids is None
 
 
 def test_a_copy_of_a_watched_model_runs_and_is_watched_by_itself(plain):

@@ -5,15 +5,20 @@ many tokens the cache holds already, which positions matter. :func:`watch` makes
 runs (it changes nothing), :func:`current_call` tells it to hooks. What an edit has to remember from one
 step of a generation to the next (the experts' keys and values) is kept with the model's own cache, so it
 is there for as long as the cache is and follows it through beam search. A model serves one thread at a time.
+
+A pass that Ctrl-C interrupted is never ended by torch, which runs hooks after an ``Exception`` only. So each pass
+knows the stack frame that runs it, and counts as under way for as long as that frame is on the stack.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,6 +68,7 @@ class Call:
         made: what edits share within this pass.
         chosen_columns: whether logits of columns given by index were asked for.
         reading: which logits are read; None: all.
+        frame: the stack frame that runs the pass.
     """
 
     input_ids: Int[Tensor, "batch pos"] | None = None
@@ -73,6 +79,7 @@ class Call:
     made: dict[Any, Any] = field(default_factory=dict)
     chosen_columns: bool = False
     reading: Reading | None = None
+    frame: FrameType | None = None
 
     def real(self, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
         """Which of the new columns hold a token, for activations of ``shape`` ``[batch, pos, …]``."""
@@ -115,6 +122,8 @@ _WATCHED: WeakKeyDictionary[nn.Module, _Watched] = WeakKeyDictionary()
 def current_call(hf_model: nn.Module) -> Call:
     """The forward pass of a watched model that is under way (an empty one while only a part of it runs)."""
     watched = _WATCHED.get(hf_model)
+    if watched is not None:
+        _drop_interrupted(watched.calls)
     return watched.calls[-1] if watched and watched.calls else Call(reading=_READING.get())
 
 
@@ -140,15 +149,23 @@ def unwatch(hf_model: nn.Module) -> None:
         del _WATCHED[hf_model]
 
 
-@contextmanager
-def ending_with_the_block(hf_model: nn.Module) -> Iterator[None]:
-    """After the block no pass of a watched model that began in it is under way, interrupted ones (Ctrl-C) included."""
-    calls = _WATCHED[hf_model].calls
-    outer = len(calls)
-    try:
-        yield
-    finally:
-        del calls[outer:]
+def _drop_interrupted(calls: list[Call]) -> None:
+    """Forget the passes whose frames have left the stack."""
+    if not calls:
+        return
+    running, frame = set(), sys._getframe()
+    while frame is not None:
+        running.add(frame)
+        frame = frame.f_back  # type: ignore[assignment]
+    calls[:] = [call for call in calls if call.frame is None or call.frame in running]
+
+
+def _running_frame() -> FrameType | None:
+    """The frame of torch that runs the module whose hook is asking, its hooks included."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return frame
 
 
 def _remove(handles: list[RemovableHandle]) -> None:
@@ -168,15 +185,20 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0,
         chosen_columns=isinstance(given.get("logits_to_keep"), Tensor),
         reading=_READING.get(),
+        frame=_running_frame(),
     )
     if call.past_length:
         call.kept = getattr(cache, "kept_by_edits", {})
     # A copy of a watched model has its hooks, and is not known yet.
-    _WATCHED.setdefault(module, _Watched()).calls.append(call)
+    calls = _WATCHED.setdefault(module, _Watched()).calls
+    _drop_interrupted(calls)
+    calls.append(call)
 
 
 def _end(module: nn.Module, args: tuple, output: Any) -> None:
-    call = _WATCHED[module].calls.pop()
+    calls = _WATCHED[module].calls
+    _drop_interrupted(calls)
+    call = calls.pop()
     cache = getattr(output, "past_key_values", None)
     if isinstance(cache, Cache) and call.kept and not call.past_length:
         cache.kept_by_edits = call.kept  # type: ignore[attr-defined]

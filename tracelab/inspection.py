@@ -29,9 +29,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.calls import reading
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import hook_name
+from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import Result, run_settings
 from tracelab.tokens import encode, first_token, token_texts
 from tracelab.weight_directions import DIRECTION_COLUMNS, weight_directions
@@ -128,6 +129,7 @@ def inspect(
     tokens: str | Sequence[str] = (),
     top_directions: int = 3,
     prepend_bos: bool | None = None,
+    allow_hooks: bool = False,
 ) -> BeforeAfter:
     """Compare a model with and without edits on prompts.
 
@@ -139,10 +141,12 @@ def inspect(
         rank_by: what change ranks tokens: of ``"probability"`` or of ``"logit"``.
         tokens: words whose (first) tokens are always shown, as continuations after a space.
         top_directions: how many directions of each weight delta.
+        allow_hooks: take a model with hooks on, as it is with them, for the one before the edit.
 
     Raises:
-        TracelabError: no prompt, no edit, or an edit of another model.
+        TracelabError: no prompt, no edit, an edit of another model, or hooks on the model.
     """
+    require_unedited(model, "inspect", allow_hooks=allow_hooks)
     require_choice("positions", positions, POSITIONS)
     require_choice("rank_by", rank_by, RANKINGS)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -181,7 +185,7 @@ def inspect(
         top=top,
         rank_by=rank_by,
         top_directions=top_directions,
-        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
+        prepend_bos=model_facts(model).prepend_bos if prepend_bos is None else prepend_bos,
     )
     return BeforeAfter(settings, **tables)
 
@@ -208,7 +212,7 @@ class _Run:
 
 
 def _measure(model: TransformerBridge, ids: Sequence[int], edit: Intervention | None) -> _Run:
-    info, seen = model_info(model), {}
+    info, seen = model_facts(model), {}
 
     def reader(kind: str, layer: int):
         def read(value: Tensor, hook: object) -> None:

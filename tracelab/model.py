@@ -1,52 +1,60 @@
 """Load a causal language model as a TransformerLens bridge, and know what was loaded.
 
 :func:`load` takes the embedded default, a hub id, a local folder or a GGUF file. What identifies the
-model (id, revision, a fingerprint of its weights) and how it is to be read (dtype, BOS) is kept as a
-:class:`ModelInfo`, which every result records.
+model and how it is to be read does not change and is kept (:class:`ModelFacts`); its weights, dtype and device may, and
+are looked at when they are asked for (:class:`ModelInfo`, which every result records).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from tracelab import assets
 from tracelab.calls import watch
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import check_hook_points, hook_name
+from tracelab.hooked import hook_keys
+from tracelab.weights import fingerprint, weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What identifies a loaded model and how tracelab reads it."""
+class ModelFacts:
+    """What stays the same of a loaded model, whatever becomes of its weights."""
 
     model_id: str
     revision: str | None
-    fingerprint: str  # of the weights; the same for float32 and bfloat16 of one checkpoint
-    dtype: str
-    device: str
     prepend_bos: bool  # whether texts get a BOS token, unless a call says otherwise
     n_layers: int
     faults: dict[str, str] = field(default_factory=dict)  # hook-point kind -> why it is refused
+    adapter: str | None = None  # the PEFT adapter that was merged into the weights when they were loaded
+
+
+@dataclass(frozen=True)
+class ModelInfo(ModelFacts):
+    """What identifies a model, as it is now, and how tracelab reads it."""
+
+    fingerprint: str = ""  # of the weights; the same for float32 and bfloat16 of one checkpoint
+    dtype: str = ""
+    device: str = ""
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON values, for the settings of a result."""
-        return {key: value for key, value in asdict(self).items() if key != "faults"}
+        hidden = {"faults"} if self.adapter else {"faults", "adapter"}
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
 
 
-_INFO: WeakKeyDictionary[TransformerBridge, ModelInfo] = WeakKeyDictionary()
+_FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
 
 
 def load(
@@ -77,16 +85,45 @@ def load(
     device = _usable_device(device)
     model_id, folder, gguf = _locate(name_or_path)
     where = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    adapter = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-        hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+        if gguf is None and find_adapter_config_file(folder, **where) is not None:
+            hf_model, tokenizer = _merged(folder, dtype, where)
+            adapter = model_id
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+            hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    except TracelabError:
+        raise
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TracelabError(
             f"cannot load the model {model_id!r}: {reason} Give a hub id that can be reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
-    return from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    _FACTS[model] = replace(_FACTS[model], adapter=adapter)
+    return model
+
+
+def _merged(folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any, Any]:
+    """The base model of an adapter with the adapter's change in its weights, and the tokenizer."""
+    try:
+        from peft import AutoPeftModelForCausalLM
+    except ImportError:
+        raise TracelabError(f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first") from None
+    wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    base = wrapped.peft_config["default"].base_model_name_or_path
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        kind = wrapped.peft_config["default"].peft_type
+        raise TracelabError(f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}")
+    merged = wrapped.merge_and_unload(safe_merge=True)
+    warnings.warn(f"the adapter {folder!r} was merged into the weights of its base {base!r}", stacklevel=3)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (OSError, ValueError):  # an adapter alone
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    return merged, tokenizer
 
 
 def _usable_device(device: str | torch.device | None) -> str:
@@ -111,7 +148,12 @@ def from_hf(
 
     The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
     of it to compare with.
+
+    Raises:
+        TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the model, adapters that
+            are not merged, or an architecture that the bridge does not support.
     """
+    _require_whole(hf_model, model_id)
     if prepend_bos is None:  # asked before booting, which changes the tokenizer
         prepend_bos = tokenizer_adds_bos(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:
@@ -119,7 +161,6 @@ def from_hf(
     config = hf_model.config
     if not config.architectures:  # empty on a model read from GGUF
         config.architectures = [type(hf_model).__name__]
-    print_of_weights = fingerprint(hf_model)
     dtype = next(hf_model.parameters()).dtype
     hf_model.eval().to(device)
     try:
@@ -130,20 +171,50 @@ def from_hf(
         reason = str(error).strip().splitlines()[0]
         raise TracelabError(f"TransformerLens cannot bridge {model_id!r}: {reason}") from error
     model.eval()
-    _INFO[model] = _describe(model, model_id, print_of_weights, prepend_bos)
+    _FACTS[model] = _describe(model, model_id, prepend_bos)
     return model
 
 
-def model_info(model: TransformerBridge) -> ModelInfo:
-    """What tracelab knows of a model; made on first use for a bridge that you booted yourself."""
-    if model not in _INFO:
-        _INFO[model] = _describe(
-            model,
-            model.cfg.model_name,
-            fingerprint(model.original_model),
-            _habit_before_booting(model),
+def _require_whole(hf_model: Any, model_id: str) -> None:
+    """Refuse what wraps a model, or parts of it: its weights are not where its configuration says."""
+    adapted = sum(type(module).__module__.startswith("peft.tuners") for module in hf_model.modules())
+    if adapted or type(hf_model).__module__.startswith("peft."):
+        raise TracelabError(
+            f"{model_id!r} holds PEFT adapters: give the merged model, model.merge_and_unload(), or load the adapter's "
+            "folder by name"
         )
-    return _INFO[model]
+    if not isinstance(hf_model, PreTrainedModel):
+        raise TracelabError(
+            f"{model_id!r} is a {type(hf_model).__name__}, not a transformers model: give the model inside it"
+        )
+
+
+def model_facts(model: TransformerBridge) -> ModelFacts:
+    """What stays the same of a model; made on first use for a bridge that you booted yourself."""
+    if model not in _FACTS:
+        _FACTS[model] = _describe(model, model.cfg.model_name, _habit_before_booting(model))
+    return _FACTS[model]
+
+
+def model_info(model: TransformerBridge) -> ModelInfo:
+    """What tracelab knows of a model, its weights, dtype and device as they are now."""
+    facts = model_facts(model)
+    first = next(model.original_model.parameters())
+    return ModelInfo(
+        **{each.name: getattr(facts, each.name) for each in fields(ModelFacts)},
+        fingerprint=fingerprint(model.original_model),
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=str(first.device),
+    )
+
+
+def model_key(model: TransformerBridge) -> dict[str, Any]:
+    """What a model computes depends on this: for the key under which something is kept and handed out again."""
+    return {
+        "model": model_info(model).settings(),
+        "weights": weights_hash(model.original_model),
+        "hooks": hook_keys(model),
+    }
 
 
 def tokenizer_adds_bos(tokenizer: Any) -> bool:
@@ -160,42 +231,13 @@ def _habit_before_booting(model: TransformerBridge) -> bool:
         return bool(model.cfg.default_prepend_bos)
 
 
-def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
-    """A short hash of a model's weights: fast, and the same in every process.
-
-    Of each parameter its shape and ``samples`` evenly spaced values are hashed, rounded to bf16 so that
-    one checkpoint has one fingerprint in float32 and bfloat16. Names do not count: wrapping a model in
-    a bridge renames its parameters.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    prints = []
-    # A bridge adds copies of a joint query-key-value weight, split in three: they are not the model's own.
-    copies = {
-        id(parameter)
-        for module in hf_model.modules()
-        if isinstance(module, JointQKVAttentionBridge)
-        for split in (module.q, module.k, module.v)
-        for parameter in split.parameters()
-    }
-    for parameter in (p for p in hf_model.parameters() if id(p) not in copies):
-        flat = parameter.detach().flatten()
-        count = min(samples, flat.numel())
-        index = torch.arange(count) * flat.numel() // count
-        values = flat[index.to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16)
-        shape = json.dumps(list(parameter.shape)).encode()
-        prints.append(hashlib.sha256(shape + values.numpy().tobytes()).digest())
-    return hashlib.sha256(b"".join(sorted(prints))).hexdigest()[:16]
-
-
 def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) -> str:
     """The name of a hook point, if this model has it and it does what it should.
 
     Raises:
         TracelabError: the layer does not exist, or the check at load found the hook point wanting.
     """
-    info = model_info(model)
+    info = model_facts(model)
     if layer is not None and not 0 <= layer < info.n_layers:
         raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
     if kind in info.faults:
@@ -219,14 +261,11 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
     return str(name_or_path), str(name_or_path), None
 
 
-def _describe(model: TransformerBridge, model_id: str, weights: str, prepend_bos: bool) -> ModelInfo:
+def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:
     watch(model.original_model)
-    return ModelInfo(
+    return ModelFacts(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),
-        fingerprint=weights,
-        dtype=str(model.cfg.dtype).removeprefix("torch."),
-        device=str(model.cfg.device),
         prepend_bos=prepend_bos,
         n_layers=model.cfg.n_layers,
         faults=check_hook_points(model),

@@ -23,15 +23,17 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_folder, require_replaceable
+from tracelab.hooked import hook_names
 from tracelab.model import model_info
 
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
 
 
 def run_settings(model: TransformerBridge, records: Iterable[Any] = (), **choices: Any) -> dict[str, Any]:
-    """The settings of a result: the model, the data's hash, the caller's choices, the versions."""
+    """The settings of a result: the model, the hooks on it, the data's hash, the caller's choices, the versions."""
     return {
         "model": model_info(model).settings(),
+        "hooks": hook_names(model),
         "data_hash": data_hash(records),
         **choices,
         "versions": {name: version(name) for name in _VERSIONED},

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.model import model_info
+from tracelab.model import model_facts
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
         raise TracelabError(
-            f"the tokenizer of {model_info(model).model_id} gives no character offsets: use a fast (Rust) tokenizer"
+            f"the tokenizer of {model_facts(model).model_id} gives no character offsets: use a fast (Rust) tokenizer"
         )
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
     if not ids:
         raise TracelabError(f"no token in the text {text!r}")
-    if model_info(model).prepend_bos if prepend_bos is None else prepend_bos:
+    if model_facts(model).prepend_bos if prepend_bos is None else prepend_bos:
         ids, offsets = [bos_id(model), *ids], [(0, 0), *offsets]
     return Encoding(text, tuple(ids), tuple(offsets))
 
@@ -72,7 +72,7 @@ def bos_id(model: TransformerBridge) -> int:
     for token_id in (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
-    raise TracelabError(f"the tokenizer of {model_info(model).model_id} has no BOS and no EOS token")
+    raise TracelabError(f"the tokenizer of {model_facts(model).model_id} has no BOS and no EOS token")
 
 
 def first_token(model: TransformerBridge, word: str) -> int:

@@ -15,10 +15,10 @@ from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
 from tracelab.evaluate.benchmarks import BENCHMARKS
-from tracelab.evaluate.cells import tensors_hash
 from tracelab.evaluate.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.scoreboard import COLUMNS, Scoreboard, _holm, evaluate
 from tracelab.figures.style import BLUE, GREY, ORANGE
+from tracelab.interventions.base import tensors_hash
 
 
 def delta(model, seed: int, scale: float = 3.0) -> WeightDelta:

@@ -33,7 +33,7 @@ from tracelab.datasets.bbq import BBQItem
 from tracelab.errors import require_choice
 from tracelab.evaluate.bbq_metrics import BBQScores, answer_table, bbq_samples, score_predictions
 from tracelab.evaluate.scores import score_table
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 
@@ -124,7 +124,7 @@ def bbq_scores(
     made = FORMATS[require_choice("format", format, FORMATS)]
     how = require_choice("normalisation", normalisation or made.normalisation, NORMALISATIONS)
     bos = made.prepend_bos if prepend_bos is None else prepend_bos
-    bos = model_info(model).prepend_bos if bos is None else bos
+    bos = model_facts(model).prepend_bos if bos is None else bos
     table = answer_table(items, [0] * len(items))
     scores = choice_scores(
         model,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Sentence
@@ -22,6 +21,7 @@ from tracelab.evaluate.benchmarks import Benchmark
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.kept import kept
+from tracelab.model import model_key
 from tracelab.results import run_settings
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
@@ -93,20 +93,15 @@ def measure_cell(
             benchmark=benchmark.name,
             bias=question.bias,
             options={key: repr(value) for key, value in question.options.items()},
-            edit=None if edit is None else edit.settings() | {"tensors": tensors_hash(edit)},
+            edit=None if edit is None else edit.identity(),
             seed=seed,
         )
+        request |= model_key(model)
         label = "-".join(filter(None, (benchmark.name.replace("/", "-"), question.bias)))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
         return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
     except FAILURES as error:
         return Cell(None, _reason(error))
-
-
-def tensors_hash(edit: Intervention) -> str:
-    """16 hexadecimal digits that change when any value of the edit's tensors changes."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()[:16]
 
 
 def _reason(error: BaseException) -> str:

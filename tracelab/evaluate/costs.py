@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
+from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
 from tracelab.tokens import bos_id, pad_id
 
@@ -49,6 +50,7 @@ def edit_costs(
     length: int = 64,
     new_tokens: int = 16,
     repeats: int = 5,
+    allow_hooks: bool = False,
 ) -> dict[str, float]:
     """Measure the costs of an edit on random tokens.
 
@@ -56,13 +58,15 @@ def edit_costs(
         batch, length: tokens of the scoring pass; one row of them is the prompt of decoding.
         new_tokens: decoded after it.
         repeats: pairs of runs, edited and not, of each kind.
+        allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
 
     Returns:
         By :data:`COLUMNS`. ``fit_seconds`` is not a number for an edit that does not say how long its fit took.
 
     Raises:
-        TracelabError: the edit was made for another model.
+        TracelabError: the edit was made for another model, or hooks are on the model.
     """
+    require_unedited(model, "a measurement of costs", allow_hooks=allow_hooks)
     edit.hooks(model)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.cfg.d_vocab, (batch, length), generator=generator)

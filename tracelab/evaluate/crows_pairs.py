@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.statistics import mean_interval
@@ -75,7 +75,7 @@ def crows_pairs_scores(
     """
     if not records:
         raise TracelabError("no CrowS-Pairs records to score")
-    bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
+    bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     texts = [text for record in records for text in (record.sent_more, record.sent_less)]
     sequences = [encode(model, text, prepend_bos=bos).ids for text in texts]
     values = token_logprobs(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)

@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
 from tracelab.results import Result
 
@@ -37,6 +38,7 @@ def edited_scores(
     measure: Callable[[str | None], BenchmarkScores],
     *,
     before: BenchmarkScores | None = None,
+    allow_hooks: bool = False,
     seed: int = 0,
 ) -> EditedScores:
     """Measure a benchmark with and without an edit.
@@ -46,11 +48,13 @@ def edited_scores(
     Args:
         measure: scores the model as it is at the moment; given the edit's name, or None, for the table.
         before: the unedited scores, if they are at hand.
+        allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
         seed: of the paired bootstrap and permutations.
 
     Raises:
-        TracelabError: the edit was made for another model.
+        TracelabError: the edit was made for another model, or hooks are on the model.
     """
+    require_unedited(model, "a comparison", allow_hooks=allow_hooks)
     edit.hooks(model)  # refuses before any work
     first = before or measure(None)
     with edit.applied(model):

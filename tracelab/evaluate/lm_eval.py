@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks import Benchmark
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 
 PREFIX = "lm-eval/"
@@ -93,7 +93,7 @@ def lm_eval_scores(
         model=HFLM(
             pretrained=model.original_model,
             tokenizer=model.tokenizer,
-            add_bos_token=model_info(model).prepend_bos,
+            add_bos_token=model_facts(model).prepend_bos,
             batch_size=8,
         ),
         tasks=[task.id],

@@ -29,7 +29,7 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample
 from tracelab.statistics import flipped_sums, percentile_interval, two_sided_p, two_stage_means
 
-_MAY_DIFFER = {"model", "seed", "versions"}  # settings
+_MAY_DIFFER = {"hooks", "model", "seed", "versions"}  # settings
 
 
 def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import Sentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, token_logprobs
 from tracelab.tokens import bos_id, encode
@@ -79,7 +79,7 @@ def perplexity(
             f"a window of max_length={max_length} tokens is not possible: from 2 to {model.cfg.n_ctx}, the model's "
             "context"
         )
-    bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
+    bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     if max_length is None:
         logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
     else:

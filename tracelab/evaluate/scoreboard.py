@@ -30,6 +30,7 @@ from tracelab.evaluate.costs import edit_costs
 from tracelab.evaluate.interference import interference
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import UNEDITED
+from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
@@ -154,6 +155,7 @@ def evaluate(
     off_target: bool = True,
     costs: bool = True,
     folder: Path | str | None = None,
+    allow_hooks: bool = False,
     seed: int = 0,
 ) -> Scoreboard:
     """Score a model as it is and under each edit, on each benchmark.
@@ -167,12 +169,15 @@ def evaluate(
         off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias types too.
         costs: whether to measure what the edits cost.
         folder: where finished cells are kept; the same call takes them up.
+        allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells measured under a hook
+            that is no edit of tracelab's are never taken up.
         seed: of the bootstrap and the permutations; seeds of sampling are an option of ``bold``.
 
     Raises:
-        TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model. What
-            goes wrong in one cell is told in the table instead.
+        TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model, hooks
+            on the model. What goes wrong in one cell is told in the table instead.
     """
+    require_unedited(model, "evaluate", allow_hooks=allow_hooks)
     edits = _named(interventions)
     chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in benchmarks]
     if not chosen:
@@ -207,7 +212,7 @@ def evaluate(
         seed=seed,
     )
     joined = pd.concat(interactions, ignore_index=True) if interactions else pd.DataFrame()
-    return Scoreboard(settings, table, _costs(model, edits) if costs else pd.DataFrame(), joined)
+    return Scoreboard(settings, table, _costs(model, edits, allow_hooks) if costs else pd.DataFrame(), joined)
 
 
 def _named(
@@ -299,11 +304,11 @@ def _holm(p: pd.Series) -> np.ndarray:
     return corrected
 
 
-def _costs(model: TransformerBridge, edits: Mapping[str, Intervention]) -> pd.DataFrame:
+def _costs(model: TransformerBridge, edits: Mapping[str, Intervention], allow_hooks: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, edit in itertools.chain([(UNEDITED, Stack([]))], edits.items()):
         try:
-            rows.append({"edit": name, **edit_costs(model, edit), "reason": ""})
+            rows.append({"edit": name, **edit_costs(model, edit, allow_hooks=allow_hooks), "reason": ""})
         except FAILURES as error:
             rows.append({"edit": name, "reason": " ".join(str(error).split())})
     return pd.DataFrame(rows).reindex(columns=["edit", *COST_COLUMNS, "reason"])

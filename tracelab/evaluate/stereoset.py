@@ -32,7 +32,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
 from tracelab.tokens import encode
@@ -80,7 +80,7 @@ def stereoset_scores(
     tasks = {record.task for record in records}
     if len(tasks) != 1:
         raise TracelabError(f"records of one StereoSet task are needed, not of {len(tasks)}")
-    bos = model_info(model).prepend_bos if context_bos is None else context_bos
+    bos = model_facts(model).prepend_bos if context_bos is None else context_bos
     (task,) = tasks
     texts = [getattr(record, label).text for record in records for label in LABELS]
     if task == "intrasentence":

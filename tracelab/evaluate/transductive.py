@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_metrics, stereoset_scores
+from tracelab.hooked import require_unedited
 from tracelab.interventions.biasedit import BiasEdit
 from tracelab.results import run_settings
 
@@ -28,8 +29,9 @@ def transductive_scores(
         seed: of the bootstrap.
 
     Raises:
-        TracelabError: the edit has no editor, or a group no usable triple.
+        TracelabError: the edit has no editor, hooks are on the model, or a group has no usable triple.
     """
+    require_unedited(model, "the transductive protocol")
     parts = []
     for group, shift in edit.for_groups(model, records):
         with shift.applied(model):

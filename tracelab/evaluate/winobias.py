@@ -38,7 +38,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, token_logprobs
 from tracelab.tokens import Span, encode
@@ -86,7 +86,7 @@ def winobias_scores(
     """
     if not records:
         raise TracelabError("no WinoBias records to score")
-    bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos
+    bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     sides = [(record, sentence) for record in records for sentence in (record.pro, record.anti)]
     wanted = [_wanted(sentence, record.case) for record, sentence in sides]
     found = _logprobs(model, (item for items in wanted for item in items), bos, batch_tokens)

@@ -11,6 +11,7 @@ the same. What an edit was made for is its :class:`Origin`; another model is ref
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,13 +22,17 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.calls import ending_with_the_block, unwatch, watch
+from tracelab.calls import unwatch, watch
 from tracelab.errors import TracelabError
 from tracelab.hook_points import Point, module_path
-from tracelab.model import fingerprint, model_info, require_hook
+from tracelab.hooked import mark
+from tracelab.interventions.in_force import InForce, attached, require_off
+from tracelab.model import model_facts, model_info, require_hook
+from tracelab.weights import fingerprint
 
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
 
@@ -165,38 +170,52 @@ class Intervention(nn.Module, ABC):
             TracelabError: the model is not the one this was made for, or lacks a hook point.
         """
         self.require(model)
-        model_info(model)  # begins to watch a bridge that tracelab has not seen
-        self.to(model.cfg.device)
+        model_facts(model)  # begins to watch a bridge that tracelab has not seen
+        self.to(next(model.original_model.parameters()).device)
         found: Hooks = []
         for edit in self.edits(model.original_model):
             name = point_name(model, edit.point)
             found += _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
-        return found
+        return [(name, mark(function, self)) for name, function in found]
 
-    @contextmanager
-    def applied(self, model: TransformerBridge) -> Iterator[TransformerBridge]:
-        """Within the block the model is edited; afterwards it is bit for bit what it was."""
-        with model.hooks(fwd_hooks=self.hooks(model)), ending_with_the_block(model.original_model):
-            yield model
+    def applied(self, model: TransformerBridge) -> InForce:
+        """Within the ``with`` block the model is edited; afterwards it is bit for bit what it was.
 
-    def attach(self, hf_model: nn.Module) -> ExitStack:
+        Raises:
+            TracelabError: on entering: the model is not the one this was made for, or this edit is on it already.
+        """
+
+        def put_on() -> ExitStack:
+            require_off(model, self)
+            with ExitStack() as stack:
+                stack.enter_context(model.hooks(fwd_hooks=self.hooks(model)))
+                return stack.pop_all()
+
+        return InForce(self, put_on, model)
+
+    def attach(self, hf_model: nn.Module) -> InForce:
         """Edit a ``transformers`` model by forward hooks, without TransformerLens.
 
-        Use the result in a ``with`` statement, or keep it and call ``close()``.
+        Use the result in a ``with`` statement, or keep it and call ``close()``. Attached again to the same model, an
+        edit replaces itself.
 
         Raises:
             TracelabError: another model, or one that computes an edited map together with others.
         """
         self.require_plain(hf_model)
-        self.to(next(hf_model.parameters()).device)
-        edits = [(edit, self.module(hf_model, edit.point)) for edit in self.edits(hf_model)]
-        with ExitStack() as stack:
-            for edit, module in edits:
-                stack.callback(module.register_forward_hook(_forward_hook(edit)).remove)
-            watch(hf_model)  # after them: see there
-            stack.callback(unwatch, hf_model)
-            stack.enter_context(ending_with_the_block(hf_model))
-            return stack.pop_all()
+
+        def put_on() -> ExitStack:
+            require_off(hf_model, self)
+            self.to(next(hf_model.parameters()).device)
+            edits = [(edit, self.module(hf_model, edit.point)) for edit in self.edits(hf_model)]
+            with ExitStack() as stack:
+                for edit, module in edits:
+                    stack.callback(module.register_forward_hook(mark(_forward_hook(edit), self)).remove)
+                watch(hf_model)  # after them: see there
+                stack.callback(unwatch, hf_model)
+                return stack.pop_all()
+
+        return attached(hf_model, InForce(self, put_on))
 
     def module(self, hf_model: nn.Module, point: Point) -> nn.Module:
         """The module of a plain ``transformers`` model whose output is the point.
@@ -246,11 +265,30 @@ class Intervention(nn.Module, ABC):
         made_for = None if self.origin is None else self.origin.fingerprint
         return {"kind": self.kind, "name": self.name, "config": config, "made_for": made_for}
 
+    def identity(self) -> dict[str, Any]:
+        """What the edit does depends on this, its tensors included: JSON values for the key of a cache."""
+        made_for = None if self.origin is None else self.origin.fingerprint
+        spec = self.spec().model_dump(mode="json")
+        return {"kind": self.kind, "spec": spec, "made_for": made_for, "tensors": tensors_hash(self)}
+
+    def same_as(self, other: Intervention) -> bool:
+        """Whether another edit does the same: the method, its settings and every value of its tensors."""
+        if self.kind != other.kind or self.spec() != other.spec():
+            return False
+        own, others = self.state_dict(), other.state_dict()
+        return own.keys() == others.keys() and all(torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items())
+
     def save(self, path: Path | str) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
         from tracelab.interventions.bundle import save_bundle
 
         return save_bundle(self, path)
+
+
+def tensors_hash(edit: Intervention) -> str:
+    """16 hexadecimal digits that change when any value of the edit's tensors changes."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()}
+    return hashlib.sha256(save(tensors)).hexdigest()[:16]
 
 
 def point_name(model: TransformerBridge, point: Point) -> str:
@@ -263,7 +301,7 @@ def point_name(model: TransformerBridge, point: Point) -> str:
         return require_hook(model, point.kind, point.layer)
     require_hook(model, "resid_post", point.layer)  # the layer exists
     if f"{point}.hook_in" not in model.hook_dict or f"{point}.hook_out" not in model.hook_dict:
-        raise TracelabError(f"{model_info(model).model_id} has no linear map {point}")
+        raise TracelabError(f"{model_facts(model).model_id} has no linear map {point}")
     return str(point)
 
 

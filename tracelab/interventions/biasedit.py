@@ -30,6 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import data_hash
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit_config import BiasEditConfig
 from tracelab.interventions.biasedit_shift import DirectShift, EditorShift
@@ -37,7 +38,7 @@ from tracelab.interventions.biasedit_training import Editors, TripleModel
 from tracelab.interventions.training import train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
-from tracelab.model import model_info
+from tracelab.model import model_facts, model_key
 
 MODULE = "mlp.out"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -78,6 +79,7 @@ class BiasEdit(WeightDelta):
         layers: Sequence[int] | str = "last123",
         dev: Sequence[StereoSetRecord] | None = None,
         partial: Path | str | None = None,
+        allow_hooks: bool = False,
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
 
@@ -91,11 +93,13 @@ class BiasEdit(WeightDelta):
             dev: development records, which end the training and choose the strength; default: those of a fifth of
                 the target terms of ``data``.
             partial: file in which an interrupted fit is kept, and taken up from.
+            allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
             TracelabError: no usable triple, a layer without the map, or a loss that is not finite at the first step.
         """
         began = perf_counter()
+        require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
         config = config or BiasEditConfig()
         records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
         chosen = edited_layers(model, layers, records)
@@ -131,7 +135,7 @@ class BiasEdit(WeightDelta):
             eval_every=config.eval_every,
             patience=config.patience,
             partial=partial,
-            key=key | {"model": model_info(model).settings()},
+            key=key | model_key(model),
             what=f"biasedit({bias})",
         )
         learner.show()
@@ -203,7 +207,7 @@ def edited_layers(
     Raises:
         TracelabError: no such layer, or words that are not understood.
     """
-    n_layers = model_info(model).n_layers
+    n_layers = model_facts(model).n_layers
     if not isinstance(layers, str):
         return sorted(set(layers))
     if layers == "auto":

@@ -22,20 +22,22 @@ from tracelab.errors import TracelabError
 from tracelab.hook_points import Point
 from tracelab.interventions.base import flat_input
 from tracelab.interventions.weight_delta import WeightDelta
+from tracelab.plain import plain_weights
 
 
 def plain_twin(hf_model: Any) -> Any:
     """A second ``transformers`` model with the same weights (shared, not copied) and modules of its own.
 
     ``hf_model`` may have been wrapped by a bridge, which renames its parameters.
+
+    Raises:
+        TracelabError: its weights are not those of its configuration (adapters, quantised or exchanged modules).
     """
     config = type(hf_model.config).from_dict(hf_model.config.to_dict())
     config._attn_implementation = hf_model.config._attn_implementation
     with init_empty_weights(include_buffers=False):
         twin = AutoModelForCausalLM.from_config(config)
-    weights = {key.replace("._original_component", ""): value for key, value in hf_model.state_dict().items()}
-    wanted = twin.state_dict().keys()
-    twin.load_state_dict({key: weights[key] for key in wanted}, strict=True, assign=True)
+    twin.load_state_dict(plain_weights(hf_model, twin.state_dict()), strict=True, assign=True)
     twin.tie_weights()
     return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)
 
@@ -114,8 +116,7 @@ class ExpertRunner:
 
 
 def _identity(hf_model: Any) -> tuple[Any, ...]:
-    first = next(hf_model.parameters())
-    return first.data_ptr(), first.dtype, first.device
+    return tuple((parameter.data_ptr(), parameter.dtype, parameter.device) for parameter in hf_model.parameters())
 
 
 def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:

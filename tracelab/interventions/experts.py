@@ -38,11 +38,12 @@ from tracelab.datasets.records import data_hash
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import Point
+from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Edit, Intervention, Origin
 from tracelab.interventions.expert_runner import ExpertRunner
 from tracelab.interventions.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
-from tracelab.model import model_info
+from tracelab.model import model_facts, model_info, model_key
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -154,20 +155,22 @@ class Experts(Intervention):
         *,
         training: FinetuneConfig | None = None,
         partial: Path | str | None = None,
+        allow_hooks: bool = False,
     ) -> Experts:
         """Tune an expert on ``data.anti_biased`` and an anti-expert on ``data.biased``.
 
         Args:
             model: the small model; the edited model itself, or one with its vocabulary.
             partial: folder where each finished expert is kept, so that an interrupted fit goes on from there.
+            allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable text, or training that diverges (lower ``lr``).
+            TracelabError: no usable text, hooks on the model, or training that diverges (lower ``lr``).
         """
         began = perf_counter()
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
-        key = {"data_hash": data_hash([data]), "training": asdict(training)}
-        key["model"] = model_info(model).settings()
+        require_unedited(model, "a fit of experts", allow_hooks=allow_hooks)
+        key = {"data_hash": data_hash([data]), "training": asdict(training)} | model_key(model)
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
             kept = None if partial is None else Path(partial) / what
@@ -280,6 +283,11 @@ class Experts(Intervention):
 
         return [Edit(Point("logits"), mix)]
 
+    def identity(self) -> dict[str, Any]:
+        """With the model that the experts are deltas of, where it is not the edited one."""
+        base = self.expert_base
+        return super().identity() | ({} if base is None else {"expert_base": model_info(base).settings()})
+
     def spec(self) -> ExpertsSpec:
         """The configuration and the deltas' shapes."""
         return ExpertsSpec(
@@ -313,7 +321,7 @@ def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
 
 def _tuned(model: TransformerBridge, texts: Sequence[str], training: FinetuneConfig, what: str) -> WeightDelta:
     """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
-    layers = range(model_info(model).n_layers)
+    layers = range(model_facts(model).n_layers)
     delta = WeightDelta.low_rank(model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed)
     losses = finetune(
         model,

@@ -28,7 +28,8 @@ from tracelab.files import atomic_folder, require_replaceable
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model import model_info
+from tracelab.model import model_facts
+from tracelab.plain import plain_weights
 
 MARKER = "tracelab_export.json"
 
@@ -57,6 +58,11 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
             f"{delta.name} is dense: export it merged, or as an adapter of rank=R (its R largest directions)"
         )
     delta.require(model)
+    if model_facts(model).adapter is not None:
+        raise TracelabError(
+            f"{model_facts(model).adapter} is an adapter itself, merged when it was loaded: there is no checkpoint "
+            "that another adapter could belong to; export the edit merged"
+        )
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     lost: dict[str, float] = {}
@@ -76,7 +82,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
         rank_pattern=others,
         alpha_pattern=others,
         target_modules=list(ranks),
-        base_model_name_or_path=model_info(model).model_id,
+        base_model_name_or_path=model_facts(model).model_id,
         task_type="CAUSAL_LM",
         inference_mode=True,
         fan_in_fan_out=all(isinstance(module, Conv1D) for _, module, _ in modules),
@@ -117,10 +123,9 @@ EXPORTERS = {"peft": to_peft, "merged": to_merged}
 def plain_copy(model: TransformerBridge) -> Any:
     """The bridge's model as a new, never wrapped ``transformers`` model on the CPU."""
     wrapped: Any = model.original_model
-    plain = AutoModelForCausalLM.from_config(_config(model), dtype=model.cfg.dtype)
-    # A bridge puts "_original_component" into names and adds components of its own.
-    found = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
-    plain.load_state_dict({name: found[name].cpu() for name in plain.state_dict()}, strict=True)
+    plain = AutoModelForCausalLM.from_config(_config(model), dtype=next(wrapped.parameters()).dtype)
+    weights = plain_weights(wrapped, plain.state_dict())
+    plain.load_state_dict({name: value.cpu() for name, value in weights.items()}, strict=True)
     plain.generation_config = copy.deepcopy(wrapped.generation_config)  # saving may change it
     return plain.eval()
 
@@ -179,13 +184,13 @@ def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
 
 def _tokenizer(model: TransformerBridge) -> Any:
     """The tokenizer as published: bridging replaces it by one that always adds BOS."""
-    revision = model_info(model).revision
+    revision = model_facts(model).revision
     where = {} if revision is None else {"revision": revision}
     try:
         return AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, **where)
     except (OSError, ValueError):  # of a GGUF file, or no longer there
         tokenizer = copy.deepcopy(model.tokenizer)
-        tokenizer.add_bos_token = model_info(model).prepend_bos
+        tokenizer.add_bos_token = model_facts(model).prepend_bos
         return tokenizer
 
 

@@ -26,6 +26,7 @@ from tracelab.calls import Call, current_call
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
 from tracelab.hook_points import Point
+from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Edit, Intervention, Origin
 from tracelab.interventions.neutraliser import FairMedConfig, LayerProber, neutralise
 from tracelab.localize.probes import LayerProbes, probe_layers
@@ -128,6 +129,7 @@ class FairMed(Intervention):
         config: FairMedConfig | None = None,
         *,
         layers: Sequence[int] | None = None,
+        allow_hooks: bool = False,
         **probe_options: Any,
     ) -> FairMed:
         """Train probers, or take those of :func:`~tracelab.probe_layers`, and choose the layers.
@@ -135,11 +137,14 @@ class FairMed(Intervention):
         Args:
             data: a corpus of one attribute, or its probes; several for several attributes at once.
             layers: default: for each attribute its top-k layers by F1.
+            allow_hooks: fit on a model with hooks on, as it is with them.
             probe_options: for :func:`~tracelab.probe_layers`.
 
         Raises:
-            TracelabError: a layer that does not exist, the same attribute twice, probes of another model.
+            TracelabError: a layer that does not exist, the same attribute twice, probes of another model, or hooks on
+                the model.
         """
+        require_unedited(model, "a fit of FairMed", allow_hooks=allow_hooks)
         items = [data] if isinstance(data, Corpus | LayerProbes) else list(data)
         names = [item.attribute if isinstance(item, Corpus) else item.settings["attribute"] for item in items]
         if not items or len(set(names)) < len(names):
@@ -149,6 +154,9 @@ class FairMed(Intervention):
             if isinstance(item, LayerProbes) and item.settings["model"]["fingerprint"] != info.fingerprint:
                 made_for = item.settings["model"]["model_id"]
                 raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
+            if isinstance(item, LayerProbes) and item.settings.get("hooks") and not allow_hooks:
+                on = ", ".join(item.settings["hooks"])
+                raise TracelabError(f"these probes were made with hooks on ({on}): probe the model as it is")
         if probe_options and not any(isinstance(item, Corpus) for item in items):
             raise TracelabError(
                 f"{', '.join(probe_options)}: these probes are made already; probe again, or give layers"

@@ -29,6 +29,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
 from tracelab.forward import SuffixRunner
 from tracelab.hook_points import LINEAR_MAPS
+from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Origin
 from tracelab.interventions.finetune import frozen
 from tracelab.interventions.klaad_losses import (
@@ -45,7 +46,7 @@ from tracelab.interventions.training import Chunks, train
 from tracelab.interventions.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
-from tracelab.model import model_info, require_hook
+from tracelab.model import model_facts, model_key, require_hook
 
 TRAINABLE = ("all", "attn_last")
 _DEV_RECORDS = 256
@@ -137,6 +138,7 @@ class KLAAD(WeightDelta):
         *,
         dev: Sequence[StereoSetRecord] | None = None,
         partial: Path | str | None = None,
+        allow_hooks: bool = False,
     ) -> KLAAD:
         """Train the deltas on triples.
 
@@ -145,13 +147,15 @@ class KLAAD(WeightDelta):
             dev: development records, which choose the state that is kept; default: those of a fifth of the target
                 terms of ``data``.
             partial: file in which an interrupted fit is kept, and taken up from.
+            allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
             TracelabError: no usable triple, or a loss that is not finite at the first step.
         """
         began = perf_counter()
+        require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
         config = config or KLAADConfig()
-        last = model_info(model).n_layers - 1
+        last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)
         records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
         train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
@@ -189,7 +193,7 @@ class KLAAD(WeightDelta):
             patience=config.patience,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
             partial=partial,
-            key=key | {"model": model_info(model).settings()},
+            key=key | model_key(model),
             what=f"klaad({bias})",
         )
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
@@ -241,7 +245,7 @@ class KLAADLoss:
     def __init__(self, model: TransformerBridge, triples: Triples, config: KLAADConfig, first_layer: int) -> None:
         self.model, self.triples, self.config = model, triples, config
         self.runner = SuffixRunner(model, triples.sequences, first_layer)
-        self.pattern = require_hook(model, "pattern", model_info(model).n_layers - 1)
+        self.pattern = require_hook(model, "pattern", model_facts(model).n_layers - 1)
         self.hidden = require_hook(model, "final_norm")
         self._chunked = Chunks(config.batch_size)
 

@@ -71,6 +71,10 @@ class Stack(Intervention):
         """Those of the members."""
         return {"kind": self.kind, "name": self.name, "members": [member.settings() for member in self]}
 
+    def identity(self) -> dict[str, Any]:
+        """Those of the members, in order."""
+        return {"kind": self.kind, "members": [member.identity() for member in self]}
+
     def spec(self) -> StackSpec:
         """Nothing of its own."""
         return StackSpec()

@@ -46,7 +46,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import Pair
 from tracelab.errors import TracelabError, require_choice
 from tracelab.localize.neutral_swap import NeutralSwap, neutral_swaps
-from tracelab.model import model_info, require_hook
+from tracelab.model import model_facts, require_hook
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
 from tracelab.statistics import mean_interval
@@ -140,7 +140,7 @@ def attention_gap(
     """
     require_choice("reduction", reduce, REDUCTIONS)
     require_choice("control", control, CONTROLS)
-    info = model_info(model)
+    info = model_facts(model)
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
@@ -240,7 +240,7 @@ def attention_patterns(
         seen["pattern"] = pattern.float().mean(dim=1)
 
     stop = int(hook.split(".")[1]) + 1  # later blocks do not matter
-    stop_at = stop if stop < model_info(model).n_layers else None
+    stop_at = stop if stop < model_facts(model).n_layers else None
     lengths = [len(ids) for ids in sequences]
     with progress(total=len(sequences), what="attention") as bar:
         for batch in length_batches(lengths, batch_tokens, equal=True):

@@ -45,7 +45,7 @@ from tracelab.forward import BlockRunner
 from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
 from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
-from tracelab.model import model_info, require_hook
+from tracelab.model import model_facts, model_key, require_hook
 from tracelab.progress import progress
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
@@ -102,7 +102,7 @@ def causal_trace(
     require_choice("positions", positions, POSITIONS)
     require_choice("run", run, RUNS)
     require_choice("mentions", mentions, ("all", "first"))
-    n_layers = model_info(model).n_layers
+    n_layers = model_facts(model).n_layers
     window = min(10, n_layers) if window is None else window
     if not 1 <= window <= n_layers:
         raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
@@ -141,12 +141,12 @@ def causal_trace(
         window=window,
         mentions=mentions,
         max_cases=max_cases,
-        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
+        prepend_bos=model_facts(model).prepend_bos if prepend_bos is None else prepend_bos,
         te_floor=TE_FLOOR,
         run=run,
         seed=seed,
     )
-    done = _read_partial(partial, settings)
+    done = _read_partial(partial, settings | model_key(model))
     with progress(total=len(cases), what="tracing", unit="pair") as bar:
         for case in cases:
             if case.id not in done:
@@ -294,7 +294,7 @@ def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, components: 
     """Whether one noise sample at one position of one sentence has the same scores both ways here."""
     noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:1])
     ids, position = torch.tensor(case.stereotype.ids), case.columns[case.noised[0]][0]
-    layers = [model_info(runner.model).n_layers // 2]
+    layers = [model_facts(runner.model).n_layers // 2]
     args = (ids, noise, case.first, [position], layers, components, window)
     try:
         fast = fast_trace(runner, *args).restored

@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
 from tracelab.forward import last_logits
-from tracelab.model import model_info, require_hook
+from tracelab.model import model_facts, require_hook
 from tracelab.progress import progress
 from tracelab.tokens import encode, first_token, length_batches, pad
 
@@ -81,7 +81,7 @@ def harvest(
         words: token ids of each group (:func:`group_token_ids`).
         batch_tokens: most tokens in a forward pass.
     """
-    n_layers = model_info(model).n_layers
+    n_layers = model_facts(model).n_layers
     sequences = [encode(model, p.text, prepend_bos=prepend_bos).ids for p in corpus.prompts]
     store = _store(len(sequences), n_layers, model.cfg.d_model)
     probabilities = torch.empty(len(sequences), len(words))

@@ -35,7 +35,7 @@ from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
 from tracelab.localize.harvest import group_token_ids, harvest
 from tracelab.localize.prober import ProberConfig, Probers, train_probers
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
 from tracelab.statistics import percentile_interval, resample_counts
@@ -123,7 +123,7 @@ def probe_layers(
     require_choice("split", split, SPLITS)
     if n_seeds < 1:
         raise TracelabError(f"n_seeds must be at least 1, not {n_seeds}")
-    n_layers = model_info(model).n_layers
+    n_layers = model_facts(model).n_layers
     top_k = max(1, round(9 / 32 * n_layers)) if top_k is None else top_k
     if not 1 <= top_k <= n_layers:
         raise TracelabError(f"top_k={top_k} is out of range: the model has {n_layers} layers")
@@ -173,7 +173,7 @@ def probe_layers(
         split=split,
         n_seeds=n_seeds,
         top_k=top_k,
-        prepend_bos=model_info(model).prepend_bos if prepend_bos is None else prepend_bos,
+        prepend_bos=model_facts(model).prepend_bos if prepend_bos is None else prepend_bos,
         seed=seed,
     )
     return LayerProbes(settings, tally.table(top_k, seed), labels_table, tensors)

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.forward import BlockRunner, KeyValues
-from tracelab.model import model_info, require_hook
+from tracelab.model import model_facts, require_hook
 
 COMPONENTS = ("resid", "mlp", "attn")
 HOOKED = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
@@ -89,7 +89,7 @@ def fast_trace(
         components: of :data:`COMPONENTS`.
         window: layers restored together for ``mlp`` and ``attn``.
     """
-    model, n_layers = runner.model, model_info(runner.model).n_layers
+    model, n_layers = runner.model, model_facts(runner.model).n_layers
     samples, targets = len(noise.values), ids[first:].to(model.cfg.device)
     run = [row for row, position in enumerate(noise.positions) if position < len(ids) - 1]
     noise = Noise(tuple(noise.positions[row] for row in run), noise.values[:, run])
@@ -196,7 +196,7 @@ def plain_trace(
     window: int,
 ) -> SentenceTrace:
     """The same numbers, one full forward pass a state: the oracle of :func:`fast_trace`."""
-    model, n_layers = runner.model, model_info(runner.model).n_layers
+    model, n_layers = runner.model, model_facts(runner.model).n_layers
     tokens = ids[None].to(model.cfg.device)
     rows = tokens.expand(len(noise.values), -1)
     clean: dict[str, dict[int, Tensor]] = {component: {} for component in components}

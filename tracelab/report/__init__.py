@@ -13,8 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import require_choice
 from tracelab.figures import save_figures
 from tracelab.files import atomic_file
+from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
-from tracelab.model import model_info
+from tracelab.model import model_facts
 from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Parts, measure
@@ -54,9 +55,10 @@ def report(
         ``*.png``, ``bundles/`` with each fitted edit, and ``parts/`` with each result, to be loaded again.
 
     Raises:
-        TracelabError: unknown bias type or preset, or data in which nothing can be measured.
+        TracelabError: unknown bias type or preset, hooks on the model, or data in which nothing can be measured.
     """
     require_choice("bias type", bias, BIAS_TYPES)
+    require_unedited(model, "a report")
     for edit in (interventions or {}).values():
         edit.hooks(model)  # refuses an edit of another model before anything is measured
     chosen = preset_of(preset, limit)
@@ -83,7 +85,7 @@ def report(
     save_figures({section.name: section.figure for section in shown}, out_dir / "figures", png=png)
     command = command or (
         f"tracelab.report(model, {bias!r}, {str(out_dir)!r}, preset={preset!r}, limit={limit}, seed={seed})"
-        f"  # model: {model_info(model).model_id}"
+        f"  # model: {model_facts(model).model_id}"
     )
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     with atomic_file(out_dir / "index.html") as path:

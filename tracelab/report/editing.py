@@ -18,7 +18,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
 from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
-from tracelab.evaluate.cells import tensors_hash
 from tracelab.evaluate.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.inspection import BeforeAfter, inspect
@@ -37,6 +36,7 @@ from tracelab.interventions import (
 from tracelab.interventions.triples import split_by_target
 from tracelab.kept import kept
 from tracelab.localize.probes import LayerProbes
+from tracelab.model import model_key
 from tracelab.report.presets import Preset
 from tracelab.results import Result, run_settings
 
@@ -78,7 +78,7 @@ def fit_edits(
     """
     triples, _ = development(bias, preset, seed)
     texts = [expert_texts(bias, limit=preset.fit_records)] if bias in EXPERT_TYPES else []
-    request = run_settings(model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed)
+    request = run_settings(model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed) | model_key(model)
     steps = {} if preset.fit_steps is None else {"steps": preset.fit_steps, "eval_every": preset.fit_steps}
 
     def bundle(name: str, fit: Callable[[], Intervention]) -> Intervention:
@@ -127,8 +127,8 @@ def choose_stack(
         table["chosen"] = table.index.isin(best) & (len(best) == 2)
         return Choice(run_settings(model, records, seed=seed), table)
 
-    settings = {name: edit.settings() | {"tensors": tensors_hash(edit)} for name, edit in edits.items()}
-    request = run_settings(model, records, part="choice", edits=settings, seed=seed)
+    known = {name: edit.identity() for name, edit in edits.items()}
+    request = run_settings(model, records, part="choice", edits=known, seed=seed) | model_key(model)
     choice = kept(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}

@@ -24,7 +24,7 @@ from tracelab.localize.attention_gap import AttentionGap, attention_gap
 from tracelab.localize.causal_trace import causal_trace
 from tracelab.localize.probes import LayerProbes, probe_layers, split_rows
 from tracelab.localize.trace_result import CausalTrace
-from tracelab.model import model_info
+from tracelab.model import model_facts, model_key
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result, run_settings
@@ -75,13 +75,13 @@ def measure(
     split_rows(corpus, "concept_template", seed)  # refuses a corpus too small before anything is measured
     request = run_settings(
         model, [*records, *(crows_records or []), corpus], bias=bias, preset=preset.settings(), seed=seed
-    )
+    ) | model_key(model)
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
         return kept(folder, name, kind.load, {**request, "part": name, "more": more}, make, say=say)
 
     partial = folder / "trace.partial.jsonl"
-    layers = preset.trace_layers(model_info(model).n_layers)
+    layers = preset.trace_layers(model_facts(model).n_layers)
     pairs: Sequence[Any] = records if crows_records is None else crows_records
     scores = part("stereoset", StereoSetScores, lambda: stereoset_scores(model, records, seed=seed))
     crows = None

@@ -198,7 +198,7 @@ def test_a_wrong_configuration_is_refused_by_name(wrong, message):
 
 def with_fault(model, monkeypatch, kind: str) -> None:
     faults = {kind: "it does not fire on this architecture"}
-    monkeypatch.setitem(models._INFO, model, replace(models.model_info(model), faults=faults))
+    monkeypatch.setitem(models._FACTS, model, replace(models.model_facts(model), faults=faults))
 
 
 def test_a_model_whose_attention_cannot_be_read_is_refused_before_any_work(tiny, monkeypatch):
