@@ -7,8 +7,11 @@ model (id, revision, a fingerprint of its weights) and how it is to be read (dty
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tracelab import assets
 from tracelab.calls import watch
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import leave_inference_mode, measuring
 from tracelab.hook_points import check_hook_points, hook_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,8 +51,10 @@ class ModelInfo:
 
 
 _INFO: WeakKeyDictionary[TransformerBridge, ModelInfo] = WeakKeyDictionary()
+_TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
 
 
+@measuring()
 def load(
     name_or_path: str | Path | None = None,
     *,
@@ -99,6 +105,7 @@ def _usable_device(device: str | torch.device | None) -> str:
     return name
 
 
+@measuring()
 def from_hf(
     hf_model: Any,
     tokenizer: Any,
@@ -110,12 +117,13 @@ def from_hf(
     """Wrap a ``transformers`` model and its tokenizer as a bridge that tracelab knows.
 
     The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
-    of it to compare with.
+    of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy that puts BOS before texts.
     """
-    if prepend_bos is None:  # asked before booting, which changes the tokenizer
+    if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:
         raise TracelabError(f"{model_id!r} has no BOS token: load it with prepend_bos=False")
+    leave_inference_mode(hf_model)
     config = hf_model.config
     if not config.architectures:  # empty on a model read from GGUF
         config.architectures = [type(hf_model).__name__]
@@ -124,14 +132,30 @@ def from_hf(
     hf_model.eval().to(device)
     try:
         model = TransformerBridge.boot_transformers(
-            model_id, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+            model_id, hf_model=hf_model, tokenizer=_adding_bos(tokenizer), device=device, dtype=dtype
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise TracelabError(f"TransformerLens cannot bridge {model_id!r}: {reason}") from error
     model.eval()
+    _TOKENIZERS[model] = tokenizer
     _INFO[model] = _describe(model, model_id, print_of_weights, prepend_bos)
     return model
+
+
+def given_tokenizer(model: TransformerBridge) -> Any:
+    """The tokenizer as it was given to :func:`from_hf`; of a bridge that you booted yourself, the bridge's."""
+    return _TOKENIZERS.get(model, model.tokenizer)
+
+
+def _adding_bos(tokenizer: Any) -> Any:
+    """A copy that puts BOS before texts, as a bridge wants it; TransformerLens would read one from disk instead."""
+    made = copy.deepcopy(tokenizer)
+    if made.bos_token is not None and not tokenizer_adds_bos(made):
+        with suppress(ValueError):  # a BOS token that tokenizers' templates cannot name
+            made.add_bos_token = True
+    made.init_kwargs = {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
+    return made
 
 
 def model_info(model: TransformerBridge) -> ModelInfo:
@@ -153,11 +177,18 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
 
 
 def _habit_before_booting(model: TransformerBridge) -> bool:
-    """Whether the model's tokenizer adds BOS as published; booting replaces it by one that always does."""
+    """Whether the tokenizer of a bridge that you booted yourself adds BOS as published.
+
+    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before. So the published
+    one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
+    """
     try:
-        return tokenizer_adds_bos(AutoTokenizer.from_pretrained(model.tokenizer.name_or_path))
+        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+        if published.get_vocab() == model.tokenizer.get_vocab():
+            return tokenizer_adds_bos(published)
     except (OSError, ValueError):
-        return bool(model.cfg.default_prepend_bos)
+        pass
+    return bool(model.cfg.default_prepend_bos)
 
 
 def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
@@ -221,6 +252,9 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
 
 def _describe(model: TransformerBridge, model_id: str, weights: str, prepend_bos: bool) -> ModelInfo:
     watch(model.original_model)
+    faults = check_hook_points(model)
+    if "not finite" in faults.get("logits", ""):
+        warnings.warn(f"nothing can be measured on {model_id!r}: {faults['logits']}", stacklevel=3)
     return ModelInfo(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),
@@ -229,5 +263,5 @@ def _describe(model: TransformerBridge, model_id: str, weights: str, prepend_bos
         device=str(model.cfg.device),
         prepend_bos=prepend_bos,
         n_layers=model.cfg.n_layers,
-        faults=check_hook_points(model),
+        faults=faults,
     )

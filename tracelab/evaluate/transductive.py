@@ -7,7 +7,7 @@ column ``edit`` tells them apart. Source: BiasEdit (arXiv 2503.08588), released 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -16,10 +16,11 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_metrics, stereoset_scores
 from tracelab.interventions.biasedit import BiasEdit
 from tracelab.results import run_settings
+from tracelab.texts import as_records
 
 
 def transductive_scores(
-    model: TransformerBridge, edit: BiasEdit, records: Sequence[StereoSetRecord], *, seed: int = 0
+    model: TransformerBridge, edit: BiasEdit, records: Iterable[StereoSetRecord], *, seed: int = 0
 ) -> StereoSetScores:
     """StereoSet's metrics, group by group under the editor's own edit of each group.
 
@@ -30,7 +31,7 @@ def transductive_scores(
     Raises:
         TracelabError: the edit has no editor, or a group no usable triple.
     """
-    parts = []
+    records, parts = as_records(records), []
     for group, shift in edit.for_groups(model, records):
         with shift.applied(model):
             parts.append(stereoset_scores(model, group, seed=seed))

@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.localize.harvest import group_token_ids, harvest
 from tracelab.localize.prober import ProberConfig, Probers, train_probers
 from tracelab.model import model_info
@@ -94,6 +95,7 @@ class LayerProbes(Result):
         return f1_per_layer(self)
 
 
+@measuring()
 def probe_layers(
     model: TransformerBridge,
     corpus: Corpus,
