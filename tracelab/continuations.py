@@ -122,9 +122,7 @@ def _plain(model: TransformerBridge, prompts: Sequence[Continuations], batch_tok
     sequences = [ids for prompt in prompts for ids in prompt.sequences]
     firsts = [first for prompt in prompts for first in prompt.firsts]
     owners = [number for number, prompt in enumerate(prompts) for _ in prompt.sequences]
-    values = iter(
-        logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt")
-    )
+    values = iter(logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt"))
     return [[next(values) for _ in prompt.sequences] for prompt in prompts]
 
 

@@ -29,14 +29,13 @@ def require_finite(values: Sequence[Float[Tensor, "..."]], numbers: Sequence[int
     """
     if values and not torch.cat([each.reshape(-1) for each in values]).isfinite().all():
         number, found = min(
-            ((n, each) for n, each in zip(numbers, values, strict=True) if not each.isfinite().all()), key=lambda pair: pair[0]
+            ((n, each) for n, each in zip(numbers, values, strict=True) if not each.isfinite().all()),
+            key=lambda pair: pair[0],
         )
         raise TracelabError(f"the log-probabilities of {what} {number} are not finite ({_kind(found)}): {CAUSE}")
 
 
-def require_finite_logits(
-    logits: Float[Tensor, "rows *pos vocab"], numbers: Sequence[int], what: str = "text"
-) -> None:
+def require_finite_logits(logits: Float[Tensor, "rows *pos vocab"], numbers: Sequence[int], what: str = "text") -> None:
     """Refuse logits of which no distribution can be made: NaN, +inf, or -inf everywhere.
 
     Single logits of -inf, by which edits and samplers rule tokens out, are no fault.
@@ -51,9 +50,7 @@ def require_finite_logits(
     if not largest.isfinite().all():
         wrong = [row for row in range(len(largest)) if not largest[row].isfinite().all()]
         row = min(wrong, key=lambda row: numbers[row])
-        raise TracelabError(
-            f"the logits after {what} {numbers[row]} are not finite ({_kind(largest[row])}): {CAUSE}"
-        )
+        raise TracelabError(f"the logits after {what} {numbers[row]} are not finite ({_kind(largest[row])}): {CAUSE}")
 
 
 def _kind(values: Tensor) -> str:

@@ -95,7 +95,11 @@ def generate(
         options |= {"top_p": top_p, "top_k": top_k, "temperature": temperature}
     rows = []
     hf_model = cast(Any, model.original_model)
-    with plain_generation(model), torch.random.fork_rng(), progress(total=len(prompts), what="generating", unit="prompt") as bar:
+    with (
+        plain_generation(model),
+        torch.random.fork_rng(),
+        progress(total=len(prompts), what="generating", unit="prompt") as bar,
+    ):
         torch.manual_seed(seed)
         for start in range(0, len(sequences), batch_size):
             tokens, mask = pad(model, sequences[start : start + batch_size], left=True)

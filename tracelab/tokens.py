@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -88,7 +88,9 @@ def vocabulary_size(model: TransformerBridge) -> int:
     return int(model.cfg.d_vocab if weight is None else weight.shape[0])
 
 
-def require_context(model: TransformerBridge, lengths: Iterable[int], *, new_tokens: int = 0, what: str = "text") -> None:
+def require_context(
+    model: TransformerBridge, lengths: Iterable[int], *, new_tokens: int = 0, what: str = "text"
+) -> None:
     """Find texts with more tokens than the model's context, before any work.
 
     A model with a table of positions cannot run them. One that computes positions (rotary) runs on, beyond what it was
@@ -238,4 +240,6 @@ def continuation_text(model: TransformerBridge, before: Sequence[int], ids: Sequ
     """
     start = model.tokenizer.decode(list(before), skip_special_tokens=True)
     whole = model.tokenizer.decode([*before, *ids], skip_special_tokens=True)
-    return whole[len(commonprefix([start, whole])) :]
+    # Where tokens change the text before them (a cleaned-up space), what is alike stands for it.
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(start, whole, strict=False))
+    return whole[len(list(alike)) :]

@@ -115,7 +115,8 @@ def hellinger(
     Args:
         pairs: such as :func:`prompt_pairs` gives.
         divergence: ``"hellinger"``, ``"kl"``, ``"js"`` or ``"tv"``.
-        prepend_bos: whether BOS comes before each prompt; default: the model's. The published figures, of GPT-2, have none.
+        prepend_bos: whether BOS comes before each prompt; default: the model's. The published figures have
+            none, and are of models that never saw it.
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples pairs.
 

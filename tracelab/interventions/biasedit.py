@@ -100,7 +100,9 @@ class BiasEdit(WeightDelta):
         """
         began = perf_counter()
         config = config or BiasEditConfig()
-        records, held_out = split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        records, held_out = (
+            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        )
         chosen = edited_layers(model, layers, records)
         rank = config.delta_rank if config.shift == "direct" else None
         zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed)

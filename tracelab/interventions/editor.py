@@ -103,7 +103,9 @@ class Editor(nn.Module):
         self.normaliser = Normaliser(d_k + d_v)
         self.blocks = nn.ModuleList(_Block(d_k + d_v, n_maps, rank, init, generator) for _ in range(n_blocks))
         self.lr = lr
-        self.step = nn.Parameter(torch.ones(n_maps, dtype=torch.float32))  # eta / lr, so that it is trained in relative steps
+        self.step = nn.Parameter(
+            torch.ones(n_maps, dtype=torch.float32)
+        )  # eta / lr, so that it is trained in relative steps
         self.log_ridge = nn.Parameter(torch.full((n_maps,), log(ridge), dtype=torch.float32))
 
     def forward(

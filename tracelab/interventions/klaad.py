@@ -156,7 +156,9 @@ class KLAAD(WeightDelta):
         config = config or KLAADConfig()
         last = model_info(model).n_layers - 1
         require_hook(model, "pattern", last)
-        records, held_out = split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        records, held_out = (
+            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        )
         train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
         every = config.trainable == "all"
         shapes = WeightDelta.low_rank(
@@ -281,7 +283,12 @@ class KLAADLoss:
             far = pooled(other.hidden, other.mask, config.pool)
             parts["triplet"] = triplet_loss(h[:n], h[n:], far, config.margin).mean()
         lams = {"ce": config.lam1, "kl": config.lam2, "triplet": config.lam3}
-        return {"loss": sum((lam * parts[name] for name, lam in lams.items() if lam), torch.zeros((), dtype=torch.float32, device=halves[0].device))} | parts
+        return {
+            "loss": sum(
+                (lam * parts[name] for name, lam in lams.items() if lam),
+                torch.zeros((), dtype=torch.float32, device=halves[0].device),
+            )
+        } | parts
 
     def backward(self, edit: WeightDelta, batch: Sequence[int]) -> dict[str, float]:
         """The losses of a batch under an edit; their gradients are left in its parameters."""

@@ -247,7 +247,10 @@ def _start(problem: _Problem, noise: Tensor | None, epsilon: float, config: Fair
 
 def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig) -> tuple[Tensor, Tensor]:
     """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps taken."""
-    best, best_kl = torch.zeros_like(delta), torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device)
+    best, best_kl = (
+        torch.zeros_like(delta),
+        torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device),
+    )
     taken = torch.zeros(delta.shape[0], dtype=torch.long, device=delta.device)
     active = torch.arange(delta.shape[0], device=delta.device)
     # From zero, the first evaluation is of the activation as it is.

@@ -7,7 +7,7 @@ share no target term. Whether a BOS token comes first is the model's habit, as i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np

@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 from jaxtyping import Bool, Float
 from scipy.stats import ttest_rel
 from torch import Tensor
