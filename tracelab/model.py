@@ -179,7 +179,7 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
 def _habit_before_booting(model: TransformerBridge) -> bool:
     """Whether the tokenizer of a bridge that you booted yourself adds BOS as published.
 
-    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before. So the published
+    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before: the published
     one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
     """
     try:

@@ -71,8 +71,8 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         token = next(i for i in ids if i >= size)
         name = tokenizer.convert_ids_to_tokens(token)
         raise TracelabError(
-            f"the token {name!r} (id {token}) is beyond the {size} embeddings of {model_info(model).model_id}: give the "
-            "model its own tokenizer, or call resize_token_embeddings before it is loaded"
+            f"the token {name!r} (id {token}) is beyond the {size} embeddings of {model_info(model).model_id}: give "
+            "the model its own tokenizer, or call resize_token_embeddings before it is loaded"
         )
     if model_info(model).prepend_bos if prepend_bos is None else prepend_bos:
         if ids[0] == (first := bos_id(model)):
@@ -114,7 +114,7 @@ def require_context(
     text = f"{what} {number}{others} has {n} tokens{more}, {model_info(model).model_id} a context of {limit}"
     if _has_position_table(model, cast(int, limit)):
         raise TracelabError(f"{text}: shorten it{', or lower max_new_tokens' if new_tokens else ''}")
-    warnings.warn(f"{text}: beyond it the model does what it was not trained for", stacklevel=3)
+    warnings.warn(f"{text}: beyond it the model does what it was not trained for", stacklevel=4)
 
 
 def context_length(model: TransformerBridge) -> int | None:

@@ -146,7 +146,7 @@ class BiasEdit(WeightDelta):
             warnings.warn(
                 f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the development triples without "
                 f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, or on more triples',
-                stacklevel=2,
+                stacklevel=3,
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors

@@ -132,7 +132,7 @@ def causal_trace(
     if run == "auto":
         run = "fast" if _fast_is_exact(runner, cases[0], draws[cases[0].id], components, window) else "plain"
         if run == "plain":
-            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=2)
+            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=3)
     tracer: Tracer = fast_trace if run == "fast" else plain_trace
     settings = run_settings(
         model,

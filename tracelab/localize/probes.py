@@ -144,7 +144,7 @@ def probe_layers(
         )
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
-        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=2)
+        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=3)
     tally = _Tally(corpus, n_layers, scored)
     kept: Probers | None = None
     with progress(total=2 * n_seeds * config.epochs, what="probers", unit="epoch") as bar:
