@@ -28,9 +28,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
 from tracelab.errors import TracelabError
+from tracelab.finite import require_finite
+from tracelab.gradients import measuring
 from tracelab.progress import progress
-from tracelab.scoring import BATCH_TOKENS, target_logprobs, token_logprobs
-from tracelab.tokens import Span, encode, length_batches, pad
+from tracelab.scoring import BATCH_TOKENS, logprobs_within, target_logprobs
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import Span, encode, length_batches, pad, require_context
 
 CLOSE = {torch.float32: 1e-3}
 """Largest difference in nats a token between the two ways; of half precision :data:`CLOSE_HALF`."""
@@ -57,7 +60,7 @@ class Continuations:
 
 
 def encode_continuations(
-    model: TransformerBridge, prompt: str, texts: Sequence[str], *, prepend_bos: bool | None = None
+    model: TransformerBridge, prompt: str, texts: Texts, *, prepend_bos: bool | None = None
 ) -> Continuations:
     """Tokenise each joint text ``prompt + text``; a token that holds a character of ``text`` belongs to it.
 
@@ -69,7 +72,7 @@ def encode_continuations(
         TracelabError: no token before a continuation, or none in it.
     """
     sequences, firsts = [], []
-    for text in texts:
+    for text in as_texts(texts, "continuation"):
         encoding = encode(model, prompt + text, prepend_bos=prepend_bos)
         inside = encoding.positions(Span(len(prompt), len(prompt) + len(text)))
         if not inside or inside[0] < 1:
@@ -95,7 +98,12 @@ def continuation_logprobs(
 
     Returns:
         For each prompt, for each of its continuations, a float32 CPU tensor ``[tokens]``.
+
+    Raises:
+        TracelabError: a prompt that is with a continuation beyond the model's context, or log-probabilities that are
+            not finite.
     """
+    require_context(model, (max(map(len, prompt.sequences)) for prompt in prompts), what="prompt")
     if share_prefix is None:
         share_prefix = bool(prompts) and _agree(model, prompts[:2], batch_tokens)
     return (_shared if share_prefix else _plain)(model, prompts, batch_tokens)
@@ -113,11 +121,12 @@ def _agree(model: TransformerBridge, prompts: Sequence[Continuations], batch_tok
 def _plain(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> list[list[Tensor]]:
     sequences = [ids for prompt in prompts for ids in prompt.sequences]
     firsts = [first for prompt in prompts for first in prompt.firsts]
-    values = iter(token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens))
+    owners = [number for number, prompt in enumerate(prompts) for _ in prompt.sequences]
+    values = iter(logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt"))
     return [[next(values) for _ in prompt.sequences] for prompt in prompts]
 
 
-@torch.no_grad()
+@measuring()
 def _shared(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> list[list[Tensor]]:
     results: list[list[Tensor]] = [[] for _ in prompts]
     shared = [prompt.shared for prompt in prompts]
@@ -132,6 +141,7 @@ def _shared(model: TransformerBridge, prompts: Sequence[Continuations], batch_to
             chosen = [rest[k] for k in batch]
             found = _batch(model, [prompts[i] for i in chosen], [shared[i] for i in chosen])
             for i, values in zip(chosen, found, strict=True):
+                require_finite(values, [i] * len(values), "prompt")
                 results[i] = values
             bar.update(len(chosen))
     return results

@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from tracelab.calls import reading
+from tracelab.gradients import measuring
 from tracelab.progress import progress
 from tracelab.tokens import length_batches, pad
 
@@ -85,12 +86,12 @@ class SuffixRunner:
         if start:
             self._keep(batch_tokens)
 
-    @torch.no_grad()
+    @measuring()
     def _keep(self, batch_tokens: int) -> None:
         def note_form(module: nn.Module, args: tuple, output: Any) -> None:
             self._blocks_return_tuples = isinstance(output, tuple)
 
-        kept: list[Tensor] = [torch.empty(0)] * len(self.sequences)
+        kept: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(self.sequences)
         lengths = [len(ids) for ids in self.sequences]
         handle = self.model.blocks[0].register_forward_hook(note_form)
         try:

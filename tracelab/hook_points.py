@@ -20,6 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.finite import CAUSE
+from tracelab.gradients import measuring
+
 HOOKS = {
     "embed": "hook_embed",
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -85,7 +88,7 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
     Returns:
         The reason, by kind, for each kind of hook point that cannot be used on this model.
     """
-    tokens = torch.arange(4, device=model.cfg.device)[None] + 10
+    tokens = (torch.arange(4, device=model.cfg.device)[None] + 10) % model.cfg.d_vocab
     layer = model.cfg.n_layers // 2
     seen: dict[str, Tensor] = {}
 
@@ -97,12 +100,15 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
 
     def add_noise(value: Float[Tensor, "..."], hook: object) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(value)
         return value + noise * value.float().std().to(value.dtype)
 
     faults: dict[str, str] = {}
-    with torch.no_grad():
+    with measuring():
         clean = model(tokens)
+        if not clean.isfinite().all():  # nothing can be told from comparisons with NaN
+            reason = f"the model's logits are not finite: {CAUSE}"
+            return dict.fromkeys(EDITED, reason)
         for kind in HOOKS:
             try:
                 model.run_with_hooks(tokens, fwd_hooks=[(hook_name(kind, layer), reader(kind))])

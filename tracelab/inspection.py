@@ -28,13 +28,16 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
 from tracelab.errors import TracelabError, require_choice
+from tracelab.finite import require_finite_logits
+from tracelab.gradients import measuring
 from tracelab.hook_points import hook_name
 from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model import model_facts
 from tracelab.results import Result, run_settings
-from tracelab.tokens import encode, first_token, token_texts
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import encode, first_token, require_context, token_texts
 from tracelab.weight_directions import DIRECTION_COLUMNS, weight_directions
 
 POSITIONS = ("last", "all")
@@ -117,16 +120,16 @@ class BeforeAfter(Result):
         return drawn if empty["weights"] else drawn | {"weights": self.plot("weights")}
 
 
-@torch.no_grad()
+@measuring()
 def inspect(
     model: TransformerBridge,
     interventions: Edits,
-    prompts: str | Sequence[str],
+    prompts: Texts,
     *,
     positions: str = "last",
     top: int = 10,
     rank_by: str = "probability",
-    tokens: str | Sequence[str] = (),
+    tokens: Texts = (),
     top_directions: int = 3,
     prepend_bos: bool | None = None,
     allow_hooks: bool = False,
@@ -144,23 +147,25 @@ def inspect(
         allow_hooks: take a model with hooks on, as it is with them, for the one before the edit.
 
     Raises:
-        TracelabError: no prompt, no edit, an edit of another model, or hooks on the model.
+        TracelabError: no prompt, no edit, an edit of another model, or hooks on the model; a prompt beyond the model's
+            context, or one after which the logits are not finite.
     """
     require_unedited(model, "inspect", allow_hooks=allow_hooks)
     require_choice("positions", positions, POSITIONS)
     require_choice("rank_by", rank_by, RANKINGS)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = as_texts(prompts, "prompt")
     edits = _named(interventions)
     if not prompts or not edits or top < 1 or top_directions < 1:
         raise TracelabError("inspect needs at least one prompt, one edit and top >= 1, top_directions >= 1")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
-    named = [first_token(model, word) for word in ([tokens] if isinstance(tokens, str) else tokens)]
+    named = [first_token(model, word) for word in as_texts(tokens, "token")]
+    encoded = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in prompts]
+    require_context(model, map(len, encoded), what="prompt")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
     for name, edit in edits.items():
         rows["weights"] += [{"edit": name} | row for row in weight_directions(model, edit, top=top_directions)]
-    for number, prompt in enumerate(prompts):
-        ids = encode(model, prompt, prepend_bos=prepend_bos).ids
+    for number, ids in enumerate(encoded):
         texts = token_texts(model, ids)
         chosen = range(len(ids)) if positions == "all" else [len(ids) - 1]
         # As when the first token is generated, or as when every token of the prompt is scored.
@@ -168,6 +173,9 @@ def inspect(
         with reading(first, generating=generating):
             before = _measure(model, ids, None)
             runs = {name: _measure(model, ids, edit) for name, edit in edits.items()}
+        require_finite_logits(before.logits[None], [number], "prompt")
+        for name, after in runs.items():
+            require_finite_logits(after.logits[None], [number], f"{name} and prompt")
         for name, after in runs.items():
             for position in chosen:
                 where = {"edit": name, "prompt": number, "position": position}

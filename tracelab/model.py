@@ -7,7 +7,9 @@ are looked at when they are asked for (:class:`ModelInfo`, which every result re
 
 from __future__ import annotations
 
+import copy
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from transformers.utils import find_adapter_config_file
 from tracelab import assets
 from tracelab.calls import watch
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import leave_inference_mode, measuring
 from tracelab.hook_points import check_hook_points, hook_name
 from tracelab.hooked import hook_keys
 from tracelab.weights import fingerprint, weights_hash
@@ -55,8 +58,10 @@ class ModelInfo(ModelFacts):
 
 
 _FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
+_TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
 
 
+@measuring()
 def load(
     name_or_path: str | Path | None = None,
     *,
@@ -87,7 +92,7 @@ def load(
     where = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
     adapter = None
     try:
-        if gguf is None and find_adapter_config_file(folder, **where) is not None:
+        if gguf is None and find_adapter_config_file(folder, revision=revision) is not None:
             hf_model, tokenizer = _merged(folder, dtype, where)
             adapter = model_id
         else:
@@ -136,6 +141,7 @@ def _usable_device(device: str | torch.device | None) -> str:
     return name
 
 
+@measuring()
 def from_hf(
     hf_model: Any,
     tokenizer: Any,
@@ -147,17 +153,18 @@ def from_hf(
     """Wrap a ``transformers`` model and its tokenizer as a bridge that tracelab knows.
 
     The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
-    of it to compare with.
+    of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy that puts BOS before texts.
 
     Raises:
         TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the model, adapters that
             are not merged, or an architecture that the bridge does not support.
     """
     _require_whole(hf_model, model_id)
-    if prepend_bos is None:  # asked before booting, which changes the tokenizer
+    if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:
         raise TracelabError(f"{model_id!r} has no BOS token: load it with prepend_bos=False")
+    leave_inference_mode(hf_model)
     config = hf_model.config
     if not config.architectures:  # empty on a model read from GGUF
         config.architectures = [type(hf_model).__name__]
@@ -165,14 +172,30 @@ def from_hf(
     hf_model.eval().to(device)
     try:
         model = TransformerBridge.boot_transformers(
-            model_id, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+            model_id, hf_model=hf_model, tokenizer=_adding_bos(tokenizer), device=device, dtype=dtype
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise TracelabError(f"TransformerLens cannot bridge {model_id!r}: {reason}") from error
     model.eval()
+    _TOKENIZERS[model] = tokenizer
     _FACTS[model] = _describe(model, model_id, prepend_bos)
     return model
+
+
+def given_tokenizer(model: TransformerBridge) -> Any:
+    """The tokenizer as it was given to :func:`from_hf`; of a bridge that you booted yourself, the bridge's."""
+    return _TOKENIZERS.get(model, model.tokenizer)
+
+
+def _adding_bos(tokenizer: Any) -> Any:
+    """A copy that puts BOS before texts, as a bridge wants it; TransformerLens would read one from disk instead."""
+    made = copy.deepcopy(tokenizer)
+    if made.bos_token is not None and not tokenizer_adds_bos(made):
+        with suppress(ValueError):  # a BOS token that tokenizers' templates cannot name
+            made.add_bos_token = True
+    made.init_kwargs = {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
+    return made
 
 
 def _require_whole(hf_model: Any, model_id: str) -> None:
@@ -224,11 +247,18 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
 
 
 def _habit_before_booting(model: TransformerBridge) -> bool:
-    """Whether the model's tokenizer adds BOS as published; booting replaces it by one that always does."""
+    """Whether the tokenizer of a bridge that you booted yourself adds BOS as published.
+
+    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before: the published
+    one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
+    """
     try:
-        return tokenizer_adds_bos(AutoTokenizer.from_pretrained(model.tokenizer.name_or_path))
+        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+        if published.get_vocab() == model.tokenizer.get_vocab():
+            return tokenizer_adds_bos(published)
     except (OSError, ValueError):
-        return bool(model.cfg.default_prepend_bos)
+        pass
+    return bool(model.cfg.default_prepend_bos)
 
 
 def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) -> str:
@@ -263,10 +293,13 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
 
 def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:
     watch(model.original_model)
+    faults = check_hook_points(model)
+    if "not finite" in faults.get("logits", ""):
+        warnings.warn(f"nothing can be measured on {model_id!r}: {faults['logits']}", stacklevel=3)
     return ModelFacts(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),
         prepend_bos=prepend_bos,
         n_layers=model.cfg.n_layers,
-        faults=check_hook_points(model),
+        faults=faults,
     )

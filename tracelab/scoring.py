@@ -21,8 +21,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
 from tracelab.errors import TracelabError
+from tracelab.finite import require_finite, require_finite_logits
+from tracelab.gradients import measuring
 from tracelab.progress import progress
-from tracelab.tokens import Span, bos_id, encode, length_batches, pad
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import Span, bos_id, encode, length_batches, pad, require_context
 
 BATCH_TOKENS = 1024
 """Default size of a batch in tokens: fills two cores or a GPU, and keeps the logits below 1 GB."""
@@ -62,8 +65,8 @@ class Scores:
 
 def score(
     model: TransformerBridge,
-    texts: Sequence[str],
-    contexts: Sequence[str] | None = None,
+    texts: Texts,
+    contexts: Texts | None = None,
     *,
     prepend_bos: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -71,7 +74,7 @@ def score(
     """Log-probability of each text, alone or as the continuation of a context.
 
     Args:
-        texts: what is scored.
+        texts: what is scored: one string, or several in anything that can be gone through (a list, a pandas column).
         contexts: text before each, joined to it by a space and not scored. Tokens are those of the joint
             text; a token that holds a character of the continuation belongs to it.
         prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context the
@@ -79,8 +82,11 @@ def score(
         batch_tokens: most tokens in a forward pass.
 
     Raises:
-        TracelabError: no text, unequal numbers of texts and contexts, or a text with no token to score.
+        TracelabError: no text, unequal numbers of texts and contexts, a text with no token to score or beyond the
+            model's context, or log-probabilities that are not finite.
     """
+    texts = as_texts(texts)
+    contexts = None if contexts is None else as_texts(contexts, "context")
     if not texts:
         raise TracelabError("no text to score")
     if contexts is not None and len(contexts) != len(texts):
@@ -100,7 +106,6 @@ def score(
     return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens)
 
 
-@torch.no_grad()
 def token_logprobs(
     model: TransformerBridge,
     sequences: Sequence[Sequence[int]],
@@ -112,8 +117,31 @@ def token_logprobs(
 
     Returns:
         One float32 CPU tensor ``[len(sequences[i]) - firsts[i]]`` a sequence, in the order given.
+
+    Raises:
+        TracelabError: a sequence beyond the model's context, or log-probabilities that are not finite.
     """
-    results: list[Tensor] = [torch.empty(0)] * len(sequences)
+    require_context(model, map(len, sequences))
+    return logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens)
+
+
+@measuring()
+def logprobs_within(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    batch_tokens: int,
+    owners: Sequence[int] | None = None,
+    what: str = "text",
+) -> list[Float[Tensor, "_scored"]]:
+    """:func:`token_logprobs` of sequences that are known to be within the context.
+
+    Args:
+        owners, what: number and kind of what each sequence is of, for the message; default: the text itself.
+    """
+    owners = range(len(sequences)) if owners is None else owners
+    results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
     lengths = [len(ids) for ids in sequences]
     with progress(total=sum(lengths), unit="token", what="scoring") as bar:
         for batch in length_batches(lengths, batch_tokens):
@@ -126,6 +154,7 @@ def token_logprobs(
             index, position = torch.tensor(scored).T
             values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
             pieces = values.split([lengths[i] - firsts[i] for i in batch])
+            require_finite(pieces, [owners[i] for i in batch], what)
             for i, piece in zip(batch, pieces, strict=True):
                 results[i] = piece
                 bar.update(lengths[i])
@@ -155,7 +184,12 @@ def target_logprobs(
 def start_logprobs(model: TransformerBridge) -> Float[Tensor, "vocab"]:
     """``log p(token | BOS)`` of every token (EOS where there is no BOS): what official StereoSet scoring takes
     as the first token's probability.
+
+    Raises:
+        TracelabError: logits that are not finite.
     """
     start = torch.tensor([[bos_id(model)]], device=model.cfg.device)
-    with torch.no_grad():
-        return model(start)[0, -1].float().log_softmax(-1).cpu()
+    with measuring(), reading(0):  # given tokens are scored: no edit rules any out
+        logits = model(start)[:, -1]
+    require_finite_logits(logits, [0], "the BOS token before text")
+    return logits[0].float().log_softmax(-1).cpu()

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.gradients import measuring
 from tracelab.hook_points import Point
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
@@ -38,7 +39,7 @@ _MORE, _ROUNDS = 16, 4
 """Directions beyond those asked for, and rounds, of the subspace iteration that is done instead."""
 
 
-@torch.no_grad()
+@measuring()
 def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int = 3) -> list[dict[str, Any]]:
     """The ``top`` largest directions of every linear map that an edit changes by a delta, one a row.
 
@@ -121,7 +122,9 @@ def _of_product(
 def _range(whole: Float[Tensor, "d_out d_in"], size: int) -> Float[Tensor, "d_out size"]:
     """An orthonormal basis that holds the largest output directions, by subspace iteration (arXiv 0909.4061)."""
     # A generator of its own: looking at an edit must not move the user's random numbers, as torch.svd_lowrank does.
-    probe = torch.randn(whole.shape[1], size, generator=torch.Generator().manual_seed(0)).to(whole)
+    probe = torch.randn(
+        whole.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(whole)
     basis, _ = torch.linalg.qr(whole @ probe)
     for _ in range(_ROUNDS):
         basis, _ = torch.linalg.qr(whole @ torch.linalg.qr(whole.T @ basis)[0])

@@ -53,7 +53,10 @@ def weights_hash(hf_model: nn.Module) -> str:
 
 def memory_state(hf_model: nn.Module) -> tuple[tuple[int, int], ...]:
     """Address and version of each parameter: another tuple after a change in place, a new parameter or a move."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in hf_model.parameters())
+    return tuple(
+        (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+        for parameter in hf_model.parameters()
+    )
 
 
 def own_parameters(hf_model: nn.Module) -> list[nn.Parameter]:
@@ -71,4 +74,4 @@ def own_parameters(hf_model: nn.Module) -> list[nn.Parameter]:
 def _digest(parameter: Tensor) -> bytes:
     values = parameter.detach().cpu().contiguous()
     head = f"{values.dtype} {list(values.shape)}".encode()
-    return hashlib.sha256(head + memoryview(values.flatten().view(torch.uint8).numpy())).digest()
+    return hashlib.sha256(head + values.flatten().view(torch.uint8).numpy().tobytes()).digest()

@@ -24,6 +24,7 @@ from typing import Any
 from tracelab import assets
 from tracelab.datasets.records import parse, select
 from tracelab.errors import TracelabError, require_choice
+from tracelab.texts import as_texts
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
 # folder of the file, bias type, minoritised group, encoding
@@ -55,14 +56,19 @@ class RedditBiasPhrase:
 class ExpertTexts:
     """Parallel texts: each ``anti_biased`` is the counterpart of the ``biased`` one at the same place.
 
-    No text of the first two stands in the held-out two.
+    No text of the first two stands in the held-out two. Of your own, any sequence of strings will do.
     """
 
     bias: str
     biased: tuple[str, ...]
     anti_biased: tuple[str, ...]
-    held_out_biased: tuple[str, ...]
-    held_out_anti_biased: tuple[str, ...]
+    held_out_biased: tuple[str, ...] = ()
+    held_out_anti_biased: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("biased", "anti_biased", "held_out_biased", "held_out_anti_biased"):
+            texts = tuple(as_texts(getattr(self, name), f"{name.replace('_', ' ')} text"))
+            object.__setattr__(self, name, texts)
 
 
 def redditbias(

@@ -11,7 +11,7 @@ where the words do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class AttentionScores(BenchmarkScores):
 
 def attention_scores(
     model: TransformerBridge,
-    pairs: Sequence[Any],
+    pairs: Iterable[Any],
     *,
     layer: int = -1,
     reduce: str = "received",

@@ -20,7 +20,7 @@ they are percent, not a number where undefined and only there, and those items a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from tracelab.evaluate.scores import score_table
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
+from tracelab.texts import as_records
 
 __all__ = ["FORMATS", "BBQScores", "PromptFormat", "bbq_scores", "choice_scores", "score_predictions"]
 
@@ -97,7 +98,7 @@ FORMATS = {
 
 def bbq_scores(
     model: TransformerBridge,
-    items: Sequence[BBQItem],
+    items: Iterable[BBQItem],
     *,
     format: str = "plain",
     normalisation: str | None = None,
@@ -119,8 +120,10 @@ def bbq_scores(
         seed: of the bootstrap, which resamples blocks of four.
 
     Raises:
-        TracelabError: no items, or none whose biased answer is known; an unknown format or normalisation.
+        TracelabError: no items, or none whose biased answer is known; an unknown format or normalisation; a
+            prompt beyond the model's context, or log-probabilities that are not finite.
     """
+    items = as_records(items, "item")
     made = FORMATS[require_choice("format", format, FORMATS)]
     how = require_choice("normalisation", normalisation or made.normalisation, NORMALISATIONS)
     bos = made.prepend_bos if prepend_bos is None else prepend_bos

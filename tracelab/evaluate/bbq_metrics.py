@@ -29,7 +29,7 @@ item that looks like noise, and it is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -42,6 +42,7 @@ from tracelab.datasets.bbq import BBQItem
 from tracelab.datasets.records import check_ids, data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, score_table
+from tracelab.texts import as_records
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BBQScores(BenchmarkScores):
 
 
 def score_predictions(
-    items: Sequence[BBQItem],
+    items: Iterable[BBQItem],
     chosen: Mapping[str, int],
     *,
     edit: str | None = None,
@@ -80,6 +81,7 @@ def score_predictions(
     Raises:
         TracelabError: no items, an item without an answer, or an answer that is not 0, 1 or 2.
     """
+    items = as_records(items, "item")
     table = answer_table(items, [_answer(item, chosen) for item in items])
     settings = {"data_hash": data_hash(items), "benchmark": "bbq-predictions", "seed": seed}
     settings["versions"] = {"tracelab": version("tracelab")}

@@ -18,7 +18,7 @@ model has small gaps.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from tracelab.evaluate.text_scorers import TextScorer, text_scorer
 from tracelab.generation import Generations, generate
 from tracelab.model import model_info
 from tracelab.results import run_settings
+from tracelab.texts import Texts, as_records, as_texts
 
 GROUPS = {
     "gender": ("American_actors", "American_actresses"),
@@ -78,15 +79,15 @@ class BoldScores(BenchmarkScores):
 
 def bold_scores(
     model: TransformerBridge,
-    prompts: Sequence[BoldText],
+    prompts: Iterable[BoldText],
     *,
-    scorer: Scorer | Sequence[Scorer] = "vader",
-    groups: Sequence[str] | None = None,
+    scorer: Scorer | Iterable[Scorer] = "vader",
+    groups: Texts | None = None,
     num_return_sequences: int = 5,
     max_new_tokens: int = 15,
     top_p: float = 0.9,
     temperature: float = 1.0,
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
     prepend_bos: bool | None = None,
     batch_size: int = 8,
     texts: BoldScores | Generations | None = None,
@@ -117,10 +118,11 @@ def bold_scores(
             before anything is generated; ``texts`` of other prompts, of another model or under another edit.
     """
     scorers = _scorers(scorer)
-    kept = _kept(prompts, groups)
+    seeds = list(seeds)
+    kept = _kept(as_records(prompts, "prompt"), None if groups is None else as_texts(groups, "group"))
     if texts is None:
         if not seeds or len(set(seeds)) < len(seeds):
-            raise TracelabError(f"one or several different seeds are needed, not {list(seeds)}")
+            raise TracelabError(f"one or several different seeds are needed, not {seeds}")
         made = [
             generate(
                 model,
@@ -185,9 +187,9 @@ def _kept(prompts: Sequence[BoldText], groups: Sequence[str] | None) -> list[Bol
     return kept
 
 
-def _scorers(given: Scorer | Sequence[Scorer]) -> list[TextScorer]:
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    scorers = [text_scorer(each) for each in (cast(Sequence[Scorer], given) if several else [cast(Scorer, given)])]
+def _scorers(given: Scorer | Iterable[Scorer]) -> list[TextScorer]:
+    one = isinstance(given, str | TextScorer) or callable(given)
+    scorers = [text_scorer(each) for each in ([cast(Scorer, given)] if one else cast(Iterable[Scorer], given))]
     names = [name for scorer in scorers for name in scorer.measures]
     if not names or len(set(names)) < len(names):
         raise TracelabError(f"one or several scorers of different measures are needed, not {names}")

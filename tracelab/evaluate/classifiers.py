@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tracelab.errors import TracelabError
+from tracelab.texts import Texts, as_texts
 
 BATCH_SIZE = 32
 
@@ -23,10 +23,10 @@ class Classifier:
     labels: tuple[str, ...]
     pipe: Any
 
-    def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "texts labels"]:
+    def probabilities(self, texts: Texts) -> Float[np.ndarray, "texts labels"]:
         """Probability of each label for each text."""
         rows = []
-        for found in self.pipe(list(texts), batch_size=BATCH_SIZE):
+        for found in self.pipe(as_texts(texts), batch_size=BATCH_SIZE):
             by_label = {entry["label"].lower(): entry["score"] for entry in found}
             rows.append([by_label[label] for label in self.labels])
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.labels))

@@ -24,9 +24,11 @@ from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
+from tracelab.generation import plain_generation
+from tracelab.gradients import measuring
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
-from tracelab.tokens import bos_id, pad_id
+from tracelab.tokens import bos_id, context_length, pad_id, vocabulary_size
 
 COLUMNS = (
     "added_parameters",
@@ -41,7 +43,7 @@ COLUMNS = (
 )
 
 
-@torch.no_grad()
+@measuring()
 def edit_costs(
     model: TransformerBridge,
     edit: Intervention,
@@ -55,7 +57,8 @@ def edit_costs(
     """Measure the costs of an edit on random tokens.
 
     Args:
-        batch, length: tokens of the scoring pass; one row of them is the prompt of decoding.
+        batch, length: tokens of the scoring pass, no longer than the context; one row of them is the prompt of
+            decoding.
         new_tokens: decoded after it.
         repeats: pairs of runs, edited and not, of each kind.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
@@ -68,8 +71,9 @@ def edit_costs(
     """
     require_unedited(model, "a measurement of costs", allow_hooks=allow_hooks)
     edit.hooks(model)
+    length = min(length, context_length(model) or length)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.cfg.d_vocab, (batch, length), generator=generator)
+    tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator, device="cpu")
     tokens[:, 0] = bos_id(model)
     tokens = tokens.to(model.cfg.device)
 
@@ -79,7 +83,7 @@ def edit_costs(
 
     def decoding() -> None:
         prompt = tokens[:1, : max(length - new_tokens, 1)]
-        with reading(prompt.shape[1] - 1, generating=True):
+        with reading(prompt.shape[1] - 1, generating=True), plain_generation(model):
             cast(Any, model.original_model).generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),

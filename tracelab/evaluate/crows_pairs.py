@@ -17,7 +17,7 @@ no probability in context; like the official StereoSet script, its probability a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -27,11 +27,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column
+from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.statistics import mean_interval
+from tracelab.texts import as_records
 from tracelab.tokens import encode
 
 METRICS = ("crows_sum", "crows_mean", "crows_shared")
@@ -56,7 +57,7 @@ class CrowsPairsScores(BenchmarkScores):
 
 def crows_pairs_scores(
     model: TransformerBridge,
-    records: Sequence[CrowsPair],
+    records: Iterable[CrowsPair],
     *,
     prepend_bos: bool | None = None,
     edit: str | None = None,
@@ -71,8 +72,9 @@ def crows_pairs_scores(
         seed: of the bootstrap, which resamples pairs.
 
     Raises:
-        TracelabError: no records.
+        TracelabError: no records, a sentence beyond the model's context, or log-probabilities that are not finite.
     """
+    records = as_records(records)
     if not records:
         raise TracelabError("no CrowS-Pairs records to score")
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
@@ -108,7 +110,12 @@ def crows_pairs_scores(
 
 
 def crows_pairs_metrics(pairs: pd.DataFrame, *, edit: str | None = None, seed: int = 0) -> pd.DataFrame:
-    """The scores of :class:`CrowsPairsScores` from its ``pairs`` table."""
+    """The scores of :class:`CrowsPairsScores` from its ``pairs`` table.
+
+    Raises:
+        TracelabError: sentence scores that are not finite.
+    """
+    require_finite_units(pairs, [f"{metric}_{side}" for metric in METRICS for side in ("more", "less")])
     rows = []
     for sample in _samples(pairs):
         (hits,) = sample.groups

@@ -13,7 +13,6 @@ of groups at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,6 +23,7 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.localize.harvest import group_token_ids, harvest
 from tracelab.results import run_settings
+from tracelab.texts import Texts, as_texts
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def group_bias(
     model: TransformerBridge,
     corpus: Corpus,
     *,
-    groups: Sequence[str] | None = None,
+    groups: Texts | None = None,
     edit: str | None = None,
     seed: int = 0,
 ) -> GroupBiasScores:
@@ -60,7 +60,7 @@ def group_bias(
     Raises:
         TracelabError: unknown groups, or fewer than two.
     """
-    names = list(corpus.group_names if groups is None else groups)
+    names = list(corpus.group_names) if groups is None else as_texts(groups, "group")
     if len(names) < 2 or not set(names) <= set(corpus.group_names):
         raise TracelabError(f"two or more of the groups {', '.join(corpus.group_names)} are needed, not {names}")
     found = harvest(model, corpus, group_token_ids(model, corpus))

@@ -14,7 +14,7 @@ apart scores well: read it beside perplexity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +26,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
+from tracelab.finite import require_finite_logits
 from tracelab.forward import last_logits
+from tracelab.gradients import measuring
+from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
-from tracelab.tokens import encode, length_batches, pad
+from tracelab.texts import as_records
+from tracelab.tokens import encode, length_batches, pad, require_context
 
 TEMPLATES = (
     "{} was known for",
@@ -98,10 +102,10 @@ def prompt_pairs(bias: str | None = None) -> list[PromptPair]:
 
 def hellinger(
     model: TransformerBridge,
-    pairs: Sequence[PromptPair],
+    pairs: Iterable[PromptPair],
     *,
     divergence: str = "hellinger",
-    prepend_bos: bool = False,
+    prepend_bos: bool | None = None,
     edit: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
@@ -111,16 +115,20 @@ def hellinger(
     Args:
         pairs: such as :func:`prompt_pairs` gives.
         divergence: ``"hellinger"``, ``"kl"``, ``"js"`` or ``"tv"``.
-        prepend_bos: whether BOS comes before each prompt; the published figures have none, whatever the model.
+        prepend_bos: whether BOS comes before each prompt; default: the model's. The published figures have
+            none, and are of models that never saw it.
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples pairs.
 
     Raises:
-        TracelabError: no pairs, an unknown divergence.
+        TracelabError: no pairs, an unknown divergence, a prompt beyond the model's context, or logits that are not
+            finite.
     """
     require_choice("divergence", divergence, DIVERGENCES)
+    pairs = as_records(pairs, "prompt pair")
     if not pairs:
         raise TracelabError("no prompt pairs to measure local bias on")
+    prepend_bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     prompts = list(dict.fromkeys(text for pair in pairs for text in (pair.minoritised, pair.dominant)))
     logits = dict(zip(prompts, _next_token_logits(model, prompts, prepend_bos, batch_tokens), strict=True))
     rows = [
@@ -172,15 +180,18 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@torch.no_grad()
+@measuring()
 def _next_token_logits(
     model: TransformerBridge, prompts: Sequence[str], bos: bool, batch_tokens: int
 ) -> Float[Tensor, "prompts vocab"]:
     sequences = [encode(model, prompt, prepend_bos=bos).ids for prompt in prompts]
-    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    require_context(model, map(len, sequences), what="prompt")
+    found: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(prompts)
     for batch in length_batches(map(len, sequences), batch_tokens, equal=True):
         tokens, _ = pad(model, [sequences[i] for i in batch])
-        for i, logits in zip(batch, last_logits(model, tokens).float().cpu(), strict=True):
+        last = last_logits(model, tokens).float().cpu()
+        require_finite_logits(last, batch, "prompt")
+        for i, logits in zip(batch, last, strict=True):
             found[i] = logits
     return torch.stack(found)
 

@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks import Benchmark
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
+from tracelab.finite import CAUSE
+from tracelab.generation import plain_generation
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 
@@ -75,7 +78,8 @@ def lm_eval_scores(
         options: for ``lm_eval.simple_evaluate``, such as ``num_fewshot``.
 
     Raises:
-        TracelabError: the harness is not installed, has no such task, or the task has no metric that is a mean.
+        TracelabError: the harness is not installed, has no such task, the task has no metric that is a mean,
+            or log-probabilities are not finite.
     """
     try:
         from lm_eval import simple_evaluate
@@ -89,20 +93,22 @@ def lm_eval_scores(
         manager = TaskManager(include_path=include_path)  # thousands of files, which take ten seconds to index
     if task.id not in manager.all_tasks:
         raise TracelabError(f"lm-evaluation-harness has no task {task.id!r}: see lm_eval ls tasks")
-    found = simple_evaluate(
-        model=HFLM(
-            pretrained=model.original_model,
-            tokenizer=model.tokenizer,
-            add_bos_token=model_facts(model).prepend_bos,
-            batch_size=8,
-        ),
-        tasks=[task.id],
-        task_manager=manager,
-        limit=task.limit,
-        log_samples=True,
-        bootstrap_iters=0,
-        **options,
-    )
+    with plain_generation(model):
+        found = simple_evaluate(
+            model=HFLM(
+                pretrained=model.original_model,
+                tokenizer=model.tokenizer,
+                add_bos_token=model_facts(model).prepend_bos,
+                batch_size=8,
+            ),
+            tasks=[task.id],
+            task_manager=manager,
+            limit=task.limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            **options,
+        )
+    _require_finite(found["samples"])
     documents = _documents(found["samples"], found["results"])
     settings = run_settings(
         model,
@@ -114,6 +120,17 @@ def lm_eval_scores(
     )
     table = score_table(_samples(documents), benchmark=PREFIX + task.id, edit=edit, seed=seed)
     return LmEvalScores(settings, table, documents, {t: _plain(values) for t, values in found["results"].items()})
+
+
+def _require_finite(samples: dict[str, list[dict[str, Any]]]) -> None:
+    """Refuse log-probabilities of the harness that are not finite."""
+    for task, rows in samples.items():
+        for row in rows:
+            numbers = [x for x in tree_leaves(row.get("resps", [])) if isinstance(x, float | np.floating)]
+            if not all(map(math.isfinite, numbers)):
+                raise TracelabError(
+                    f"the log-probabilities of document {row['doc_id']} of {task} are not finite: {CAUSE}"
+                )
 
 
 def lm_eval_benchmark(name: str) -> Benchmark:

@@ -22,7 +22,8 @@ from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, token_logprobs
-from tracelab.tokens import bos_id, encode
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import bos_id, context_length, encode
 
 WINDOW = 992
 """Tokens of a window of WikiText-2: GPT-2's context less 32, as in the code of arXiv 2412.01711."""
@@ -47,7 +48,7 @@ class PerplexityScores(BenchmarkScores):
 
 def perplexity(
     model: TransformerBridge,
-    texts: Sequence[str],
+    texts: Texts,
     *,
     max_length: int | None = None,
     benchmark: str = "perplexity-bold",
@@ -70,15 +71,15 @@ def perplexity(
 
     Raises:
         TracelabError: no text, one without a token to score, or a window of fewer than two tokens or of more than
-            the model's context.
+            the model's context; a text beyond it, or log-probabilities that are not finite.
     """
+    texts = as_texts(texts)
     if not texts:
         raise TracelabError("no text to measure perplexity on")
-    if max_length is not None and not 2 <= max_length <= model.cfg.n_ctx:
-        raise TracelabError(
-            f"a window of max_length={max_length} tokens is not possible: from 2 to {model.cfg.n_ctx}, the model's "
-            "context"
-        )
+    context = context_length(model)
+    if max_length is not None and not 2 <= max_length <= (context or max_length):
+        possible = f"from 2 to {context}, the model's context" if context else "at least 2"
+        raise TracelabError(f"a window of max_length={max_length} tokens is not possible: {possible}")
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     if max_length is None:
         logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
@@ -97,6 +98,7 @@ def perplexity(
 def _windows(model: TransformerBridge, texts: Sequence[str], max_length: int, bos: bool) -> list[list[int]]:
     ids = encode(model, "\n\n".join(texts), prepend_bos=False).ids
     start, step = [bos_id(model)] * bos, max_length - bos
+    ids = ids[1:] if bos and ids[:1] == tuple(start) else ids  # the first window has its own
     windows = [[*start, *ids[first : first + step]] for first in range(0, len(ids), step)]
     return [window for window in windows if len(window) > 1]
 

@@ -11,7 +11,7 @@ not "significant" by itself. Bias types that the edits were not made for are sho
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Scoreboard(Result):
 def evaluate(
     model: TransformerBridge,
     interventions: Mapping[str, Intervention] | Sequence[Intervention] | Intervention,
-    benchmarks: Sequence[str | Benchmark] = DEFAULT,
+    benchmarks: str | Benchmark | Iterable[str | Benchmark] = DEFAULT,
     *,
     bias: str | None = None,
     limit: int | Mapping[str, int] | None = None,
@@ -179,7 +179,8 @@ def evaluate(
     """
     require_unedited(model, "evaluate", allow_hooks=allow_hooks)
     edits = _named(interventions)
-    chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in benchmarks]
+    several = [benchmarks] if isinstance(benchmarks, str | Benchmark) else benchmarks
+    chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in several]
     if not chosen:
         raise TracelabError("no benchmark to evaluate on")
     for edit in edits.values():

@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from tracelab.errors import TracelabError
+from tracelab.finite import CAUSE
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, two_stage_means
 
@@ -74,6 +76,19 @@ class BenchmarkScores(Result, ABC):
 def column(index: int) -> Callable[[np.ndarray], np.ndarray]:
     """The metric that is the mean of one column."""
     return lambda means: means[..., index]
+
+
+def require_finite_units(units: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse scores of units that are not finite, as comparisons with them would count as no hit.
+
+    Raises:
+        TracelabError: naming the first such unit.
+    """
+    wrong = ~np.isfinite(units[list(columns)].to_numpy(float)).all(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        name = repr(units["id"].iloc[row]) if "id" in units else f"number {row}"
+        raise TracelabError(f"the scores of record {name} ({wrong.sum()} of {len(units)}) are not finite: {CAUSE}")
 
 
 def by_bias(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

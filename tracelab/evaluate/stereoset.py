@@ -20,7 +20,7 @@ name ``stereoset-intersentence`` and is not official.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
+from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
+from tracelab.texts import as_records
 from tracelab.tokens import encode
 
 LABELS = ("stereotype", "anti_stereotype", "unrelated")
@@ -59,7 +60,7 @@ class StereoSetScores(BenchmarkScores):
 
 def stereoset_scores(
     model: TransformerBridge,
-    records: Sequence[StereoSetRecord],
+    records: Iterable[StereoSetRecord],
     *,
     context_bos: bool | None = None,
     edit: str | None = None,
@@ -75,8 +76,10 @@ def stereoset_scores(
         seed: of the bootstrap.
 
     Raises:
-        TracelabError: no records, or records of both tasks.
+        TracelabError: no records, or records of both tasks; a sentence beyond the model's context, or log-probabilities
+            that are not finite.
     """
+    records = as_records(records)
     tasks = {record.task for record in records}
     if len(tasks) != 1:
         raise TracelabError(f"records of one StereoSet task are needed, not of {len(tasks)}")
@@ -111,7 +114,11 @@ def stereoset_metrics(
         The columns of :attr:`StereoSetScores.table`. ``ss``, ``lms`` and ``icat`` are official (means
         over target terms); ``ss_pooled`` and ``lms_pooled`` are plain means over records. Intervals
         resample target terms, then records inside each.
+
+    Raises:
+        TracelabError: scores that are not finite.
     """
+    require_finite_units(sentences, LABELS)
     return score_table(_samples(sentences), benchmark=benchmark, edit=edit, seed=seed)
 
 

@@ -17,7 +17,7 @@ also in what the classifiers see: regard has the person's name masked as ``XYZ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jaxtyping import Float
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.classifiers import load_classifier
 from tracelab.evaluate.lexica import Lexicon, harvard_iv, nrc_intensities, nrc_vad, packaged_intensities
+from tracelab.texts import Texts, as_texts
 
 REGARD = "sasha/regardv3"
 TOXICITY = "facebook/roberta-hate-speech-dynabench-r4-target"
@@ -65,13 +66,14 @@ class TextScorer:
             "average_gap": self.average_gap,
         }
 
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "texts measures"]:
+    def __call__(self, texts: Texts) -> Float[np.ndarray, "texts measures"]:
         """The values of texts.
 
         Raises:
             TracelabError: the scorer gives something else than a finite number a text and measure.
         """
-        found = np.asarray(self.values(list(texts)), dtype=np.float64)
+        texts = as_texts(texts)
+        found = np.asarray(self.values(texts), dtype=np.float64)
         found = found[:, None] if found.ndim == 1 else found
         if found.shape != (len(texts), len(self.measures)) or not np.isfinite(found).all():
             raise TracelabError(

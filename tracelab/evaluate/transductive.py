@@ -7,7 +7,7 @@ column ``edit`` tells them apart. Source: BiasEdit (arXiv 2503.08588), released 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -17,10 +17,11 @@ from tracelab.evaluate.stereoset import StereoSetScores, stereoset_metrics, ster
 from tracelab.hooked import require_unedited
 from tracelab.interventions.biasedit import BiasEdit
 from tracelab.results import run_settings
+from tracelab.texts import as_records
 
 
 def transductive_scores(
-    model: TransformerBridge, edit: BiasEdit, records: Sequence[StereoSetRecord], *, seed: int = 0
+    model: TransformerBridge, edit: BiasEdit, records: Iterable[StereoSetRecord], *, seed: int = 0
 ) -> StereoSetScores:
     """StereoSet's metrics, group by group under the editor's own edit of each group.
 
@@ -32,7 +33,7 @@ def transductive_scores(
         TracelabError: the edit has no editor, hooks are on the model, or a group has no usable triple.
     """
     require_unedited(model, "the transductive protocol")
-    parts = []
+    records, parts = as_records(records), []
     for group, shift in edit.for_groups(model, records):
         with shift.applied(model):
             parts.append(stereoset_scores(model, group, seed=seed))

@@ -25,7 +25,7 @@ A tie is no hit but counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
+from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model import model_facts
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, token_logprobs
+from tracelab.texts import as_records
 from tracelab.tokens import Span, encode
 
 QUESTION = '{sentence} "{pronoun}" refers to the '
@@ -67,7 +68,7 @@ class WinoBiasScores(BenchmarkScores):
 
 def winobias_scores(
     model: TransformerBridge,
-    records: Sequence[WinoBiasPair],
+    records: Iterable[WinoBiasPair],
     *,
     prepend_bos: bool | None = None,
     edit: str | None = None,
@@ -82,8 +83,10 @@ def winobias_scores(
         seed: of the bootstrap, which resamples pairs.
 
     Raises:
-        TracelabError: no records; a sentence that ends with its pronoun.
+        TracelabError: no records; a sentence that ends with its pronoun, or is beyond the model's context;
+            log-probabilities that are not finite.
     """
+    records = as_records(records, "pair")
     if not records:
         raise TracelabError("no WinoBias records to score")
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
@@ -101,6 +104,7 @@ def winobias_scores(
             f"follows_{side}": float(after_right.sum() - after_other.sum()),
         }
     pairs = pd.DataFrame(rows)
+    require_finite_units(pairs, [name for name in pairs.columns if name not in ("id", "bias_type")])
     settings = run_settings(model, records, benchmark="winobias", question=QUESTION, prepend_bos=bos, seed=seed)
     table = score_table(_samples(pairs), benchmark="winobias", edit=edit, seed=seed)
     return WinoBiasScores(settings, table, pairs)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import data_hash
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning, measuring
 from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit_config import BiasEditConfig
@@ -39,6 +40,7 @@ from tracelab.interventions.training import train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_key
+from tracelab.texts import as_records
 
 MODULE = "mlp.out"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -70,14 +72,15 @@ class BiasEdit(WeightDelta):
         self._editors: list[Editors] = []  # in a list, so that they are no part of the edit's tensors
 
     @classmethod
+    @learning()
     def fit(
         cls,
         model: TransformerBridge,
-        data: Sequence[StereoSetRecord],
+        data: Iterable[StereoSetRecord],
         config: BiasEditConfig | None = None,
         *,
         layers: Sequence[int] | str = "last123",
-        dev: Sequence[StereoSetRecord] | None = None,
+        dev: Iterable[StereoSetRecord] | None = None,
         partial: Path | str | None = None,
         allow_hooks: bool = False,
     ) -> BiasEdit:
@@ -101,7 +104,9 @@ class BiasEdit(WeightDelta):
         began = perf_counter()
         require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
         config = config or BiasEditConfig()
-        records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
+        records, held_out = (
+            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        )
         chosen = edited_layers(model, layers, records)
         rank = config.delta_rank if config.shift == "direct" else None
         zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed)
@@ -145,7 +150,7 @@ class BiasEdit(WeightDelta):
             warnings.warn(
                 f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the development triples without "
                 f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, or on more triples',
-                stacklevel=2,
+                stacklevel=3,
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors
@@ -168,19 +173,20 @@ class BiasEdit(WeightDelta):
         return self._editors[0]
 
     def for_groups(
-        self, model: TransformerBridge, records: Sequence[StereoSetRecord]
+        self, model: TransformerBridge, records: Iterable[StereoSetRecord]
     ) -> Iterator[tuple[list[StereoSetRecord], WeightDelta]]:
         """The transductive protocol: records in groups of ``n_edits``, in order, each with the edit made from it.
 
         Raises:
             TracelabError: this edit was loaded and has no editor, or a group has no usable triple.
         """
-        editors, size = self.editors, self.config.n_edits
-        shift = WeightDelta(WeightDeltaSpec(maps=self._spec.maps), self.origin).to(model.cfg.device)
+        editors, size, records = self.editors, self.config.n_edits, as_records(records)
+        with measuring():
+            shift = WeightDelta(WeightDeltaSpec(maps=self._spec.maps), self.origin).to(model.cfg.device)
         for start in range(0, len(records), size):
             group = list(records[start : start + size])
             made_from = TripleModel(model, tokenise(model, group), self._spec.maps, self.config)
-            with torch.no_grad():
+            with measuring():
                 shift.set_(editors.shifts(made_from.cached(range(len(made_from)))))
             yield group, shift
 
@@ -252,6 +258,7 @@ def _strength(edit: BiasEdit, measured: TripleModel) -> tuple[float, list[dict[s
         edit.scale_(factor)
         table.append({"strength": factor, **measured.measure(edit, group)})
         edit.load_state_dict(whole)
-    allowed = [row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS]
+    # Never true of a figure that is not a number.
+    allowed = [row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS and 0 <= row["ss"] <= 100]
     best = min(allowed, key=lambda row: abs(row["ss"] - 50))
     return best["strength"], [{name: round(value, 4) for name, value in row.items()} for row in table]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tracelab.gradients import learning, measuring
 from tracelab.interventions.biasedit_config import BiasEditConfig
 from tracelab.interventions.biasedit_training import Editors, TripleModel
 from tracelab.interventions.weight_delta import WeightDelta
@@ -36,6 +37,7 @@ class EditorShift:
         """Parameters with their learning rates."""
         return self.module.groups(self.config)
 
+    @learning()
     def step(self, batch: Batch) -> dict[str, float]:
         """Shift from one group, loss on another; backpropagated through the edit's tensors into the editor."""
         made_from, judged_on = batch
@@ -48,7 +50,7 @@ class EditorShift:
         torch.autograd.backward(shifts, [part.grad.T for part in self.edit.parameters()])  # type: ignore[union-attr]
         return figures
 
-    @torch.no_grad()
+    @measuring()
     def show(self) -> None:
         """Put the mean shift into the edit."""
         by_group = [self.module.shifts(self.trained.cached(group)) for group in self._groups]

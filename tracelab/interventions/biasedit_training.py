@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.forward import SuffixRunner
+from tracelab.gradients import measuring
 from tracelab.interventions.biasedit_config import BiasEditConfig
 from tracelab.interventions.editor import Editor
 from tracelab.interventions.finetune import frozen
@@ -150,7 +151,7 @@ class TripleModel:
         self._chunked(accumulate, group, restart)
         return _figures(totals / len(group), self.config)
 
-    @torch.no_grad()
+    @measuring()
     def measure(self, delta: WeightDelta | None, group: Sequence[int]) -> dict[str, float]:
         """Losses of a group under a delta, and its ``ss``, ``lms`` and ``gap`` by mean log-probability a token."""
         totals = np.zeros(2)
@@ -201,7 +202,7 @@ class TripleModel:
         labels = LABELS if self.config.retain_on == "all" else ("unrelated",)
         return [i for label in labels for i in self._rows(chunk, label)]
 
-    @torch.no_grad()
+    @measuring()
     def _retained_logits(self, chunk: Sequence[int]) -> Tensor:
         return self.runner(self._retained_rows(chunk))[2]
 

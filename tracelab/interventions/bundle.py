@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_folder, require_replaceable
+from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention, Origin
 from tracelab.interventions.biasedit import BiasEdit, BiasEditSpec
 from tracelab.interventions.experts import Experts, ExpertsSpec
@@ -107,6 +108,7 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
     return folder
 
 
+@measuring()
 def load_intervention(
     path_or_hub_id: Path | str, *, revision: str | None = None, allow_mismatch: bool = False
 ) -> Intervention:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 
 INITS = ("scaled", "normal")
 FORMS = ("auto", "primal", "dual")
@@ -37,11 +38,11 @@ class Normaliser(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("m2", torch.zeros(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float32))
+        self.register_buffer("m2", torch.zeros(size, dtype=torch.float32))
 
-    @torch.no_grad()
+    @measuring()
     def update(self, rows: Float[Tensor, "n size"]) -> None:
         """Take rows into account."""
         n, total = rows.shape[0], self.count + rows.shape[0]
@@ -58,12 +59,12 @@ class Normaliser(nn.Module):
 class _Block(nn.Module):
     def __init__(self, size: int, n_maps: int, rank: int, init: str, generator: torch.Generator) -> None:
         super().__init__()
-        a = torch.randn(size, rank, generator=generator)
+        a = torch.randn(size, rank, generator=generator, dtype=torch.float32, device="cpu")
         self.A = nn.Parameter(a / size**0.5 if init == "scaled" else a)
-        self.B = nn.Parameter(torch.zeros(rank, size))
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.scale = nn.Parameter(torch.ones(n_maps, size))
-        self.shift = nn.Parameter(torch.zeros(n_maps, size))
+        self.B = nn.Parameter(torch.zeros(rank, size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(size, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(n_maps, size, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(n_maps, size, dtype=torch.float32))
 
     def forward(self, x: Float[Tensor, "n size"], index: int) -> Float[Tensor, "n size"]:
         return x + self.scale[index] * (x @ self.A @ self.B + self.bias).relu() + self.shift[index]
@@ -102,8 +103,10 @@ class Editor(nn.Module):
         self.normaliser = Normaliser(d_k + d_v)
         self.blocks = nn.ModuleList(_Block(d_k + d_v, n_maps, rank, init, generator) for _ in range(n_blocks))
         self.lr = lr
-        self.step = nn.Parameter(torch.ones(n_maps))  # eta / lr, so that it is trained in relative steps
-        self.log_ridge = nn.Parameter(torch.full((n_maps,), log(ridge)))
+        self.step = nn.Parameter(
+            torch.ones(n_maps, dtype=torch.float32)
+        )  # eta / lr, so that it is trained in relative steps
+        self.log_ridge = nn.Parameter(torch.full((n_maps,), log(ridge), dtype=torch.float32))
 
     def forward(
         self, keys: Float[Tensor, "n d_k"], grads: Float[Tensor, "n d_v"], index: int
@@ -141,7 +144,7 @@ def ridge(
     rounding = torch.finfo(torch.float32).eps * float(keys.square().sum())
     if rounding > 1e-3 * float(log_ridge.detach().exp()):
         keys = keys.double()
-    with torch.no_grad():
+    with measuring():
         gram = (keys @ keys.T if dual else keys.T @ keys).double()
         system = gram + log_ridge.exp() * torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)
         factor, fault = torch.linalg.cholesky_ex(system)

@@ -19,12 +19,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from tracelab.calls import Call
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.hook_points import Point
 from tracelab.interventions.base import flat_input
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.plain import plain_weights
 
 
+@measuring()
 def plain_twin(hf_model: Any) -> Any:
     """A second ``transformers`` model with the same weights (shared, not copied) and modules of its own.
 
@@ -74,7 +76,7 @@ class ExpertRunner:
 
         return add
 
-    @torch.no_grad()
+    @measuring()
     def logits(self, call: Call, n_last: int) -> Float[Tensor, "experts batch n_last vocab"]:
         """Logits, in fp32, at the last ``n_last`` columns of a forward pass.
 

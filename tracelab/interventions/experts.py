@@ -37,6 +37,7 @@ from tracelab.calls import current_call
 from tracelab.datasets.records import data_hash
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import learning
 from tracelab.hook_points import Point
 from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Edit, Intervention, Origin
@@ -147,6 +148,7 @@ class Experts(Intervention):
         self._runners: WeakKeyDictionary[nn.Module, ExpertRunner] = WeakKeyDictionary()
 
     @classmethod
+    @learning()
     def fit(
         cls,
         model: TransformerBridge,
@@ -315,7 +317,7 @@ def _origin_of_all(deltas: Sequence[WeightDelta]) -> Origin | None:
 
 def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
     """Logits with all but the smallest set of tokens of probability ``top_p`` at -inf."""
-    flat = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), z.flatten(0, 1))
+    flat = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long, device=z.device), z.flatten(0, 1))
     return flat.reshape(z.shape)
 
 

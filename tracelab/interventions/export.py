@@ -20,15 +20,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_folder, require_replaceable
+from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model import model_facts
+from tracelab.model import given_tokenizer, model_facts
 from tracelab.plain import plain_weights
 
 MARKER = "tracelab_export.json"
@@ -105,7 +106,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
     deltas = _deltas(edit)
     edit.require(model)
     parts = [(path, part) for delta in deltas for path, _, part in _plain_modules(model, delta)]
-    with _written(folder, edit, {}) as made, torch.no_grad():
+    with _written(folder, edit, {}) as made, measuring():
         plain = plain_copy(model)
         for path, part in parts:
             module: Any = plain.get_submodule(path)
@@ -113,7 +114,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
             weight = module.weight
             weight.copy_((weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(weight.dtype))
         plain.save_pretrained(made)
-        _tokenizer(model).save_pretrained(made)
+        given_tokenizer(model).save_pretrained(made)
     return Path(folder)
 
 
@@ -180,18 +181,6 @@ def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
         return part.lora_A.detach(), part.lora_B.detach()
     u, s, v = torch.linalg.svd(part.weight().detach(), full_matrices=False)
     return v[:rank], u[:, :rank] * s[:rank]
-
-
-def _tokenizer(model: TransformerBridge) -> Any:
-    """The tokenizer as published: bridging replaces it by one that always adds BOS."""
-    revision = model_facts(model).revision
-    where = {} if revision is None else {"revision": revision}
-    try:
-        return AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, **where)
-    except (OSError, ValueError):  # of a GGUF file, or no longer there
-        tokenizer = copy.deepcopy(model.tokenizer)
-        tokenizer.add_bos_token = model_facts(model).prepend_bos
-        return tokenizer
 
 
 @contextmanager

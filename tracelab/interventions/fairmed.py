@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.calls import Call, current_call
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning, measuring
 from tracelab.hook_points import Point
 from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Edit, Intervention, Origin
@@ -71,7 +72,7 @@ class _AttributeProbers(nn.Module):
         n, d, hidden, groups = len(spec.layers), spec.d_model, spec.hidden, len(spec.groups)
         shapes = {"w1": (n, d, hidden), "b1": (n, 1, hidden), "w2": (n, hidden, groups), "b2": (n, 1, groups)}
         for name, shape in {**shapes, "norm_std": (n,)}.items():
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.spec = spec
 
     def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
@@ -122,6 +123,7 @@ class FairMed(Intervention):
         self._cost: dict[int, list[float]] = {}
 
     @classmethod
+    @learning()
     def fit(
         cls,
         model: TransformerBridge,
@@ -224,7 +226,7 @@ class FairMed(Intervention):
             began = perf_counter()
             call = current_call(hf_model)
             mask = _positions(call, mlp_out, self.config.positions)
-            with torch.no_grad():
+            with measuring():
                 a = mlp_out.float()
                 probers = [part.layer(layer, self.config.groups) for part in parts]  # type: ignore[operator]
                 epsilon = self.config.lam * max(part.std(layer) for part in parts)  # type: ignore[operator]
@@ -267,7 +269,9 @@ class FairMed(Intervention):
         for block in blocks:
             if (layer, block) not in self._noise:
                 generator = torch.Generator().manual_seed(hash((self.config.seed, layer, block)))
-                self._noise[layer, block] = torch.randn(_NOISE_BLOCK, a.shape[-1], generator=generator)
+                self._noise[layer, block] = torch.randn(
+                    _NOISE_BLOCK, a.shape[-1], generator=generator, dtype=torch.float32, device="cpu"
+                )
         table = torch.cat([self._noise[layer, block] for block in blocks]).to(a.device)
         return table[index]
 

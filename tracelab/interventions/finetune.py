@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,15 +10,19 @@ from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.finite import CAUSE
+from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
 from tracelab.progress import progress
-from tracelab.tokens import encode, pad
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import encode, pad, require_context
 
 
+@learning()
 def finetune(
     model: TransformerBridge,
     edit: Intervention,
-    texts: Sequence[str],
+    texts: Texts,
     *,
     lr: float,
     epochs: int,
@@ -37,9 +41,10 @@ def finetune(
         The mean loss (nats a token) of each step.
 
     Raises:
-        TracelabError: no text of two tokens, or a loss that is not finite.
+        TracelabError: no text of two tokens, blocks beyond the model's context, or a loss that is not finite.
     """
-    sequences = [encode(model, text).ids[:block_size] for text in texts]
+    sequences = [encode(model, text).ids[:block_size] for text in as_texts(texts)]
+    require_context(model, map(len, sequences))
     sequences = [ids for ids in sequences if len(ids) > 1]
     if not sequences:
         raise TracelabError(f"{what}: no text of at least two tokens")
@@ -55,7 +60,8 @@ def finetune(
                 real = mask[:, 1:].bool()
                 loss = cross_entropy(logits[real].float(), tokens[:, 1:][real])
                 if not loss.isfinite():
-                    raise TracelabError(f"{what}: the loss is {loss.item()} after {len(losses)} steps: lower lr={lr}")
+                    why = f"lower lr={lr}" if losses else CAUSE
+                    raise TracelabError(f"{what}: the loss is {loss.item()} after {len(losses)} steps: {why}")
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -72,7 +78,7 @@ def frozen(model: TransformerBridge) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with learning():
             yield
     finally:
         for parameter in trained:

@@ -10,7 +10,7 @@ Source: arXiv 2507.19962; what it leaves open is an option of :class:`KLAADConfi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite
 from pathlib import Path
@@ -28,6 +28,7 @@ from tracelab.datasets.records import data_hash
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
 from tracelab.forward import SuffixRunner
+from tracelab.gradients import learning, measuring
 from tracelab.hook_points import LINEAR_MAPS
 from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Origin
@@ -47,6 +48,7 @@ from tracelab.interventions.triple_losses import hits, mean_over, scored, token_
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_key, require_hook
+from tracelab.texts import as_records
 
 TRAINABLE = ("all", "attn_last")
 _DEV_RECORDS = 256
@@ -130,13 +132,14 @@ class KLAAD(WeightDelta):
         self.config, self.bias = spec.config, spec.bias
 
     @classmethod
+    @learning()
     def fit(
         cls,
         model: TransformerBridge,
-        data: Sequence[StereoSetRecord],
+        data: Iterable[StereoSetRecord],
         config: KLAADConfig | None = None,
         *,
-        dev: Sequence[StereoSetRecord] | None = None,
+        dev: Iterable[StereoSetRecord] | None = None,
         partial: Path | str | None = None,
         allow_hooks: bool = False,
     ) -> KLAAD:
@@ -157,7 +160,9 @@ class KLAAD(WeightDelta):
         config = config or KLAADConfig()
         last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)
-        records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
+        records, held_out = (
+            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+        )
         train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
         every = config.trainable == "all"
         shapes = WeightDelta.low_rank(
@@ -282,7 +287,12 @@ class KLAADLoss:
             far = pooled(other.hidden, other.mask, config.pool)
             parts["triplet"] = triplet_loss(h[:n], h[n:], far, config.margin).mean()
         lams = {"ce": config.lam1, "kl": config.lam2, "triplet": config.lam3}
-        return {"loss": sum((lam * parts[name] for name, lam in lams.items() if lam), torch.zeros(()))} | parts
+        return {
+            "loss": sum(
+                (lam * parts[name] for name, lam in lams.items() if lam),
+                torch.zeros((), dtype=torch.float32, device=halves[0].device),
+            )
+        } | parts
 
     def backward(self, edit: WeightDelta, batch: Sequence[int]) -> dict[str, float]:
         """The losses of a batch under an edit; their gradients are left in its parameters."""
@@ -303,7 +313,7 @@ class KLAADLoss:
         self._chunked(accumulate, batch, restart)
         return totals
 
-    @torch.no_grad()
+    @measuring()
     def measure(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
         """All losses under an edit, also those of weight 0, with ``ss``, ``lms`` and ``gap``."""
         totals: dict[str, float] = {}

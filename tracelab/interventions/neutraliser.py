@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class LayerProber:
 
 def _kl(log_p: Float[Tensor, "*rows groups"]) -> Float[Tensor, "*rows"]:
     n_groups = log_p.shape[-1]
-    return -log_p.mean(dim=-1) - torch.log(torch.tensor(float(n_groups)))
+    return -log_p.mean(dim=-1) - log(n_groups)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,10 @@ def _start(problem: _Problem, noise: Tensor | None, epsilon: float, config: Fair
 
 def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig) -> tuple[Tensor, Tensor]:
     """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps taken."""
-    best, best_kl = torch.zeros_like(delta), torch.full(delta.shape[:1], float("inf"), device=delta.device)
+    best, best_kl = (
+        torch.zeros_like(delta),
+        torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device),
+    )
     taken = torch.zeros(delta.shape[0], dtype=torch.long, device=delta.device)
     active = torch.arange(delta.shape[0], device=delta.device)
     # From zero, the first evaluation is of the activation as it is.

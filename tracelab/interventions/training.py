@@ -24,6 +24,8 @@ from torch import nn
 
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_file
+from tracelab.finite import CAUSE
+from tracelab.gradients import learning
 from tracelab.progress import progress
 
 Figures = Mapping[str, float]
@@ -74,6 +76,7 @@ class Chunks:
             restart()
 
 
+@learning()
 def train(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -99,7 +102,7 @@ def train(
         partial: a file.
 
     Raises:
-        TracelabError: the loss is not finite at the very first step.
+        TracelabError: the development figures are not finite before the first step, or the loss is not at it.
     """
     curves, best, best_score, stale, done = Curves(), copy.deepcopy(module.state_dict()), float("inf"), 0, 0
     taken_up = _taken_up(partial, key)
@@ -115,6 +118,8 @@ def train(
         """Measure, keep; whether to go on."""
         nonlocal best, best_score, stale
         figures = evaluate()
+        if not done and not isfinite(figures["score"]):
+            raise TracelabError(f"{what}: the loss is {figures['score']} before the first step: {CAUSE}")
         curves.add(done, "dev", figures)
         if figures["score"] < best_score:
             best, best_score, stale = copy.deepcopy(module.state_dict()), figures["score"], 0

@@ -7,7 +7,7 @@ share no target term. Whether a BOS token comes first is the model's habit, as i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.tokens import encode
+from tracelab.texts import as_records
+from tracelab.tokens import encode, require_context
 
 LABELS = ("stereotype", "anti_stereotype", "unrelated")
 DEV_SHARE = 0.2
@@ -42,14 +43,16 @@ class Triples:
         return 3 * record + LABELS.index(label)
 
 
-def tokenise(model: TransformerBridge, records: Sequence[StereoSetRecord]) -> Triples:
+def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Triples:
     """The triples of records that a causal model can be trained on.
 
     A record is left out if a filler cannot be found in its sentence, or if no token of a filler has a token before it.
 
     Raises:
-        TracelabError: no record is left.
+        TracelabError: no record is left, or one has a sentence beyond the model's context.
     """
+    records = as_records(records)
+    lengths: list[int] = []
     kept: list[StereoSetRecord] = []
     sequences: list[tuple[int, ...]] = []
     fillers: list[tuple[int, ...]] = []
@@ -66,6 +69,7 @@ def tokenise(model: TransformerBridge, records: Sequence[StereoSetRecord]) -> Tr
                 positions = [p for span in sentence.filler for p in encoding.positions(span)]
             made.append(encoding.ids)
             spans.append(tuple(p for p in positions if p > 0))
+        lengths.append(max(map(len, made)))
         if record.task == "intrasentence" and not all(getattr(record, label).filler for label in LABELS[:2]):
             left_out["no filler in the sentence"] += 1
         elif not all(spans[:2]):
@@ -74,6 +78,7 @@ def tokenise(model: TransformerBridge, records: Sequence[StereoSetRecord]) -> Tr
             kept.append(record)
             sequences += made
             fillers += spans
+    require_context(model, lengths, what="record")
     if not kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "none were given"
         raise TracelabError(f"no usable triple among {len(records)} records ({reasons})")
@@ -81,7 +86,7 @@ def tokenise(model: TransformerBridge, records: Sequence[StereoSetRecord]) -> Tr
 
 
 def split_by_target(
-    records: Sequence[StereoSetRecord], *, share: float = DEV_SHARE, seed: int = 0
+    records: Iterable[StereoSetRecord], *, share: float = DEV_SHARE, seed: int = 0
 ) -> tuple[list[StereoSetRecord], list[StereoSetRecord]]:
     """Training and development records with no target term in common, split within each bias type.
 
@@ -91,6 +96,7 @@ def split_by_target(
     Raises:
         TracelabError: a bias type with fewer than two target terms.
     """
+    records = as_records(records)
     train: list[StereoSetRecord] = []
     dev: list[StereoSetRecord] = []
     for bias in sorted({record.bias_type for record in records}):

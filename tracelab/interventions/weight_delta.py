@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.hook_points import LINEAR_MAPS, Point
 from tracelab.interventions.base import Edit, Intervention, Origin, flat_input
+from tracelab.texts import Texts, as_texts
 
 
 class MapShape(BaseModel):
@@ -53,7 +55,7 @@ class WeightDeltaSpec(BaseModel):
 class _Dense(nn.Module):
     def __init__(self, shape: MapShape) -> None:
         super().__init__()
-        self.delta = nn.Parameter(torch.zeros(shape.d_out, shape.d_in))
+        self.delta = nn.Parameter(torch.zeros(shape.d_out, shape.d_in, dtype=torch.float32))
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         return x @ self.delta.T
@@ -66,8 +68,8 @@ class _LowRank(nn.Module):
     def __init__(self, shape: MapShape) -> None:
         super().__init__()
         assert shape.rank is not None
-        self.lora_A = nn.Parameter(torch.zeros(shape.rank, shape.d_in))
-        self.lora_B = nn.Parameter(torch.zeros(shape.d_out, shape.rank))
+        self.lora_A = nn.Parameter(torch.zeros(shape.rank, shape.d_in, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(shape.d_out, shape.rank, dtype=torch.float32))
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
         return x @ self.lora_A.T @ self.lora_B.T
@@ -98,12 +100,13 @@ class WeightDelta(Intervention):
         )
 
     @classmethod
+    @measuring()
     def low_rank(
         cls,
         model: TransformerBridge,
         *,
         layers: Sequence[int],
-        modules: Sequence[str] = ("mlp.out",),
+        modules: Texts = ("mlp.out",),
         rank: int | None = 8,
         seed: int = 0,
     ) -> WeightDelta:
@@ -117,6 +120,7 @@ class WeightDelta(Intervention):
         """
         if rank is not None and rank < 1:
             raise TracelabError(f"the rank of a delta is at least 1, not {rank}")
+        modules = as_texts(modules, "linear map")
         for module in modules:
             require_choice("linear map", module, LINEAR_MAPS)
         # Each once: a map named twice would get its delta twice.
@@ -144,7 +148,7 @@ class WeightDelta(Intervention):
         """The module that computes the delta's contribution at a point from the map's input (fp32)."""
         return self.maps[_key(point)] if _key(point) in self.maps else None  # noqa: SIM401  ModuleDict has no get
 
-    @torch.no_grad()
+    @measuring()
     def set_(self, shifts: Sequence[Float[Tensor, "_d_in _d_out"]]) -> None:
         """Copy a shift of ``x W`` into each dense delta, in order (a delta is its transpose)."""
         for part, shift in zip(self.maps.values(), shifts, strict=True):
@@ -160,7 +164,7 @@ class WeightDelta(Intervention):
 
         return training_curves(self)
 
-    @torch.no_grad()
+    @measuring()
     def scale_(self, factor: float) -> None:
         """Multiply every delta."""
         for part in self.maps.values():
@@ -188,7 +192,7 @@ def _adder(part: nn.Module):
     return add
 
 
-@torch.no_grad()
+@measuring()
 def _map_sizes(model: TransformerBridge, points: Sequence[Point]) -> list[tuple[int, int]]:
     """Input and output width of each map, seen on one token."""
     widths: dict[str, int] = {}

@@ -29,7 +29,7 @@ the summary counts these under ``unusable``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 from jaxtyping import Bool, Float
 from scipy.stats import ttest_rel
 from torch import Tensor
@@ -45,12 +44,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Pair
 from tracelab.errors import TracelabError, require_choice
+from tracelab.finite import CAUSE
+from tracelab.gradients import measuring
 from tracelab.localize.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model import model_facts, require_hook
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
 from tracelab.statistics import mean_interval
-from tracelab.tokens import Encoding, encode, length_batches, pad, token_texts
+from tracelab.texts import as_records
+from tracelab.tokens import Encoding, encode, length_batches, pad, require_context, token_texts
 
 REDUCTIONS = ("received", "received_abs", "paid", "both", "last")
 CONTROLS = ("neutral", "none")
@@ -111,7 +113,7 @@ class AttentionGap(Result):
 
 def attention_gap(
     model: TransformerBridge,
-    pairs: Sequence[Any],
+    pairs: Iterable[Any],
     *,
     layer: int = -1,
     heads: str | Sequence[int] = "mean",
@@ -136,7 +138,8 @@ def attention_gap(
         seed: of the control's words and the bootstrap.
 
     Raises:
-        TracelabError: unknown option, layer or head out of range, or no pair with a differing token.
+        TracelabError: unknown option, layer or head out of range, no pair with a differing token, one
+            beyond the model's context, or attention that is not finite.
     """
     require_choice("reduction", reduce, REDUCTIONS)
     require_choice("control", control, CONTROLS)
@@ -144,7 +147,7 @@ def attention_gap(
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
-    records = [pair if isinstance(pair, Pair) else pair.pair() for pair in pairs]
+    records = [pair if isinstance(pair, Pair) else pair.pair() for pair in as_records(pairs, "pair")]
     encoded = [
         (
             encode(model, pair.stereotype, prepend_bos=prepend_bos),
@@ -152,6 +155,7 @@ def attention_gap(
         )
         for pair in records
     ]
+    require_context(model, (max(len(first.ids), len(second.ids)) for first, second in encoded), what="pair")
     aligned = [_Alignment.of(*pair) for pair in encoded]
     usable = [i for i, a in enumerate(aligned) if a.sensitive.any() and not a.sensitive.all()]
     if not usable:
@@ -222,7 +226,7 @@ def attention_gap(
     )
 
 
-@torch.no_grad()
+@measuring()
 def attention_patterns(
     model: TransformerBridge,
     sequences: Sequence[Sequence[int]],
@@ -231,7 +235,11 @@ def attention_patterns(
     *,
     batch_tokens: int = 1024,
 ) -> list[Float[np.ndarray, "_query _key"]]:
-    """The attention map (mean over ``heads``, None: all) of each sequence at one hook point, in fp32."""
+    """The attention map (mean over ``heads``, None: all) of each sequence at one hook point, in fp32.
+
+    Raises:
+        TracelabError: a map that is not finite.
+    """
     results: list[np.ndarray] = [np.empty((0, 0))] * len(sequences)
     seen: dict[str, Tensor] = {}
 
@@ -248,6 +256,8 @@ def attention_patterns(
             model.run_with_hooks(tokens, fwd_hooks=[(hook, keep)], stop_at_layer=stop_at)
             for row, i in enumerate(batch):
                 results[i] = seen["pattern"][row].cpu().numpy()
+                if not np.isfinite(results[i]).all():
+                    raise TracelabError(f"the attention at {hook} in sentence {i} is not finite: {CAUSE}")
             bar.update(len(batch))
     return results
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ from transformer_lens.utilities.statistics import derive_generator
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
 from tracelab.files import atomic_file
+from tracelab.finite import CAUSE
 from tracelab.forward import BlockRunner
+from tracelab.gradients import measuring
 from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
 from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
@@ -49,17 +51,19 @@ from tracelab.model import model_facts, model_key, require_hook
 from tracelab.progress import progress
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
+from tracelab.texts import Texts, as_records, as_texts
 from tracelab.tokens import length_batches, pad, token_texts
 
 POSITIONS = ("roles", "all")
 RUNS = ("auto", "fast", "plain")
 
 
+@measuring()
 def causal_trace(
     model: TransformerBridge,
-    pairs: Sequence[StereoSetRecord],
+    pairs: Iterable[StereoSetRecord],
     *,
-    components: Sequence[str] = COMPONENTS,
+    components: Texts = COMPONENTS,
     positions: str = "roles",
     layers: Sequence[int] | None = None,
     n_samples: int = 10,
@@ -95,8 +99,10 @@ def causal_trace(
         seed: of the noise and the bootstrap.
 
     Raises:
-        TracelabError: nothing can be traced, a window larger than the model, or an unknown option.
+        TracelabError: nothing can be traced, a sentence beyond the model's context, a window larger than the model, an
+            unknown option, or log-probabilities that are not finite.
     """
+    pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
     for component in components:
         require_choice("component", component, COMPONENTS)
     require_choice("positions", positions, POSITIONS)
@@ -126,7 +132,7 @@ def causal_trace(
     if run == "auto":
         run = "fast" if _fast_is_exact(runner, cases[0], draws[cases[0].id], components, window) else "plain"
         if run == "plain":
-            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=2)
+            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=3)
     tracer: Tracer = fast_trace if run == "fast" else plain_trace
     settings = run_settings(
         model,
@@ -161,7 +167,7 @@ def causal_trace(
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
 
 
-@torch.no_grad()
+@measuring()
 def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
     """Standard deviation of all entries of the attribute words' embeddings, where noise will be added."""
     name = require_hook(model, "embed")
@@ -207,12 +213,10 @@ def _trace_case(
         ).tolist()
         for component in components
     }
-    return {
-        "high": stereo.clean - anti.clean,
-        "low": stereo.corrupted - anti.corrupted,
-        "columns": columns,
-        "gap": restored,
-    }
+    high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
+    if not np.isfinite([high, low, *(gap for table in restored.values() for row in table for gap in row)]).all():
+        raise TracelabError(f"the log-probabilities of pair {case.id} are not finite: {CAUSE}")
+    return {"high": high, "low": low, "columns": columns, "gap": restored}
 
 
 def _tables(
@@ -272,7 +276,8 @@ def _draws(
     if noise is None:
         assert noise_std is not None
         return {
-            key: noise_std * torch.randn(shape, generator=derive_generator(seed, "noise", key))
+            key: noise_std
+            * torch.randn(shape, generator=derive_generator(seed, "noise", key), dtype=torch.float32, device="cpu")
             for key, shape in shapes.items()
         }
     for key, shape in shapes.items():

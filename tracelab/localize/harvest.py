@@ -18,10 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
+from tracelab.finite import require_finite_logits
 from tracelab.forward import last_logits
+from tracelab.gradients import measuring
 from tracelab.model import model_facts, require_hook
 from tracelab.progress import progress
-from tracelab.tokens import encode, first_token, length_batches, pad
+from tracelab.tokens import encode, first_token, length_batches, pad, require_context, token_texts
 
 SPILL_BYTES = 2 * 1024**3
 """Activations above this size go to a temporary file."""
@@ -55,7 +57,7 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
         token_id for index, ids in enumerate(by_group) for other in by_group[index + 1 :] for token_id in ids & other
     }
     if shared:
-        texts = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(shared))
+        texts = ", ".join(repr(text) for text in token_texts(model, sorted(shared)))
         warnings.warn(f"first tokens shared by several groups are left out: {texts}", stacklevel=2)
     for (name, words), ids in zip(corpus.groups, by_group, strict=True):
         if not ids - shared:
@@ -63,10 +65,10 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
                 f"no word of the group {name!r} ({', '.join(words)}) has a first token of its own "
                 "with this tokenizer: give it other words"
             )
-    return [torch.tensor(sorted(ids - shared)) for ids in by_group]
+    return [torch.tensor(sorted(ids - shared), device="cpu") for ids in by_group]
 
 
-@torch.no_grad()
+@measuring()
 def harvest(
     model: TransformerBridge,
     corpus: Corpus,
@@ -80,11 +82,15 @@ def harvest(
     Args:
         words: token ids of each group (:func:`group_token_ids`).
         batch_tokens: most tokens in a forward pass.
+
+    Raises:
+        TracelabError: a prompt beyond the model's context, or logits that are not finite.
     """
     n_layers = model_facts(model).n_layers
     sequences = [encode(model, p.text, prepend_bos=prepend_bos).ids for p in corpus.prompts]
+    require_context(model, map(len, sequences), what="prompt")
     store = _store(len(sequences), n_layers, model.cfg.d_model)
-    probabilities = torch.empty(len(sequences), len(words))
+    probabilities = torch.empty(len(sequences), len(words), dtype=torch.float32, device="cpu")
     batch: list[int] = []  # the rows that the hooks are filling
 
     def keep(layer: int):
@@ -97,7 +103,9 @@ def harvest(
     with model.hooks(fwd_hooks=hooks), progress(total=len(sequences), what="harvest") as bar:
         for batch in length_batches(map(len, sequences), batch_tokens, equal=True):
             tokens, _ = pad(model, [sequences[i] for i in batch])
-            p = last_logits(model, tokens).float().softmax(dim=-1).cpu()
+            logits = last_logits(model, tokens).float()
+            require_finite_logits(logits, batch, "prompt")
+            p = logits.softmax(dim=-1).cpu()
             probabilities[batch] = torch.stack([p[:, ids].sum(dim=1) for ids in words], dim=1)
             bar.update(len(batch))
     mass = probabilities.sum(dim=1)
@@ -108,7 +116,7 @@ def _store(*shape: int) -> Float[Tensor, "prompts layers d_model"]:
     """An empty fp32 tensor, in memory or, if large, mapped to a file that vanishes with it."""
     size = torch.Size(shape).numel()
     if 4 * size <= SPILL_BYTES:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     with tempfile.NamedTemporaryFile(prefix="tracelab-") as file:
         os.posix_fallocate(file.fileno(), 0, 4 * size)  # a full disk is an error now, not a crash later
-        return torch.from_file(file.name, shared=True, size=size).reshape(shape)
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).reshape(shape)

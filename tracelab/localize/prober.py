@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tracelab.gradients import learning
+
 
 @dataclass(frozen=True)
 class ProberConfig:
@@ -45,7 +47,7 @@ class Probers(nn.Module):
         fan_in = {"w1": d_model, "b1": d_model, "w2": hidden, "b2": hidden}
         for name, size in sizes.items():
             bound = 1 / math.sqrt(fan_in[name])  # as torch.nn.Linear initialises both
-            value = torch.empty(n_layers, *size)
+            value = torch.empty(n_layers, *size, dtype=torch.float32, device="cpu")
             for layer in range(n_layers):
                 generator = torch.Generator().manual_seed(hash((seed, layer, fan_in[name], *size)))
                 value[layer].uniform_(-bound, bound, generator=generator)
@@ -58,6 +60,7 @@ class Probers(nn.Module):
         return torch.baddbmm(self.b2, hidden, self.w2)
 
 
+@learning()
 def train_probers(
     activations: Float[Tensor, "prompts layers d_model"],
     labels: Float[Tensor, "prompts groups"],

@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.localize.harvest import group_token_ids, harvest
 from tracelab.localize.prober import ProberConfig, Probers, train_probers
 from tracelab.model import model_facts
@@ -94,6 +95,7 @@ class LayerProbes(Result):
         return f1_per_layer(self)
 
 
+@measuring()
 def probe_layers(
     model: TransformerBridge,
     corpus: Corpus,
@@ -142,7 +144,7 @@ def probe_layers(
         )
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
-        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=2)
+        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=3)
     tally = _Tally(corpus, n_layers, scored)
     kept: Probers | None = None
     with progress(total=2 * n_seeds * config.epochs, what="probers", unit="epoch") as bar:

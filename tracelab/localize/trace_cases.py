@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import Sentence
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.tokens import Encoding, encode
+from tracelab.tokens import Encoding, encode, require_context
 
 ROLES = ("attribute", "before_filler", "filler", "after_filler", "other")
 KEY_ROLES = ("attribute", "before_filler", "filler")
@@ -77,13 +77,18 @@ def make_cases(
             (BiasEdit noises the first hit of each word).
 
     Raises:
-        TracelabError: no record can be traced.
+        TracelabError: no record can be traced, or one is beyond the model's context.
     """
     made = [_case(model, record, mentions, prepend_bos) for record in records]
     cases = [case for case in made if isinstance(case, Case)]
     skipped = dict(Counter(reason for reason in made if isinstance(reason, str)))
     if not cases:
         raise TracelabError(f"none of {len(records)} records can be traced: {skipped}")
+    require_context(
+        model,
+        (max(len(c.stereotype.ids), len(c.anti_stereotype.ids)) if isinstance(c, Case) else 0 for c in made),
+        what="pair",
+    )
     return cases, skipped
 
 

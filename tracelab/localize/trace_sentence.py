@@ -26,6 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.forward import BlockRunner, KeyValues
+from tracelab.gradients import measuring
 from tracelab.model import model_facts, require_hook
 
 COMPONENTS = ("resid", "mlp", "attn")
@@ -68,7 +69,7 @@ def window_layers(layer: int, window: int, n_layers: int) -> range:
     return range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
 
 
-@torch.no_grad()
+@measuring()
 def fast_trace(
     runner: BlockRunner,
     ids: Int[Tensor, "pos"],
@@ -184,7 +185,7 @@ def _restored_residuals(
     return resid
 
 
-@torch.no_grad()
+@measuring()
 def plain_trace(
     runner: BlockRunner,
     ids: Int[Tensor, "pos"],
@@ -221,7 +222,7 @@ def plain_trace(
             return _sum_logprobs(model(rows), rows, first).mean()
 
     corrupted = run([])
-    restored = {c: torch.empty(len(positions), len(layers)) for c in components}
+    restored = {c: torch.empty(len(positions), len(layers), dtype=torch.float32) for c in components}
     for component, table in restored.items():
         for index, position in enumerate(positions):
             for column, layer in enumerate(layers):

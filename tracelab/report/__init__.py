@@ -20,6 +20,8 @@ from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Parts, measure
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
+from tracelab.texts import Texts, as_texts
+from tracelab.tokens import encode, require_context
 
 __all__ = ["BIAS_TYPES", "PRESETS", "Parts", "report"]
 
@@ -32,7 +34,7 @@ def report(
     preset: str = "quick",
     limit: int | None = None,
     interventions: Mapping[str, Intervention] | None = None,
-    prompts: Sequence[str] = (),
+    prompts: Texts = (),
     png: bool = True,
     seed: int = 0,
     command: str | None = None,
@@ -55,10 +57,13 @@ def report(
         ``*.png``, ``bundles/`` with each fitted edit, and ``parts/`` with each result, to be loaded again.
 
     Raises:
-        TracelabError: unknown bias type or preset, hooks on the model, or data in which nothing can be measured.
+        TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be measured, or a
+            prompt beyond the model's context.
     """
     require_choice("bias type", bias, BIAS_TYPES)
     require_unedited(model, "a report")
+    prompts = as_texts(prompts, "prompt")
+    require_context(model, [len(encode(model, prompt).ids) for prompt in prompts], what="prompt")
     for edit in (interventions or {}).values():
         edit.hooks(model)  # refuses an edit of another model before anything is measured
     chosen = preset_of(preset, limit)
@@ -112,7 +117,9 @@ def _with_edits(
     choice, stack = editing.choose_stack(model, edits, held_out, out_dir / "parts", seed=seed, say=_say)
     rows = {**edits, **stack}
     board = editing.compare(model, bias, rows, out_dir / "parts", preset=preset, seed=seed, say=_say)
-    seen = editing.look(model, bias, rows, prompts)
+    broken = set(choice.table.loc[choice.table["ss"].isna(), "edit"])  # the log-probabilities under it are not finite
+    shown = {name: edit for name, edit in rows.items() if name not in broken}
+    seen = editing.look(model, bias, shown, prompts) if shown else None
     return replace(parts, choice=choice, scoreboard=board, before_after=seen)
 
 

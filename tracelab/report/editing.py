@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
 from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
+from tracelab.errors import TracelabError
 from tracelab.evaluate.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
 from tracelab.inspection import BeforeAfter, inspect
@@ -117,7 +118,14 @@ def choose_stack(
         rows = []
         for name, edit in {UNEDITED: Stack([]), **edits}.items():
             with edit.applied(model):
-                scores: StereoSetScores = stereoset_scores(model, records, seed=seed)
+                try:
+                    scores: StereoSetScores = stereoset_scores(model, records, seed=seed)
+                except TracelabError as error:  # an edit that overflows is never chosen, and stops no report
+                    if name == UNEDITED:
+                        raise
+                    say(f"{name}: {error}")
+                    rows.append({"edit": name, "ss": float("nan"), "lms": float("nan")})
+                    continue
             values = scores.table.set_index("metric")["value"]
             rows.append({"edit": name, "ss": values["ss_pooled"], "lms": values["lms_pooled"]})
         table = pd.DataFrame(rows)
