@@ -90,11 +90,11 @@ def load(
 
 
 def _usable_device(device: str | torch.device | None) -> str:
-    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = str(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=name).item()  # read back: "meta" takes tensors and computes nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise TracelabError(f"the device {name!r} cannot be used here ({reason}): try device='cpu'") from error
     return name
 
@@ -112,6 +112,7 @@ def from_hf(
     The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
     of it to compare with.
     """
+    device = _usable_device(device)
     if prepend_bos is None:  # asked before booting, which changes the tokenizer
         prepend_bos = tokenizer_adds_bos(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
 from tracelab.model import model_info
+from tracelab.ranges import require_int
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         raise TracelabError(
             f"the tokenizer of {model_info(model).model_id} gives no character offsets: use a fast (Rust) tokenizer"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, read as if they were UTF-8
+        raise TracelabError(f"no text in UTF-8, as it holds lone surrogates: {text!r}") from None
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
     if not ids:
@@ -115,6 +120,7 @@ def length_batches(lengths: Iterable[int], batch_tokens: int, *, equal: bool = F
         batch_tokens: most tokens of a batch, padding counted; a longer sequence goes alone.
         equal: whether all sequences of a batch must have the same length (then none is padded).
     """
+    require_int("batch_tokens", batch_tokens)
     lengths = list(lengths)
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -34,6 +34,7 @@ from tracelab.errors import require_choice
 from tracelab.evaluate.bbq_metrics import BBQScores, answer_table, bbq_samples, score_predictions
 from tracelab.evaluate.scores import score_table
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 
@@ -121,6 +122,7 @@ def bbq_scores(
     Raises:
         TracelabError: no items, or none whose biased answer is known; an unknown format or normalisation.
     """
+    require_seed(seed)
     made = FORMATS[require_choice("format", format, FORMATS)]
     how = require_choice("normalisation", normalisation or made.normalisation, NORMALISATIONS)
     bos = made.prepend_bos if prepend_bos is None else prepend_bos

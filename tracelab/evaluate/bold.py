@@ -34,6 +34,7 @@ from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_tabl
 from tracelab.evaluate.text_scorers import TextScorer, text_scorer
 from tracelab.generation import Generations, generate
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 
 GROUPS = {
@@ -116,9 +117,12 @@ def bold_scores(
         TracelabError: no prompt is left; an unknown scorer, or one that is not available here, which is found out
             before anything is generated; ``texts`` of other prompts, of another model or under another edit.
     """
+    require_seed(seed)
     scorers = _scorers(scorer)
     kept = _kept(prompts, groups)
     if texts is None:
+        for each in seeds:
+            require_seed(each, "a seed of sampling")
         if not seeds or len(set(seeds)) < len(seeds):
             raise TracelabError(f"one or several different seeds are needed, not {list(seeds)}")
         made = [

@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import reading
 from tracelab.interventions import Intervention, Stack
+from tracelab.ranges import require_int
 from tracelab.tokens import bos_id, pad_id
 
 COLUMNS = (
@@ -63,6 +64,8 @@ def edit_costs(
     Raises:
         TracelabError: the edit was made for another model.
     """
+    for name, count in (("batch", batch), ("length", length), ("new_tokens", new_tokens), ("repeats", repeats)):
+        require_int(name, count)
     edit.hooks(model)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.cfg.d_vocab, (batch, length), generator=generator)

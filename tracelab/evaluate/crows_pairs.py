@@ -29,6 +29,7 @@ from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.statistics import mean_interval
@@ -73,6 +74,7 @@ def crows_pairs_scores(
     Raises:
         TracelabError: no records.
     """
+    require_seed(seed)
     if not records:
         raise TracelabError("no CrowS-Pairs records to score")
     bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos

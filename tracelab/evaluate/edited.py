@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.interventions import Intervention
+from tracelab.ranges import require_seed
 from tracelab.results import Result
 
 
@@ -51,6 +52,7 @@ def edited_scores(
     Raises:
         TracelabError: the edit was made for another model.
     """
+    require_seed(seed)
     edit.hooks(model)  # refuses before any work
     first = before or measure(None)
     with edit.applied(model):

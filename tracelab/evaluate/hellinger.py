@@ -27,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
 from tracelab.forward import last_logits
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 from tracelab.tokens import encode, length_batches, pad
@@ -118,6 +119,7 @@ def hellinger(
     Raises:
         TracelabError: no pairs, an unknown divergence.
     """
+    require_seed(seed)
     require_choice("divergence", divergence, DIVERGENCES)
     if not pairs:
         raise TracelabError("no prompt pairs to measure local bias on")

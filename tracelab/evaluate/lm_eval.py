@@ -24,6 +24,7 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks import Benchmark
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 
 PREFIX = "lm-eval/"
@@ -77,6 +78,7 @@ def lm_eval_scores(
     Raises:
         TracelabError: the harness is not installed, has no such task, or the task has no metric that is a mean.
     """
+    require_seed(seed)
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM

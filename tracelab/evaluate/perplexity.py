@@ -20,6 +20,7 @@ from tracelab.datasets.records import Sentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, token_logprobs
 from tracelab.tokens import bos_id, encode
@@ -72,6 +73,7 @@ def perplexity(
         TracelabError: no text, one without a token to score, or a window of fewer than two tokens or of more than
             the model's context.
     """
+    require_seed(seed)
     if not texts:
         raise TracelabError("no text to measure perplexity on")
     if max_length is not None and not 2 <= max_length <= model.cfg.n_ctx:

@@ -32,6 +32,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import UNEDITED
 from tracelab.interventions import Intervention, Stack
 from tracelab.progress import progress
+from tracelab.ranges import require_limit, require_seed
 from tracelab.results import Result, run_settings
 
 DEFAULT = ("stereoset", "crows-pairs", "local-bias", "perplexity")
@@ -173,6 +174,9 @@ def evaluate(
         TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model. What
             goes wrong in one cell is told in the table instead.
     """
+    require_seed(seed)
+    for most in limit.values() if isinstance(limit, Mapping) else [limit]:
+        require_limit(most)
     edits = _named(interventions)
     chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in benchmarks]
     if not chosen:

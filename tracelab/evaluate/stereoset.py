@@ -33,6 +33,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
 from tracelab.tokens import encode
@@ -77,6 +78,7 @@ def stereoset_scores(
     Raises:
         TracelabError: no records, or records of both tasks.
     """
+    require_seed(seed)
     tasks = {record.task for record in records}
     if len(tasks) != 1:
         raise TracelabError(f"records of one StereoSet task are needed, not of {len(tasks)}")

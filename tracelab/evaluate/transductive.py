@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_metrics, stereoset_scores
 from tracelab.interventions.biasedit import BiasEdit
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 
 
@@ -30,6 +31,7 @@ def transductive_scores(
     Raises:
         TracelabError: the edit has no editor, or a group no usable triple.
     """
+    require_seed(seed)
     parts = []
     for group, shift in edit.for_groups(model, records):
         with shift.applied(model):

@@ -39,6 +39,7 @@ from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, token_logprobs
 from tracelab.tokens import Span, encode
@@ -84,6 +85,7 @@ def winobias_scores(
     Raises:
         TracelabError: no records; a sentence that ends with its pronoun.
     """
+    require_seed(seed)
     if not records:
         raise TracelabError("no WinoBias records to score")
     bos = model_info(model).prepend_bos if prepend_bos is None else prepend_bos

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ from tracelab.interventions.triple_losses import hits, mean_over, scored, token_
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_info, require_hook
+from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
 
 TRAINABLE = ("all", "attn_last")
 _DEV_RECORDS = 256
@@ -98,13 +99,17 @@ class KLAADConfig:
         ):
             require_choice(name, getattr(self, name), choices)
         lams = (self.lam1, self.lam2, self.lam3)
-        if not all(isfinite(lam) and lam >= 0 for lam in lams) or not any(lams):
+        if not any(lams) or any(lam < 0 for lam in lams):
             raise TracelabError(f"lam1, lam2 and lam3 are at least 0 and not all 0: not {lams}")
-        if not (isfinite(self.margin) and isfinite(self.lr) and self.lr > 0):
-            raise TracelabError(f"margin is finite and lr above 0, not {self.margin} and {self.lr}")
-        for name in ("rank", "epochs", "batch_size", "eval_every", "patience"):
-            if getattr(self, name) < 1:
-                raise TracelabError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("lam1", "lam2", "lam3"):
+            require_number(name, getattr(self, name), least=0)
+        require_number("margin", self.margin)
+        require_number("lr", self.lr, above=0)
+        require_int("rank", self.rank, most=WIDTH_MOST)
+        require_int("epochs", self.epochs, most=EPOCHS_MOST)
+        for name in ("batch_size", "eval_every", "patience"):
+            require_int(name, getattr(self, name))
+        require_seed(self.seed)
 
 
 class KLAADSpec(WeightDeltaSpec):

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.ranges import require_seed
 from tracelab.tokens import encode
 
 LABELS = ("stereotype", "anti_stereotype", "unrelated")
@@ -91,6 +92,7 @@ def split_by_target(
     Raises:
         TracelabError: a bias type with fewer than two target terms.
     """
+    require_seed(seed)
     train: list[StereoSetRecord] = []
     dev: list[StereoSetRecord] = []
     for bias in sorted({record.bias_type for record in records}):

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number
+
 
 @dataclass(frozen=True)
 class ProberConfig:
@@ -25,6 +27,12 @@ class ProberConfig:
     lr: float = 1e-3
     batch_size: int = 32
     epochs: int = 20
+
+    def __post_init__(self) -> None:
+        most = {"hidden": WIDTH_MOST, "batch_size": INT_MOST, "epochs": EPOCHS_MOST}
+        for name, largest in most.items():
+            require_int(f"{name} of the probers", getattr(self, name), most=largest)
+        require_number("lr of the probers", self.lr, above=0)
 
     def settings(self) -> dict[str, Any]:
         """As plain JSON values."""

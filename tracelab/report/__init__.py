@@ -15,6 +15,7 @@ from tracelab.figures import save_figures
 from tracelab.files import atomic_file
 from tracelab.interventions import Intervention
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Parts, measure
@@ -56,6 +57,7 @@ def report(
     Raises:
         TracelabError: unknown bias type or preset, or data in which nothing can be measured.
     """
+    require_seed(seed)
     require_choice("bias type", bias, BIAS_TYPES)
     for edit in (interventions or {}).values():
         edit.hooks(model)  # refuses an edit of another model before anything is measured
