@@ -18,8 +18,6 @@ from tracelab.errors import TracelabError
 INT_MOST = 2**31 - 1
 SEED_MOST = 2**32 - 1
 """The largest seed that numpy, scikit-learn and torch all take."""
-FLOAT_MOST = 3.4e38
-"""Larger numbers are infinite in fp32."""
 SEEDS_MOST = 1_000
 SAMPLES_MOST = 10_000
 EPOCHS_MOST = 10_000
@@ -84,8 +82,6 @@ def require_number(what: str, value: Any, *, least: float | None = None, above: 
     low = (least is not None and number < least) or (above is not None and number <= above)
     if low or not isfinite(number):
         raise TracelabError(f"{what} is {kind}, not {shown(value)}")
-    if abs(number) > FLOAT_MOST:
-        raise TracelabError(f"{what} is from {-FLOAT_MOST:g} to {FLOAT_MOST:g}, not {shown(value)}")
     return number
 
 

@@ -94,7 +94,8 @@ class BiasEdit(WeightDelta):
             partial: file in which an interrupted fit is kept, and taken up from.
 
         Raises:
-            TracelabError: no usable triple, a layer without the map, or a loss that is not finite at the first step.
+            TracelabError: no usable triple, a layer without the map, a loss that is not finite at the first step, or
+                training that diverges.
         """
         began = perf_counter()
         config = config or BiasEditConfig()
@@ -135,6 +136,7 @@ class BiasEdit(WeightDelta):
             key=key | {"model": model_info(model).settings()},
             what=f"biasedit({bias})",
         )
+        curves.require_converged(f"biasedit({bias})", partial)
         learner.show()
         edit.zero_grad()
         strength, table = _strength(edit, measured)

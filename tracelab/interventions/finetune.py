@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
 from tracelab.interventions.base import Intervention
+from tracelab.interventions.training import largest_parameter, require_converged
 from tracelab.progress import progress
 from tracelab.tokens import encode, pad
 
@@ -37,7 +40,7 @@ def finetune(
         The mean loss (nats a token) of each step.
 
     Raises:
-        TracelabError: no text of two tokens, or a loss that is not finite.
+        TracelabError: no text of two tokens, a loss that is not finite, or one that is far above where it began.
     """
     sequences = [encode(model, text).ids[:block_size] for text in texts]
     sequences = [ids for ids in sequences if len(ids) > 1]
@@ -47,13 +50,19 @@ def finetune(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
+
+    def measure(batch: Sequence[int]) -> Float[Tensor, ""]:
+        tokens, mask = pad(model, [sequences[i] for i in batch])
+        logits = model(tokens, attention_mask=mask)[:, :-1]
+        real = mask[:, 1:].bool()
+        return cross_entropy(logits[real].float(), tokens[:, 1:][real])
+
+    first: list[int] = []
     with frozen(model), edit.applied(model), progress(total=epochs * len(sequences), what=what, unit="text") as bar:
         for _ in range(epochs):
             for batch in torch.randperm(len(sequences), generator=order).split(batch_size):
-                tokens, mask = pad(model, [sequences[i] for i in batch])
-                logits = model(tokens, attention_mask=mask)[:, :-1]
-                real = mask[:, 1:].bool()
-                loss = cross_entropy(logits[real].float(), tokens[:, 1:][real])
+                first = first or batch.tolist()
+                loss = measure(batch.tolist())
                 if not loss.isfinite():
                     raise TracelabError(f"{what}: the loss is {loss.item()} after {len(losses)} steps: lower lr={lr}")
                 optimizer.zero_grad()
@@ -62,6 +71,9 @@ def finetune(
                 optimizer.step()
                 losses.append(loss.item())
                 bar.update(len(batch))
+        with torch.no_grad():
+            after = float(measure(first))
+    require_converged(what, losses[0], after, largest_parameter(edit))
     return losses
 
 

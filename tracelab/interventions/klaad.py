@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -99,10 +99,8 @@ class KLAADConfig:
         ):
             require_choice(name, getattr(self, name), choices)
         lams = (self.lam1, self.lam2, self.lam3)
-        if not any(lams) or any(lam < 0 for lam in lams):
+        if not all(isfinite(lam) and lam >= 0 for lam in lams) or not any(lams):
             raise TracelabError(f"lam1, lam2 and lam3 are at least 0 and not all 0: not {lams}")
-        for name in ("lam1", "lam2", "lam3"):
-            require_number(name, getattr(self, name), least=0)
         require_number("margin", self.margin)
         require_number("lr", self.lr, above=0)
         require_int("rank", self.rank, most=WIDTH_MOST)
@@ -152,7 +150,7 @@ class KLAAD(WeightDelta):
             partial: file in which an interrupted fit is kept, and taken up from.
 
         Raises:
-            TracelabError: no usable triple, or a loss that is not finite at the first step.
+            TracelabError: no usable triple, a loss that is not finite at the first step, or training that diverges.
         """
         began = perf_counter()
         config = config or KLAADConfig()
@@ -197,6 +195,7 @@ class KLAAD(WeightDelta):
             key=key | {"model": model_info(model).settings()},
             what=f"klaad({bias})",
         )
+        curves.require_converged(f"klaad({bias})", partial)
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
         edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
         edit.notes |= {"fit_seconds": round(perf_counter() - began, 1)}

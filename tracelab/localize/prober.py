@@ -16,7 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tracelab.errors import TracelabError
 from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number
+
+_LARGEST_PARAMETER = 100.0  # they begin below 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def train_probers(
 
     Returns:
         The trained probers, without gradients.
+
+    Raises:
+        TracelabError: the training diverged.
     """
     _, n_layers, d_model = activations.shape
     probers = Probers(n_layers, d_model, config.hidden, labels.shape[1], seed)
@@ -100,4 +106,9 @@ def train_probers(
             loss.backward()
             optimizer.step()
         step()
+    largest = float(torch.stack([value.detach().abs().max() for value in probers.parameters()]).max())
+    if not largest <= _LARGEST_PARAMETER:
+        raise TracelabError(
+            f"the training of the probers diverged (largest parameter {largest:.3g}): lower lr={config.lr}"
+        )
     return probers.requires_grad_(False)
