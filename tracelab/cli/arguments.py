@@ -17,14 +17,16 @@ LAYER_MOST = 9999
 
 
 def require_text(arguments: Sequence[str]) -> None:
-    """Refuse what cannot be written into a result's settings or its page.
+    """Refuse what cannot be written into a result's settings or its page, and what argparse would drop.
 
     Raises:
-        TracelabError: naming the argument that is no text.
+        TracelabError: naming the argument that is no text, or an option whose value is ``--``.
     """
     for number, argument in enumerate(arguments, 1):
         if "\0" in argument or any("\ud800" <= c <= "\udfff" for c in argument):
             raise TracelabError(f"argument {number} is no text in UTF-8: {shown(argument)}; rename or rewrite it")
+        if re.fullmatch(r"-.*=--", argument):  # argparse takes the value out and hands on an empty list, unread
+            raise TracelabError(f"argument {number} has no value: {shown(argument)}")
 
 
 def whole(least: int = 1, most: int = INT_MOST) -> Callable[[str], int]:
@@ -62,7 +64,7 @@ def parse_int(what: str, text: str, least: int = 1, most: int = INT_MOST) -> int
     Raises:
         TracelabError: another text, or a number out of its range.
     """
-    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+    if not re.fullmatch(r"[+-]?[0-9]{1,4000}", text):  # Python reads no more than 4300
         raise TracelabError(f"{what} is a whole number from {least} to {most}, not {shown(text)}")
     return require_int(what, int(text), least, most)
 
