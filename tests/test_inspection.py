@@ -343,10 +343,10 @@ def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenize
 def test_what_cannot_be_inspected_is_refused(model, tokenizer):
     delta = random_delta(model)
     for arguments in (([], PROMPT), ({}, PROMPT), (delta, [])):
-        with pytest.raises(TracelabError, match="inspect needs at least one prompt, one edit and top >= 1"):
+        with pytest.raises(TracelabError, match="inspect needs at least one prompt and one edit"):
             tracelab.inspect(model, *arguments)
     for sizes in ({"top": 0}, {"top_directions": 0}):
-        with pytest.raises(TracelabError, match="and top >= 1, top_directions >= 1"):
+        with pytest.raises(TracelabError, match=f"{next(iter(sizes))} is at least 1, not 0"):
             tracelab.inspect(model, delta, PROMPT, **sizes)
     with pytest.raises(TracelabError, match="unknown positions 'first': choose one of last, all"):
         tracelab.inspect(model, delta, PROMPT, positions="first")

@@ -11,7 +11,20 @@ from collections.abc import Iterable
 
 
 class TracelabError(ValueError):
-    """A request that cannot be carried out as asked; the message says what to do instead."""
+    """A request that cannot be carried out as asked; the message says what to do instead.
+
+    Whatever a file or an argument put into the message, it is one line of printable characters and of sane length.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, most: int = 1000) -> str:
+    """A text as one line: white space joined, what cannot be printed escaped, the middle of a long one left out."""
+    joined = " ".join(text.split())
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return plain if len(plain) <= most else f"{plain[: 2 * most // 3]} … {plain[-most // 3 :]}"
 
 
 def require_choice(what: str, value: str, choices: Iterable[str]) -> str:

@@ -41,8 +41,10 @@ def require_replaceable(folder: Path, own: Sequence[str], *, marker: str) -> Non
         marker: the one of them without which a folder is not ours.
 
     Raises:
-        TracelabError: naming a file that is not ours.
+        TracelabError: naming a file that is not ours, or a folder without a name of its own (``.``, ``..``, ``/``).
     """
+    if folder.name in ("", ".."):
+        raise TracelabError(f"{str(folder)!r} cannot be replaced by a new folder: name one inside it")
     if folder.exists() and not folder.is_dir():
         raise TracelabError(f"{str(folder)!r} is a file: name a folder")
     files = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -25,6 +25,7 @@ from tracelab.finite import require_finite_logits
 from tracelab.gradients import measuring
 from tracelab.model import model_facts
 from tracelab.progress import progress
+from tracelab.ranges import require_int, require_number, require_seed
 from tracelab.results import Result, run_settings
 from tracelab.texts import Texts, as_texts
 from tracelab.tokens import continuation_text, encode, pad, pad_id, require_context, vocabulary_size
@@ -75,9 +76,13 @@ def generate(
     if not prompts:
         raise TracelabError("no prompt to continue")
     counts = {"batch_size": batch_size, "num_return_sequences": num_return_sequences, "num_beams": num_beams}
-    for name, count in counts.items():
-        if count < 1:
-            raise TracelabError(f"{name} is at least 1, not {count}")
+    for name, count in (counts | {"max_new_tokens": max_new_tokens}).items():
+        require_int(name, count)
+    require_seed(seed)
+    if do_sample:
+        require_int("top_k", top_k, 0)
+        require_number("temperature", temperature, above=0)
+        require_number("top_p", top_p)
     if do_sample and not 0 < top_p <= 1:  # the one that transformers lets pass
         raise TracelabError(f"top_p is above 0 and at most 1, not {top_p}")
     sequences = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in prompts]

@@ -35,6 +35,7 @@ from tracelab.hooked import require_unedited
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model import model_facts
+from tracelab.ranges import require_int
 from tracelab.results import Result, run_settings
 from tracelab.texts import Texts, as_texts
 from tracelab.tokens import encode, first_token, require_context, token_texts
@@ -155,8 +156,10 @@ def inspect(
     require_choice("rank_by", rank_by, RANKINGS)
     prompts = as_texts(prompts, "prompt")
     edits = _named(interventions)
-    if not prompts or not edits or top < 1 or top_directions < 1:
-        raise TracelabError("inspect needs at least one prompt, one edit and top >= 1, top_directions >= 1")
+    require_int("top", top)
+    require_int("top_directions", top_directions)
+    if not prompts or not edits:
+        raise TracelabError("inspect needs at least one prompt and one edit")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
     named = [first_token(model, word) for word in as_texts(tokens, "token")]

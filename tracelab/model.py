@@ -132,11 +132,11 @@ def _merged(folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any
 
 
 def _usable_device(device: str | torch.device | None) -> str:
-    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = str(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=name).item()  # read back: "meta" takes tensors and computes nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise TracelabError(f"the device {name!r} cannot be used here ({reason}): try device='cpu'") from error
     return name
 
@@ -160,6 +160,7 @@ def from_hf(
             are not merged, or an architecture that the bridge does not support.
     """
     _require_whole(hf_model, model_id)
+    device = _usable_device(device)
     if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
+from tracelab.ranges import require_seed
+
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 N_FLIPS = 9999
@@ -28,6 +30,7 @@ def mean_interval(
     n_resamples: int = N_RESAMPLES,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; (nan, nan) of fewer than two values."""
+    require_seed(seed)
     if len(values) < 2:
         return float("nan"), float("nan")
     tensor = torch.tensor(np.asarray(values, dtype=np.float64))
@@ -44,6 +47,7 @@ def resample_counts(
     n_units: int, *, seed: int = 0, n_resamples: int = N_RESAMPLES
 ) -> Int[np.ndarray, "resamples units"]:
     """How often each unit is drawn in each bootstrap resample (rows sum to ``n_units``)."""
+    require_seed(seed)
     generator = np.random.default_rng(seed)
     return generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples)
 
@@ -60,6 +64,7 @@ def two_stage_means(
     would say that three target terms, all there are for religion, are nearly certain. In simulations a 95 % interval
     holds the truth in 95 % of studies of one group, and in 96 to 99 % of those of many small groups.
     """
+    require_seed(seed)
     generator = np.random.default_rng(seed)
     within = np.stack(
         [
@@ -89,6 +94,7 @@ def flipped_sums(
     The first row is the sum as observed. All ``2 ** units`` patterns are taken where they are no more than
     ``n_flips``, as in ``scipy.stats.permutation_test``; units without a difference do not count.
     """
+    require_seed(seed)
     values = values[(values != 0).any(axis=1)]
     total = values.sum(axis=0)
     if 2 ** len(values) <= n_flips:

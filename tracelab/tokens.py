@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
 from tracelab.model import model_facts
+from tracelab.ranges import require_int
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ def length_batches(lengths: Iterable[int], batch_tokens: int, *, equal: bool = F
         batch_tokens: most tokens of a batch, padding counted; a longer sequence goes alone.
         equal: whether all sequences of a batch must have the same length (then none is padded).
     """
+    require_int("batch_tokens", batch_tokens)
     lengths = list(lengths)
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

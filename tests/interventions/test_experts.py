@@ -299,8 +299,8 @@ def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"alpha": float("nan")}, "alpha must be a finite number, not nan"),
-        ({"alpha": -float("inf")}, "alpha must be a finite number, not -inf"),
+        ({"alpha": float("nan")}, "alpha is a finite number, not nan"),
+        ({"alpha": -float("inf")}, "alpha is a finite number, not -inf"),
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
         ({"top_p": float("nan")}, "top_p is above 0 and at most 1, not nan"),

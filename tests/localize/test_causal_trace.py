@@ -267,8 +267,8 @@ def test_filler_columns_are_labelled_with_both_sentences_tokens(trace):
         ({"positions": "first"}, "unknown positions 'first': choose one of roles, all"),
         ({"run": "slow"}, "unknown run 'slow': choose one of auto, fast, plain"),
         ({"mentions": "last"}, "unknown mentions 'last': choose one of all, first"),
-        ({"n_samples": 0}, "n_samples must be at least 1, not 0"),
-        ({"max_cases": 0}, "max_cases must be at least 1, not 0"),
+        ({"n_samples": 0}, "n_samples is at least 1, not 0"),
+        ({"max_cases": 0}, "max_cases is at least 1, not 0"),
     ],
 )
 def test_wrong_requests_are_refused(model, pairs, arguments, message):

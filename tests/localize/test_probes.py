@@ -285,7 +285,7 @@ def test_few_training_prompts_are_warned_of(tiny_model):
     ("arguments", "message"),
     [
         ({"split": "word"}, "unknown split 'word': choose one of concept_template, concept, sentence"),
-        ({"n_seeds": 0}, "n_seeds must be at least 1, not 0"),
+        ({"n_seeds": 0}, "n_seeds is at least 1, not 0"),
         ({"top_k": 0}, "top_k=0 is out of range: the model has 4 layers"),
         ({"top_k": 5}, "top_k=5 is out of range: the model has 4 layers"),
     ],

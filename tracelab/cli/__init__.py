@@ -13,32 +13,41 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import torch
 from safetensors import SafetensorError
 
+from tracelab.cli.arguments import require_text
 from tracelab.cli.output import check_writable, hand_out, one_line_warning
 from tracelab.cli.parser import make_parser
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, one_line
+from tracelab.ranges import is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = make_parser().parse_args(arguments)
-    options.command = shlex.join(["tracelab", *arguments])
     warnings.showwarning = one_line_warning  # type: ignore[assignment]
     try:
+        require_text(arguments)
+        options = make_parser().parse_args(arguments)
+        options.command = shlex.join(["tracelab", *arguments])
         check_writable(options)
         result = options.verb(options)
         if result is not None:
             hand_out(result, options)
             return 1 if result.failures else 0
-    except (TracelabError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"tracelab: {reason}", file=sys.stderr)
-        return 2
+    except (TracelabError, OSError, SafetensorError) as error:
+        return _refused(str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _refused(f"out of memory: ask for less (a smaller --limit, --rank or model). {error}")
     except KeyboardInterrupt:
         resumed = "report, fit (but fairmed), and trace and compare with --out, go on from here"
         print(f"tracelab: interrupted; {resumed}", file=sys.stderr)
         return 130
     return 0
+
+
+def _refused(reason: str) -> int:
+    print(f"tracelab: {one_line(reason)}", file=sys.stderr)
+    return 2

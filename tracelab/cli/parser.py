@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from tracelab.cli import verbs
+from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
+from tracelab.errors import one_line
 from tracelab.evaluate.benchmarks import BENCHMARKS
 from tracelab.evaluate.scoreboard import DEFAULT
+from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
 from tracelab.results import Result
 
 Verb = Callable[[argparse.Namespace], Result | None]
@@ -17,34 +21,36 @@ Verb = Callable[[argparse.Namespace], Result | None]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; each verb's function is its default ``verb``."""
-    text = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
-    parser = _Parser(prog="tracelab", description=text)
+    purpose = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
+    parser = _Parser(prog="tracelab", description=purpose)
+    parser.add_argument("--version", action="version", version=f"tracelab {version('tracelab')}")
     subparsers = parser.add_subparsers(dest="verb_name", required=True, metavar="VERB")
     common = _Parser(add_help=False)
     group = common.add_argument_group("common options")
     group.add_argument("--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     group.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    group.add_argument("--seed", type=int, default=0, help="default 0")
-    group.add_argument("--limit", type=_positive, help="at most so many records")
+    group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
+    group.add_argument("--limit", type=whole(), help="at most so many records")
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
     group.add_argument("--json", metavar="FILE", help="write command, settings and rows here")
 
-    def add(name: str, verb: Verb, text: str, example: str, *, model: bool = True) -> Any:
+    def add(name: str, verb: Verb, purpose: str, example: str, *, model: bool = True) -> Any:
         made = subparsers.add_parser(
             name,
-            help=text,
-            description=text,
+            help=purpose,
+            description=purpose,
             epilog=f"example: {example}",
             parents=[common] if model else [],
         )
         made.set_defaults(verb=verb)
+        made.register("type", None, text)  # how an option without a type is read
         return made
 
     fetch = add(
@@ -88,8 +94,13 @@ def make_parser() -> argparse.ArgumentParser:
         default="concept_template",
         help="what is held out: concept_template (default), concept, or sentence (the paper's)",
     )
-    probe.add_argument("--seeds", type=_positive, default=3, help="splits and initialisations")
-    probe.add_argument("--top-k", type=_positive, help="layers to choose (default 9 of 32)")
+    probe.add_argument(
+        "--seeds",
+        type=whole(most=SEEDS_MOST),
+        default=3,
+        help=f"splits, 1 to {SEEDS_MOST} (default 3)",
+    )
+    probe.add_argument("--top-k", type=whole(), help="layers to choose (default 9 of 32)")
 
     trace = add(
         "trace",
@@ -101,8 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
     trace.add_argument("--component", help="resid, mlp or attn (default: all three)")
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
-    trace.add_argument("--samples", type=_positive, default=10, help="noise samples (default 10)")
-    trace.add_argument("--window", type=_positive, help="layers of mlp and attn windows (default 10)")
+    trace.add_argument(
+        "--samples", type=whole(most=SAMPLES_MOST), default=10, help=f"noise samples, 1 to {SAMPLES_MOST} (default 10)"
+    )
+    trace.add_argument("--window", type=whole(), help="layers of mlp and attn windows (default 10)")
     _add_source(trace)
 
     attention = add(
@@ -113,8 +126,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     attention.add_argument("--data", default="crows-pairs", choices=("crows-pairs", "stereoset"))
     attention.add_argument("--bias", help="one bias type (default: all)")
-    attention.add_argument("--layer", type=int, default=-1, help="default: the last")
-    attention.add_argument("--head", type=int, help="one head (default: mean over heads)")
+    attention.add_argument(
+        "--layer",
+        type=whole(-LAYER_MOST, LAYER_MOST),
+        default=-1,
+        help="from 0, or from -1 backwards (default: the last)",
+    )
+    attention.add_argument("--head", type=whole(0, LAYER_MOST), help="one head (default: mean over heads)")
     attention.add_argument("--reduce", default="received", help="received, received_abs, paid, both or last")
     _add_source(attention)
 
@@ -131,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
     fairmed = fit.add_argument_group("fairmed")
     fairmed.add_argument(
         "--lam",
-        type=float,
+        type=number,
         help="radius in standard deviations of the activation norm (default 3); biasedit: weight of the retention loss",
     )
     fairmed.add_argument(
@@ -141,27 +159,27 @@ def make_parser() -> argparse.ArgumentParser:
     fairmed.add_argument("--positions", help="predictive (default), published or all")
     fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
     experts = fit.add_argument_group("experts")
-    experts.add_argument("--alpha", type=float, help="strength (default 1)")
+    experts.add_argument("--alpha", type=number, help="strength (default 1)")
     experts.add_argument("--filter-order", help="after (default) or base_first")
     experts.add_argument(
-        "--rank", type=_positive, help="of the low-rank deltas (default 16; klaad 8); biasedit: of the editor"
+        "--rank", type=whole(), help="of the low-rank deltas (default 16; klaad 8); biasedit: of the editor"
     )
-    experts.add_argument("--lr", type=float, help="learning rate (default 5e-4; klaad 2e-4)")
-    experts.add_argument("--epochs", type=_positive, help="default 1")
+    experts.add_argument("--lr", type=number, help="learning rate (default 5e-4; klaad 2e-4)")
+    experts.add_argument("--epochs", type=whole(most=EPOCHS_MOST), help=f"1 (default) to {EPOCHS_MOST}")
     biasedit = fit.add_argument_group(
         "biasedit", "trained on StereoSet's test split; --bias all: one editor for all types"
     )
     biasedit.add_argument("--loss", help="preference (default), logprob or reference")
     biasedit.add_argument("--retention", help="kl (default) or reference")
     biasedit.add_argument("--retain-on", help="all sentences of a triple (default) or unrelated (the paper's)")
-    biasedit.add_argument("--n-edits", type=_positive, help="triples a shift is made from")
-    biasedit.add_argument("--meta-lr", type=float, help="learning rate of the editor")
-    biasedit.add_argument("--steps", type=_positive, help="at most so many groups of triples")
+    biasedit.add_argument("--n-edits", type=whole(), help="triples a shift is made from")
+    biasedit.add_argument("--meta-lr", type=number, help="learning rate of the editor")
+    biasedit.add_argument("--steps", type=whole(most=STEPS_MOST), help="at most so many groups of triples")
     klaad = fit.add_argument_group("klaad", "trained on StereoSet's test split")
-    klaad.add_argument("--lam1", type=float, help="weight of the language-modelling loss (default 0.7)")
-    klaad.add_argument("--lam2", type=float, help="weight of the attention loss (default 0.15)")
-    klaad.add_argument("--lam3", type=float, help="weight of the triplet loss (default 0.15)")
-    klaad.add_argument("--margin", type=float, help="of the triplet loss (default 0.3)")
+    klaad.add_argument("--lam1", type=number, help="weight of the language-modelling loss (default 0.7)")
+    klaad.add_argument("--lam2", type=number, help="weight of the attention loss (default 0.15)")
+    klaad.add_argument("--lam3", type=number, help="weight of the triplet loss (default 0.15)")
+    klaad.add_argument("--margin", type=number, help="of the triplet loss (default 0.3)")
     klaad.add_argument("--trainable", help="all (default) or attn_last")
     _add_source(fit)
 
@@ -194,7 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side")
     inspect.add_argument("--prompt", action="append", required=True, metavar="TEXT")
     inspect.add_argument("--positions", default="last", help="last (default) or all")
-    inspect.add_argument("--top", type=_positive, default=10, help="tokens promoted and demoted (default 10)")
+    inspect.add_argument("--top", type=whole(), default=10, help="tokens promoted and demoted (default 10)")
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
     _add_allow_mismatch(inspect)
     inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
@@ -207,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("bundle", metavar="BUNDLE")
     export.add_argument("--to", required=True, choices=("peft", "merged"))
-    export.add_argument("--rank", type=_positive, help="peft: directions kept of a dense delta (biasedit)")
+    export.add_argument("--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)")
     _add_allow_mismatch(export)
 
     report = add(
@@ -237,10 +255,3 @@ def _add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-mismatch", action="store_true", help="take an edit made for other weights of the same shapes"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value

@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 
 from tracelab import assets
+from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, write_json
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, require_choice
 from tracelab.files import atomic_file, require_replaceable
+from tracelab.ranges import shown
 from tracelab.results import Result
 
 
@@ -59,9 +61,15 @@ def _measure(model: Any, records: Sequence[Any], options: argparse.Namespace, ed
 
 def compare(options: argparse.Namespace) -> Result:
     """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished cells are kept there."""
+    from tracelab.evaluate.benchmarks import BIAS_TYPES, benchmark
     from tracelab.evaluate.scoreboard import DEFAULT, evaluate
     from tracelab.interventions import Intervention, Stack
 
+    wanted = dict(_benchmark(text) for text in options.benchmarks or DEFAULT)
+    for name in wanted:
+        benchmark(name)  # refuses an unknown one before the model is loaded
+    if options.bias is not None:
+        require_choice("bias type", options.bias, BIAS_TYPES)
     edits: dict[str, Intervention] = {}
     for path in options.edit or []:
         edits |= _row(path, options, edits)
@@ -72,7 +80,6 @@ def compare(options: argparse.Namespace) -> Result:
         edits[" + ".join(name for row in rows for name in row)] = Stack(members)
     if not edits:
         raise TracelabError("nothing to compare: name at least one bundle with --edit")
-    wanted = dict(_benchmark(text) for text in options.benchmarks or DEFAULT)
     limits = {name: most or options.limit for name, most in wanted.items()}
     board = evaluate(
         _load(options),
@@ -108,10 +115,13 @@ def _row(path: str, options: argparse.Namespace, known: Mapping[str, Any]) -> di
 
 def _benchmark(text: str) -> tuple[str, int | None]:
     """``"bbq=400"`` as a name and a limit."""
-    name, _, most = text.partition("=")
-    if most and not (most.isdigit() and int(most)):
-        raise TracelabError(f"--benchmark {text!r} is not understood: write NAME or NAME=N, at most so many records")
-    return name, int(most) if most else None
+    name, equals, most = text.partition("=")
+    try:
+        return name, parse_int("N", most) if equals else None
+    except TracelabError as error:
+        raise TracelabError(
+            f"--benchmark {shown(text)} is not understood ({error}): write NAME or NAME=N, at most so many records"
+        ) from None
 
 
 def _edit(options: argparse.Namespace) -> Any:
@@ -143,7 +153,7 @@ def fit(options: argparse.Namespace) -> None:
 def _fit_fairmed(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     from tracelab.interventions import FairMed, FairMedConfig
 
-    published, layers = given.pop("published"), _layers(given.pop("layers", None))
+    published, layers = given.pop("published"), parse_layers(given.pop("layers", None))
     config = FairMedConfig.published(options.bias, **given) if published else FairMedConfig(**given)
     corpus = templates(options.bias, limit=options.limit)
     return FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed).save(options.out)
@@ -178,9 +188,10 @@ def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_op
 
 def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     from tracelab.interventions import BiasEdit, BiasEditConfig
+    from tracelab.interventions.biasedit import require_layer_words
 
     text = given.pop("layers", "last123")
-    layers = text if text[:1].isalpha() else _layers(text)
+    layers = require_layer_words(text) if text[:1].isalpha() else parse_layers(text)
     return _fit_on_triples(BiasEdit, options, BiasEditConfig(**given, seed=options.seed), layers=layers)
 
 
@@ -221,9 +232,11 @@ def export(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> Result:
     """``tracelab inspect``: several edits side by side."""
-    from tracelab.inspection import inspect
+    from tracelab.inspection import POSITIONS, RANKINGS, inspect
     from tracelab.interventions import load_intervention
 
+    require_choice("positions", options.positions, POSITIONS)
+    require_choice("rank_by", options.rank_by, RANKINGS)
     edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
     return inspect(
         _load(options),
@@ -239,7 +252,9 @@ def inspect(options: argparse.Namespace) -> Result:
 def probe(options: argparse.Namespace) -> Result:
     """``tracelab probe``."""
     from tracelab.localize import probe_layers
+    from tracelab.localize.probes import SPLITS
 
+    require_choice("split", options.split, SPLITS)
     corpus = templates(options.bias, limit=options.limit)
     return probe_layers(
         _load(options),
@@ -254,15 +269,20 @@ def probe(options: argparse.Namespace) -> Result:
 def trace(options: argparse.Namespace) -> Result:
     """``tracelab trace``."""
     from tracelab.localize import causal_trace
+    from tracelab.localize.causal_trace import POSITIONS
     from tracelab.localize.trace_sentence import COMPONENTS
 
+    if options.component is not None:
+        require_choice("component", options.component, COMPONENTS)
+    require_choice("positions", options.positions, POSITIONS)
+    layers = parse_layers(options.layers)
     records = stereoset(options.bias, source=options.source)
     return causal_trace(
         _load(options),
         records,
         components=[options.component] if options.component else COMPONENTS,
         positions=options.positions,
-        layers=_layers(options.layers),
+        layers=layers,
         n_samples=options.samples,
         window=options.window,
         max_cases=options.limit,
@@ -274,7 +294,9 @@ def trace(options: argparse.Namespace) -> Result:
 def attention(options: argparse.Namespace) -> Result:
     """``tracelab attention``."""
     from tracelab.localize import attention_gap
+    from tracelab.localize.attention_gap import REDUCTIONS
 
+    require_choice("reduction", options.reduce, REDUCTIONS)
     read = crows_pairs if options.data == "crows-pairs" else stereoset
     pairs: Sequence[Any] = read(options.bias, source=options.source, limit=options.limit)
     return attention_gap(
@@ -291,9 +313,12 @@ def report(options: argparse.Namespace) -> Result | None:
     """``tracelab report``: prints its headline table and where the page is."""
     from tracelab.report import report
     from tracelab.report.page import headline
+    from tracelab.report.presets import BIAS_TYPES, PRESETS
 
     if options.out is None:
         raise TracelabError("report needs a folder to write into: add --out DIR")
+    require_choice("bias type", options.bias, BIAS_TYPES)
+    require_choice("preset", options.preset, PRESETS)
     edits: dict[str, Any] = {}
     for path in options.edit or []:
         edits |= _row(path, options, edits)
@@ -326,15 +351,3 @@ def _load(options: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     return load(options.model, dtype=options.dtype, device=options.device)
-
-
-def _layers(text: str | None) -> list[int] | None:
-    """Layers from ``"0,5,9"`` or ``"0:30:3"``."""
-    if text is None:
-        return None
-    try:
-        if ":" in text:
-            return list(range(*(int(part) for part in text.split(":"))))
-        return [int(part) for part in text.split(",")]
-    except (ValueError, TypeError):
-        raise TracelabError(f"layers {text!r} are not understood: write 0,5,9 or 0:30:3") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from tracelab import assets
 from tracelab.datasets.records import parse, select
 from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import INT_MOST, require_int, require_seed
 
 DOMAINS = ("gender", "race", "religious_ideology", "political_ideology", "profession")
 KINDS = {"prompts": "prompts/{}_prompt.json", "wikipedia": "wikipedia/{}_wiki.json"}
@@ -65,9 +66,10 @@ def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "whee
     Raises:
         TracelabError: fewer than ``n`` such sentences, or ``n`` below 1.
     """
+    require_seed(seed)
     texts = dict.fromkeys(record.text for record in bold(what="wikipedia", source=source))
     usable = [text for text in texts if "\n" not in text and WORDS[0] <= len(text.split()) <= WORDS[1]]
-    if not 1 <= n <= len(usable):
+    if not 1 <= require_int("n", n, -INT_MOST) <= len(usable):
         raise TracelabError(f"cannot take {n} neutral sentences: BOLD has {len(usable)}")
     return random.Random(seed).sample(usable, n)
 

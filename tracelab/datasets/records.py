@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
+from tracelab.ranges import require_limit
 from tracelab.tokens import Span
 
 
@@ -81,8 +82,7 @@ def spread(records: Sequence[T], limit: int | None) -> list[T]:
     Raises:
         TracelabError: a limit under 1.
     """
-    if limit is not None and limit < 1:
-        raise TracelabError(f"no record is left with limit={limit}")
+    require_limit(limit)
     n = len(records) if limit is None else min(limit, len(records))
     return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
 

@@ -34,6 +34,7 @@ from tracelab.errors import require_choice
 from tracelab.evaluate.bbq_metrics import BBQScores, answer_table, bbq_samples, score_predictions
 from tracelab.evaluate.scores import score_table
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 from tracelab.texts import as_records
@@ -123,6 +124,7 @@ def bbq_scores(
         TracelabError: no items, or none whose biased answer is known; an unknown format or normalisation; a
             prompt beyond the model's context, or log-probabilities that are not finite.
     """
+    require_seed(seed)
     items = as_records(items, "item")
     made = FORMATS[require_choice("format", format, FORMATS)]
     how = require_choice("normalisation", normalisation or made.normalisation, NORMALISATIONS)

@@ -42,6 +42,7 @@ from tracelab.datasets.bbq import BBQItem
 from tracelab.datasets.records import check_ids, data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, score_table
+from tracelab.ranges import require_seed
 from tracelab.texts import as_records
 
 
@@ -81,6 +82,7 @@ def score_predictions(
     Raises:
         TracelabError: no items, an item without an answer, or an answer that is not 0, 1 or 2.
     """
+    require_seed(seed)
     items = as_records(items, "item")
     table = answer_table(items, [_answer(item, chosen) for item in items])
     settings = {"data_hash": data_hash(items), "benchmark": "bbq-predictions", "seed": seed}

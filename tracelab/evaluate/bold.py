@@ -34,6 +34,7 @@ from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_tabl
 from tracelab.evaluate.text_scorers import TextScorer, text_scorer
 from tracelab.generation import Generations, generate
 from tracelab.model import model_info
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.texts import Texts, as_records, as_texts
 
@@ -117,10 +118,13 @@ def bold_scores(
         TracelabError: no prompt is left; an unknown scorer, or one that is not available here, which is found out
             before anything is generated; ``texts`` of other prompts, of another model or under another edit.
     """
+    require_seed(seed)
     scorers = _scorers(scorer)
     seeds = list(seeds)
     kept = _kept(as_records(prompts, "prompt"), None if groups is None else as_texts(groups, "group"))
     if texts is None:
+        for given in seeds:
+            require_seed(given, "a seed of sampling")
         if not seeds or len(set(seeds)) < len(seeds):
             raise TracelabError(f"one or several different seeds are needed, not {seeds}")
         made = [

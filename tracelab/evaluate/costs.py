@@ -28,6 +28,7 @@ from tracelab.generation import plain_generation
 from tracelab.gradients import measuring
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
+from tracelab.ranges import require_int
 from tracelab.tokens import bos_id, context_length, pad_id, vocabulary_size
 
 COLUMNS = (
@@ -69,6 +70,8 @@ def edit_costs(
     Raises:
         TracelabError: the edit was made for another model, or hooks are on the model.
     """
+    for name, count in (("batch", batch), ("length", length), ("new_tokens", new_tokens), ("repeats", repeats)):
+        require_int(name, count)
     require_unedited(model, "a measurement of costs", allow_hooks=allow_hooks)
     edit.hooks(model)
     length = min(length, context_length(model) or length)

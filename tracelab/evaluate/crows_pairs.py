@@ -29,6 +29,7 @@ from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.statistics import mean_interval
@@ -74,6 +75,7 @@ def crows_pairs_scores(
     Raises:
         TracelabError: no records, a sentence beyond the model's context, or log-probabilities that are not finite.
     """
+    require_seed(seed)
     records = as_records(records)
     if not records:
         raise TracelabError("no CrowS-Pairs records to score")

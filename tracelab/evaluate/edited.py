@@ -12,6 +12,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
+from tracelab.ranges import require_seed
 from tracelab.results import Result
 
 
@@ -54,6 +55,7 @@ def edited_scores(
     Raises:
         TracelabError: the edit was made for another model, or hooks are on the model.
     """
+    require_seed(seed)
     require_unedited(model, "a comparison", allow_hooks=allow_hooks)
     edit.hooks(model)  # refuses before any work
     first = before or measure(None)

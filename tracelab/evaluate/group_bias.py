@@ -22,6 +22,7 @@ from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.localize.harvest import group_token_ids, harvest
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.texts import Texts, as_texts
 
@@ -60,6 +61,7 @@ def group_bias(
     Raises:
         TracelabError: unknown groups, or fewer than two.
     """
+    require_seed(seed)
     names = list(corpus.group_names) if groups is None else as_texts(groups, "group")
     if len(names) < 2 or not set(names) <= set(corpus.group_names):
         raise TracelabError(f"two or more of the groups {', '.join(corpus.group_names)} are needed, not {names}")

@@ -30,6 +30,7 @@ from tracelab.finite import require_finite_logits
 from tracelab.forward import last_logits
 from tracelab.gradients import measuring
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 from tracelab.texts import as_records
@@ -124,6 +125,7 @@ def hellinger(
         TracelabError: no pairs, an unknown divergence, a prompt beyond the model's context, or logits that are not
             finite.
     """
+    require_seed(seed)
     require_choice("divergence", divergence, DIVERGENCES)
     pairs = as_records(pairs, "prompt pair")
     if not pairs:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from tracelab.evaluate.paired import require_comparable
 from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.ranges import require_seed
 from tracelab.statistics import percentile_interval, two_stage_means
 
 
@@ -36,6 +37,7 @@ def interference(
     Raises:
         TracelabError: results of different benchmarks, data or ways to score.
     """
+    require_seed(seed)
     results = [unedited, *members, stack]
     for result in results[1:]:
         require_comparable(unedited, result)

@@ -27,6 +27,7 @@ from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_tabl
 from tracelab.finite import CAUSE
 from tracelab.generation import plain_generation
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 
 PREFIX = "lm-eval/"
@@ -81,6 +82,7 @@ def lm_eval_scores(
         TracelabError: the harness is not installed, has no such task, the task has no metric that is a mean,
             or log-probabilities are not finite.
     """
+    require_seed(seed)
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM

@@ -27,6 +27,7 @@ import pandas as pd
 
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample
+from tracelab.ranges import require_seed
 from tracelab.statistics import flipped_sums, percentile_interval, two_sided_p, two_stage_means
 
 _MAY_DIFFER = {"hooks", "model", "seed", "versions"}  # settings
@@ -45,6 +46,7 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     Raises:
         TracelabError: results of different benchmarks, data or ways to score.
     """
+    require_seed(seed)
     require_comparable(before, after)
     rows: list[dict[str, Any]] = []
     for first, second in zip(before.samples(), after.samples(), strict=True):

@@ -20,6 +20,7 @@ from tracelab.datasets.records import Sentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, token_logprobs
 from tracelab.texts import Texts, as_texts
@@ -73,6 +74,7 @@ def perplexity(
         TracelabError: no text, one without a token to score, or a window of fewer than two tokens or of more than
             the model's context; a text beyond it, or log-probabilities that are not finite.
     """
+    require_seed(seed)
     texts = as_texts(texts)
     if not texts:
         raise TracelabError("no text to measure perplexity on")

@@ -33,6 +33,7 @@ from tracelab.evaluate.scores import UNEDITED
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
 from tracelab.progress import progress
+from tracelab.ranges import require_limit, require_seed
 from tracelab.results import Result, run_settings
 
 DEFAULT = ("stereoset", "crows-pairs", "local-bias", "perplexity")
@@ -177,6 +178,9 @@ def evaluate(
         TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model, hooks
             on the model. What goes wrong in one cell is told in the table instead.
     """
+    require_seed(seed)
+    for most in limit.values() if isinstance(limit, Mapping) else [limit]:
+        require_limit(most)
     require_unedited(model, "evaluate", allow_hooks=allow_hooks)
     edits = _named(interventions)
     several = [benchmarks] if isinstance(benchmarks, str | Benchmark) else benchmarks

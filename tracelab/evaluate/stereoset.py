@@ -33,6 +33,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
 from tracelab.texts import as_records
@@ -79,6 +80,7 @@ def stereoset_scores(
         TracelabError: no records, or records of both tasks; a sentence beyond the model's context, or log-probabilities
             that are not finite.
     """
+    require_seed(seed)
     records = as_records(records)
     tasks = {record.task for record in records}
     if len(tasks) != 1:

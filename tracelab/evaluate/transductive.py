@@ -16,6 +16,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.evaluate.stereoset import StereoSetScores, stereoset_metrics, stereoset_scores
 from tracelab.hooked import require_unedited
 from tracelab.interventions.biasedit import BiasEdit
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.texts import as_records
 
@@ -32,6 +33,7 @@ def transductive_scores(
     Raises:
         TracelabError: the edit has no editor, hooks are on the model, or a group has no usable triple.
     """
+    require_seed(seed)
     require_unedited(model, "the transductive protocol")
     records, parts = as_records(records), []
     for group, shift in edit.for_groups(model, records):

@@ -39,6 +39,7 @@ from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS, token_logprobs
 from tracelab.texts import as_records
@@ -86,6 +87,7 @@ def winobias_scores(
         TracelabError: no records; a sentence that ends with its pronoun, or is beyond the model's context;
             log-probabilities that are not finite.
     """
+    require_seed(seed)
     records = as_records(records, "pair")
     if not records:
         raise TracelabError("no WinoBias records to score")

@@ -40,6 +40,7 @@ from tracelab.interventions.training import train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_key
+from tracelab.ranges import require_layers
 from tracelab.texts import as_records
 
 MODULE = "mlp.out"
@@ -99,7 +100,8 @@ class BiasEdit(WeightDelta):
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable triple, a layer without the map, or a loss that is not finite at the first step.
+            TracelabError: no usable triple, a layer without the map, a loss that is not finite at the first step, or
+                training that diverges.
         """
         began = perf_counter()
         require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
@@ -143,6 +145,7 @@ class BiasEdit(WeightDelta):
             key=key | model_key(model),
             what=f"biasedit({bias})",
         )
+        curves.require_converged(f"biasedit({bias})", partial)
         learner.show()
         edit.zero_grad()
         strength, table = _strength(edit, measured)
@@ -215,19 +218,28 @@ def edited_layers(
     """
     n_layers = model_facts(model).n_layers
     if not isinstance(layers, str):
-        return sorted(set(layers))
+        return require_layers(layers, n_layers, model_facts(model).model_id)
     if layers == "auto":
         from tracelab.localize import causal_trace
 
         trace = causal_trace(model, records, components=("mlp",), window=3, max_cases=16)
         effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
         return sorted(int(layer) for layer in effects.index[:3])
-    if not (digits := re.fullmatch(r"last([1-9]+)", layers)):
-        raise TracelabError(f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …')
-    found = sorted({n_layers - int(digit) for digit in digits[1]})
+    found = sorted({n_layers - int(digit) for digit in require_layer_words(layers).removeprefix("last")})
     if found[0] < 0:
         raise TracelabError(f"layers {layers!r}: the model has {n_layers}")
     return found
+
+
+def require_layer_words(layers: str) -> str:
+    """Return ``layers`` if it is ``"auto"``, or ``"last"`` and the digits of layers from the end.
+
+    Raises:
+        TracelabError: it is neither.
+    """
+    if not re.fullmatch(r"auto|last[1-9]+", layers):
+        raise TracelabError(f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …')
+    return layers
 
 
 def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[int], list[int]]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 
 from pydantic import ConfigDict
 
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import require_choice
 from tracelab.interventions.editor import INITS
 from tracelab.interventions.triple_losses import LOSSES, RETENTIONS, SPANS
+from tracelab.ranges import STEPS_MOST, WIDTH_MOST, require_int, require_number, require_seed
 
 SHIFTS = ("editor", "direct")
 POSITIONS = ("predicting", "ans_ref")
@@ -86,27 +86,16 @@ class BiasEditConfig:
             ("init", INITS),
         ):
             require_choice(name, getattr(self, name), choices)
-        for name in (
-            "delta_rank",
-            "n_edits",
-            "n_query",
-            "n_support",
-            "batch_size",
-            "rank",
-            "n_blocks",
-            "eval_every",
-            "patience",
-        ):
-            if getattr(self, name) < 1:
-                raise TracelabError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("n_edits", "n_query", "n_support", "batch_size", "n_blocks", "eval_every", "patience"):
+            require_int(name, getattr(self, name))
+        for name in ("delta_rank", "rank"):
+            require_int(name, getattr(self, name), most=WIDTH_MOST)
         for name in ("delta_lr", "beta", "lr", "ridge", "meta_lr", "step_lr"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise TracelabError(f"{name} is a number above 0, not {getattr(self, name)}")
-        for name in ("lam", "steps"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise TracelabError(f"{name} is a number of at least 0, not {getattr(self, name)}")
-        if not isfinite(self.margin):
-            raise TracelabError(f"margin is a finite number, not {self.margin}")
+            require_number(name, getattr(self, name), above=0)
+        require_number("lam", self.lam, least=0)
+        require_int("steps", self.steps, 0, STEPS_MOST)
+        require_number("margin", self.margin)
+        require_seed(self.seed)
 
     @classmethod
     def direct(cls, **changes: object) -> BiasEditConfig:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -45,6 +44,7 @@ from tracelab.interventions.expert_runner import ExpertRunner
 from tracelab.interventions.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_info, model_key
+from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number, require_seed
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -66,8 +66,7 @@ class ExpertsConfig:
     top_p: float = 0.9
 
     def __post_init__(self) -> None:
-        if not isfinite(self.alpha):
-            raise TracelabError(f"alpha must be a finite number, not {self.alpha}")
+        require_number("alpha", self.alpha)
         if not 0 < self.top_p <= 1:
             raise TracelabError(f"top_p is above 0 and at most 1, not {self.top_p}")
         require_choice("filter_order", self.filter_order, FILTER_ORDERS)
@@ -90,11 +89,11 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "epochs", "batch_size", "block_size"):
-            if getattr(self, name) < 1:
-                raise TracelabError(f"{name} of the fine-tuning is at least 1, not {getattr(self, name)}")
-        if not (isfinite(self.lr) and self.lr > 0):
-            raise TracelabError(f"the learning rate is a number above 0, not {self.lr}")
+        most = {"rank": WIDTH_MOST, "epochs": EPOCHS_MOST, "batch_size": INT_MOST, "block_size": INT_MOST}
+        for name, largest in most.items():
+            require_int(f"{name} of the fine-tuning", getattr(self, name), most=largest)
+        require_number("the learning rate", self.lr, above=0)
+        require_seed(self.seed)
 
 
 class ExpertsSpec(BaseModel):

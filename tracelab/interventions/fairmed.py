@@ -32,6 +32,7 @@ from tracelab.interventions.base import Edit, Intervention, Origin
 from tracelab.interventions.neutraliser import FairMedConfig, LayerProber, neutralise
 from tracelab.localize.probes import LayerProbes, probe_layers
 from tracelab.model import model_info
+from tracelab.ranges import require_layers
 
 _NOISE_BLOCK = 256
 
@@ -167,6 +168,8 @@ class FairMed(Intervention):
         config = config or FairMedConfig()
         known = {g for i in items for g in (i.group_names if isinstance(i, Corpus) else i.settings["groups"])}
         _check_groups(config, known)
+        if layers is not None:
+            layers = require_layers(layers, info.n_layers, info.model_id)
         wanted = None if layers is None else [Point("mlp_out", layer) for layer in layers]
         if wanted is not None:
             if not wanted:

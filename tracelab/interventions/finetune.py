@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -13,6 +15,7 @@ from tracelab.errors import TracelabError
 from tracelab.finite import CAUSE
 from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
+from tracelab.interventions.training import largest_parameter, require_converged
 from tracelab.progress import progress
 from tracelab.texts import Texts, as_texts
 from tracelab.tokens import encode, pad, require_context
@@ -41,7 +44,8 @@ def finetune(
         The mean loss (nats a token) of each step.
 
     Raises:
-        TracelabError: no text of two tokens, blocks beyond the model's context, or a loss that is not finite.
+        TracelabError: no text of two tokens, blocks beyond the model's context, a loss that is not finite, or one that
+            is far above where it began.
     """
     sequences = [encode(model, text).ids[:block_size] for text in as_texts(texts)]
     require_context(model, map(len, sequences))
@@ -52,13 +56,19 @@ def finetune(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
+
+    def measure(batch: Sequence[int]) -> Float[Tensor, ""]:
+        tokens, mask = pad(model, [sequences[i] for i in batch])
+        logits = model(tokens, attention_mask=mask)[:, :-1]
+        real = mask[:, 1:].bool()
+        return cross_entropy(logits[real].float(), tokens[:, 1:][real])
+
+    first: list[int] = []
     with frozen(model), edit.applied(model), progress(total=epochs * len(sequences), what=what, unit="text") as bar:
         for _ in range(epochs):
             for batch in torch.randperm(len(sequences), generator=order).split(batch_size):
-                tokens, mask = pad(model, [sequences[i] for i in batch])
-                logits = model(tokens, attention_mask=mask)[:, :-1]
-                real = mask[:, 1:].bool()
-                loss = cross_entropy(logits[real].float(), tokens[:, 1:][real])
+                first = first or batch.tolist()
+                loss = measure(batch.tolist())
                 if not loss.isfinite():
                     why = f"lower lr={lr}" if losses else CAUSE
                     raise TracelabError(f"{what}: the loss is {loss.item()} after {len(losses)} steps: {why}")
@@ -68,6 +78,9 @@ def finetune(
                 optimizer.step()
                 losses.append(loss.item())
                 bar.update(len(batch))
+        with torch.no_grad():
+            after = float(measure(first))
+    require_converged(what, losses[0], after, largest_parameter(edit))
     return losses
 
 

@@ -48,6 +48,7 @@ from tracelab.interventions.triple_losses import hits, mean_over, scored, token_
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_key, require_hook
+from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
 from tracelab.texts import as_records
 
 TRAINABLE = ("all", "attn_last")
@@ -103,11 +104,13 @@ class KLAADConfig:
         lams = (self.lam1, self.lam2, self.lam3)
         if not all(isfinite(lam) and lam >= 0 for lam in lams) or not any(lams):
             raise TracelabError(f"lam1, lam2 and lam3 are at least 0 and not all 0: not {lams}")
-        if not (isfinite(self.margin) and isfinite(self.lr) and self.lr > 0):
-            raise TracelabError(f"margin is finite and lr above 0, not {self.margin} and {self.lr}")
-        for name in ("rank", "epochs", "batch_size", "eval_every", "patience"):
-            if getattr(self, name) < 1:
-                raise TracelabError(f"{name} is at least 1, not {getattr(self, name)}")
+        require_number("margin", self.margin)
+        require_number("lr", self.lr, above=0)
+        require_int("rank", self.rank, most=WIDTH_MOST)
+        require_int("epochs", self.epochs, most=EPOCHS_MOST)
+        for name in ("batch_size", "eval_every", "patience"):
+            require_int(name, getattr(self, name))
+        require_seed(self.seed)
 
 
 class KLAADSpec(WeightDeltaSpec):
@@ -153,7 +156,7 @@ class KLAAD(WeightDelta):
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable triple, or a loss that is not finite at the first step.
+            TracelabError: no usable triple, a loss that is not finite at the first step, or training that diverges.
         """
         began = perf_counter()
         require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
@@ -201,6 +204,7 @@ class KLAAD(WeightDelta):
             key=key | model_key(model),
             what=f"klaad({bias})",
         )
+        curves.require_converged(f"klaad({bias})", partial)
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
         edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
         edit.notes |= {"fit_seconds": round(perf_counter() - began, 1)}

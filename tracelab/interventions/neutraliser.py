@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import isfinite, log
+from math import log
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import require_int, require_number, require_seed
 
 NORMS = ("l2", "code")
 GRADS = ("l2", "sign")
@@ -92,12 +93,10 @@ class FairMedConfig:
 
     def __post_init__(self) -> None:
         for name in ("lam", "tol"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise TracelabError(f"{name} of FairMed is a finite number from 0 on, not {getattr(self, name)}")
-        if not (isfinite(self.step_frac) and self.step_frac > 0) or not 0 <= self.steps <= 1000:
-            raise TracelabError(
-                f"FairMed needs 0 to 1000 steps and step_frac > 0, not {self.steps} and {self.step_frac}"
-            )
+            require_number(f"{name} of FairMed", getattr(self, name), least=0)
+        require_number("step_frac of FairMed", self.step_frac, above=0)
+        require_int("steps of FairMed", self.steps, 0, 1000)
+        require_seed(self.seed)
         if isinstance(self.groups, str):
             require_choice("groups", self.groups, GROUPS)
         elif len(self.groups) == 1:

@@ -30,16 +30,38 @@ from tracelab.progress import progress
 
 Figures = Mapping[str, float]
 
+LARGEST_PARAMETER = 100.0
+"""Parameters of deltas and editors begin at 0 or below 10, and are trained in steps far below 1."""
+
 
 @dataclass
 class Curves:
-    """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or dev."""
+    """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or dev.
+
+    ``largest``: the largest parameter after the last step, whichever state is kept.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    largest: float = 0.0
 
     def add(self, step: int, split: str, figures: Figures) -> None:
         """One more row."""
         self.rows.append({"step": step, "split": split, **{k: round(float(v), 6) for k, v in figures.items()}})
+
+    def require_converged(self, what: str, partial: Path | str | None) -> None:
+        """Refuse a run that diverged, and let go of what it kept in ``partial``.
+
+        Raises:
+            TracelabError: its parameters are huge, or no look was better than the first and the last far worse.
+        """
+        scores = [row["score"] for row in self.rows if row["split"] == "dev"]
+        gained = min(scores) < scores[0]
+        try:
+            require_converged(what, scores[0], min(scores) if gained else scores[-1], self.largest)
+        except TracelabError:
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
+            raise
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -168,8 +190,31 @@ def train(
             curves.add(done, "train", figures)
             if done % eval_every == 0 or done == steps:
                 going = look()
+    curves.largest = largest_parameter(module)
     module.load_state_dict(best)
     return curves
+
+
+def largest_parameter(module: nn.Module) -> float:
+    """The largest absolute value among the parameters; not a number if one is not."""
+    return float(torch.stack([parameter.detach().abs().max().float().cpu() for parameter in module.parameters()]).max())
+
+
+def require_converged(what: str, before: float, after: float, largest: float) -> None:
+    """Refuse a training that diverged and yet stayed finite, as norms and softmax can make it.
+
+    Args:
+        before, after: the same loss before the first step and of what is left after the last.
+        largest: of the parameters after the last step.
+
+    Raises:
+        TracelabError: the loss rose by more than noise, or a parameter is larger than any that an edit needs.
+    """
+    if not after - before <= max(1.0, abs(before) / 2) or not largest <= LARGEST_PARAMETER:
+        raise TracelabError(
+            f"{what}: the training diverged (loss {before:.3g} before it, {after:.3g} after, largest parameter "
+            f"{largest:.3g}): lower the learning rate"
+        )
 
 
 def _plain(key: Mapping[str, Any] | None) -> Any:

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.ranges import require_seed
 from tracelab.texts import as_records
 from tracelab.tokens import encode, require_context
 
@@ -96,6 +97,7 @@ def split_by_target(
     Raises:
         TracelabError: a bias type with fewer than two target terms.
     """
+    require_seed(seed)
     records = as_records(records)
     train: list[StereoSetRecord] = []
     dev: list[StereoSetRecord] = []

@@ -24,6 +24,8 @@ from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import measuring
 from tracelab.hook_points import LINEAR_MAPS, Point
 from tracelab.interventions.base import Edit, Intervention, Origin, flat_input
+from tracelab.model import model_facts
+from tracelab.ranges import require_int, require_layers, require_seed
 from tracelab.texts import Texts, as_texts
 
 
@@ -118,8 +120,10 @@ class WeightDelta(Intervention):
         Raises:
             TracelabError: no such layer or map, or a rank under 1.
         """
-        if rank is not None and rank < 1:
-            raise TracelabError(f"the rank of a delta is at least 1, not {rank}")
+        if rank is not None:
+            require_int("the rank of a delta", rank)
+        require_seed(seed)
+        layers = require_layers(layers, model_facts(model).n_layers, model_facts(model).model_id)
         modules = as_texts(modules, "linear map")
         for module in modules:
             require_choice("linear map", module, LINEAR_MAPS)
@@ -129,6 +133,9 @@ class WeightDelta(Intervention):
             raise TracelabError("a weight delta needs at least one layer and one linear map")
         origin = Origin.of(model, points)
         sizes = _map_sizes(model, points)
+        largest = max(min(size) for size in sizes)
+        if rank is not None and rank > largest:
+            raise TracelabError(f"no delta of these maps has a rank above {largest}, their smaller side: not {rank}")
         shapes = tuple(
             MapShape(module=point.kind, layer=point.layer or 0, d_in=d_in, d_out=d_out, rank=rank)
             for point, (d_in, d_out) in zip(points, sizes, strict=True)

@@ -49,6 +49,7 @@ from tracelab.gradients import measuring
 from tracelab.localize.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model import model_facts, require_hook
 from tracelab.progress import progress
+from tracelab.ranges import INT_MOST, require_int, require_seed
 from tracelab.results import Result, run_settings
 from tracelab.statistics import mean_interval
 from tracelab.texts import as_records
@@ -143,7 +144,11 @@ def attention_gap(
     """
     require_choice("reduction", reduce, REDUCTIONS)
     require_choice("control", control, CONTROLS)
+    require_int("keep_maps", keep_maps, 0)
+    require_int("batch_tokens", batch_tokens)
+    require_seed(seed)
     info = model_facts(model)
+    require_int("layer", layer, -INT_MOST)
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
@@ -371,6 +376,6 @@ def _check_heads(heads: str | Sequence[int], n_heads: int) -> list[int] | None:
         require_choice("heads", heads, ("mean",))
         return None
     chosen = list(heads)
-    if not chosen or not all(0 <= head < n_heads for head in chosen):
+    if not chosen or not all(0 <= require_int("a head", head, -INT_MOST) < n_heads for head in chosen):
         raise TracelabError(f"heads {chosen} are out of range: the model has heads 0 to {n_heads - 1}")
     return chosen

@@ -27,6 +27,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
 from tracelab.model import model_facts, model_key, require_hook
 from tracelab.progress import progress
+from tracelab.ranges import (
+    INT_MOST,
+    SAMPLES_MOST,
+    require_int,
+    require_layers,
+    require_memory,
+    require_number,
+    require_seed,
+)
 from tracelab.results import run_settings
 from tracelab.scoring import BATCH_TOKENS
 from tracelab.texts import Texts, as_records, as_texts
@@ -110,12 +120,16 @@ def causal_trace(
     require_choice("mentions", mentions, ("all", "first"))
     n_layers = model_facts(model).n_layers
     window = min(10, n_layers) if window is None else window
-    if not 1 <= window <= n_layers:
+    if not 1 <= require_int("window", window, -INT_MOST) <= n_layers:
         raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
-    for name, value in (("n_samples", n_samples), ("max_cases", max_cases)):
-        if value is not None and value < 1:
-            raise TracelabError(f"{name} must be at least 1, not {value}")
-    layers = list(range(n_layers)) if layers is None else sorted(set(layers))
+    require_int("n_samples", n_samples, most=SAMPLES_MOST)
+    if max_cases is not None:
+        require_int("max_cases", max_cases)
+    require_number("noise_factor", noise_factor, least=0)
+    if noise_std is not None:
+        require_number("noise_std", noise_std, least=0)
+    require_seed(seed)
+    layers = require_layers(range(n_layers) if layers is None else layers, n_layers, model_facts(model).model_id)
     if not layers or not components:
         raise TracelabError("nothing to trace: name at least one layer and one component")
     for layer in layers:
@@ -275,6 +289,7 @@ def _draws(
     shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
     if noise is None:
         assert noise_std is not None
+        require_memory(f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values())))
         return {
             key: noise_std
             * torch.randn(shape, generator=derive_generator(seed, "noise", key), dtype=torch.float32, device="cpu")

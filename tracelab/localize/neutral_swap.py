@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.ranges import require_seed
 from tracelab.tokens import Encoding
 
 
@@ -39,6 +40,7 @@ def neutral_swaps(
     Returns:
         By key; pairs that differ in more than one token, or have no other whole word, are left out.
     """
+    require_seed(seed)
     chosen = {}
     for key, first, second in pairs:
         if len(first.ids) == len(second.ids):

@@ -16,7 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tracelab.errors import TracelabError
 from tracelab.gradients import learning
+from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number
+
+_LARGEST_PARAMETER = 100.0  # they begin below 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ class ProberConfig:
     lr: float = 1e-3
     batch_size: int = 32
     epochs: int = 20
+
+    def __post_init__(self) -> None:
+        most = {"hidden": WIDTH_MOST, "batch_size": INT_MOST, "epochs": EPOCHS_MOST}
+        for name, largest in most.items():
+            require_int(f"{name} of the probers", getattr(self, name), most=largest)
+        require_number("lr of the probers", self.lr, above=0)
 
     def settings(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -78,6 +88,9 @@ def train_probers(
 
     Returns:
         The trained probers, without gradients.
+
+    Raises:
+        TracelabError: the training diverged.
     """
     _, n_layers, d_model = activations.shape
     probers = Probers(n_layers, d_model, config.hidden, labels.shape[1], seed)
@@ -95,4 +108,9 @@ def train_probers(
             loss.backward()
             optimizer.step()
         step()
+    largest = float(torch.stack([value.detach().abs().max() for value in probers.parameters()]).max())
+    if not largest <= _LARGEST_PARAMETER:
+        raise TracelabError(
+            f"the training of the probers diverged (largest parameter {largest:.3g}): lower lr={config.lr}"
+        )
     return probers.requires_grad_(False)

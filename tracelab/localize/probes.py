@@ -38,6 +38,7 @@ from tracelab.localize.harvest import group_token_ids, harvest
 from tracelab.localize.prober import ProberConfig, Probers, train_probers
 from tracelab.model import model_facts
 from tracelab.progress import progress
+from tracelab.ranges import INT_MOST, SEEDS_MOST, require_int, require_seed
 from tracelab.results import Result, run_settings
 from tracelab.statistics import percentile_interval, resample_counts
 
@@ -123,11 +124,12 @@ def probe_layers(
             corpus too small to hold anything out.
     """
     require_choice("split", split, SPLITS)
-    if n_seeds < 1:
-        raise TracelabError(f"n_seeds must be at least 1, not {n_seeds}")
+    require_int("n_seeds", n_seeds, most=SEEDS_MOST)
+    require_int("batch_tokens", batch_tokens)
+    require_seed(seed)
     n_layers = model_facts(model).n_layers
     top_k = max(1, round(9 / 32 * n_layers)) if top_k is None else top_k
-    if not 1 <= top_k <= n_layers:
+    if not 1 <= require_int("top_k", top_k, -INT_MOST) <= n_layers:
         raise TracelabError(f"top_k={top_k} is out of range: the model has {n_layers} layers")
     config = config or ProberConfig()
     words = group_token_ids(model, corpus)

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tracelab.errors import TracelabError
+from tracelab.ranges import require_seed
 from tracelab.results import Result
 from tracelab.statistics import mean_interval, percentile_interval, resample_counts
 
@@ -96,6 +97,7 @@ def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) ->
     Args:
         cases, states: as in :class:`CausalTrace`.
     """
+    require_seed(seed)
     facts = cases.set_index("case")
     by_case = states.groupby(["component", "role", "layer", "case"], sort=True)["gap"].mean()
     rows: list[dict[str, Any]] = []

@@ -16,6 +16,7 @@ from tracelab.files import atomic_file
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
 from tracelab.model import model_facts
+from tracelab.ranges import require_seed
 from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Parts, measure
@@ -60,6 +61,7 @@ def report(
         TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be measured, or a
             prompt beyond the model's context.
     """
+    require_seed(seed)
     require_choice("bias type", bias, BIAS_TYPES)
     require_unedited(model, "a report")
     prompts = as_texts(prompts, "prompt")

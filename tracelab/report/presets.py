@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import require_choice
+from tracelab.ranges import require_limit
 
 BIAS_TYPES = ("gender", "race", "religion", "profession")
 """Bias types a report can be made of: StereoSet's. CrowS-Pairs has no pairs on professions."""
@@ -87,8 +88,7 @@ def preset_of(name: str, limit: int | None) -> Preset:
         TracelabError: unknown name, or a limit under 1.
     """
     require_choice("preset", name, PRESETS)
-    if limit is not None and limit < 1:
-        raise TracelabError(f"no record is left with limit={limit}")
+    require_limit(limit)
     chosen = PRESETS[name]
     if limit is None:
         return chosen

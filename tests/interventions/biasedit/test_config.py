@@ -46,7 +46,7 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
         ),
         ({"lam": -0.5}, "lam is a number of at least 0, not -0.5"),
         ({"lam": float("nan")}, "lam is a number of at least 0, not nan"),
-        ({"steps": -1}, "steps is a number of at least 0, not -1"),
+        ({"steps": -1}, "steps is at least 0, not -1"),
         ({"margin": float("inf")}, "margin is a finite number, not inf"),
     ],
     ids=lambda value: str(value)[:40],

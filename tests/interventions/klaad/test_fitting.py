@@ -181,9 +181,9 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
         ({"lam3": float("nan")}, r"not \(0.7, 0.15, nan\)"),
         ({"lam1": float("inf")}, r"not \(inf, 0.15, 0.15\)"),
         (dict.fromkeys(LAMS.values(), 0.0), r"not all 0: not \(0.0, 0.0, 0.0\)"),
-        ({"margin": float("nan")}, "margin is finite and lr above 0, not nan and 0.0002"),
-        ({"lr": 0.0}, "margin is finite and lr above 0, not 0.3 and 0.0"),
-        ({"lr": float("inf")}, "not 0.3 and inf"),
+        ({"margin": float("nan")}, "margin is a finite number, not nan"),
+        ({"lr": 0.0}, "lr is a number above 0, not 0.0"),
+        ({"lr": float("inf")}, "lr is a number above 0, not inf"),
         *(
             ({name: 0}, f"{name} is at least 1, not 0")
             for name in ("rank", "epochs", "batch_size", "eval_every", "patience")
