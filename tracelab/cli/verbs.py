@@ -16,6 +16,7 @@ from tracelab import assets
 from tracelab.cli.output import partial_file, result_name, write_json
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
 from tracelab.errors import TracelabError
+from tracelab.escaping import csv_table
 from tracelab.files import atomic_file, require_replaceable
 from tracelab.results import Result
 
@@ -87,7 +88,7 @@ def compare(options: argparse.Namespace) -> Result:
     if options.out is not None:
         name = result_name(options)
         for suffix, text in (
-            ("csv", board.frame.to_csv(index=False)),
+            ("csv", csv_table(board.frame)),
             ("md", board.to_markdown() + "\n"),
             ("tex", board.to_latex()),
         ):
