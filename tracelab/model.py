@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from tracelab import assets
 from tracelab.calls import watch
 from tracelab.errors import TracelabError, require_choice
 from tracelab.hook_points import check_hook_points, hook_name
+from tracelab.loading import why_not
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,10 +41,12 @@ class ModelInfo:
     prepend_bos: bool  # whether texts get a BOS token, unless a call says otherwise
     n_layers: int
     faults: dict[str, str] = field(default_factory=dict)  # hook-point kind -> why it is refused
+    trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON values, for the settings of a result."""
-        return {key: value for key, value in asdict(self).items() if key != "faults"}
+        plain = {key: value for key, value in asdict(self).items() if key not in ("faults", "trust_remote_code")}
+        return plain | ({"trust_remote_code": True} if self.trust_remote_code else {})
 
 
 _INFO: WeakKeyDictionary[TransformerBridge, ModelInfo] = WeakKeyDictionary()
@@ -56,6 +59,7 @@ def load(
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load a causal language model as a ``TransformerBridge`` in evaluation mode.
 
@@ -67,26 +71,30 @@ def load(
         prepend_bos: whether texts get a BOS token. Default: what the model's own tokenizer does
             (SmolLM2 and GPT-2 add none, Gemma does).
         revision: branch, tag or commit of a hub model.
+        trust_remote_code: whether Python code that comes with the model may run; nothing ever asks for it.
 
     Raises:
-        TracelabError: no such model, no way to reach the hub, or an architecture that the bridge does
-            not support.
+        TracelabError: no such model, no way to reach the hub, a model that needs code of its own, or an
+            architecture that the bridge does not support.
     """
     if isinstance(dtype, str):
         dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
     device = _usable_device(device)
     model_id, folder, gguf = _locate(name_or_path)
-    where = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TracelabError(
-            f"cannot load the model {model_id!r}: {reason} Give a hub id that can be reached, a "
+            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
-    return from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    if trust_remote_code:
+        _INFO[model] = replace(_INFO[model], trust_remote_code=True)
+    return model
 
 
 def _usable_device(device: str | torch.device | None) -> str:
@@ -155,7 +163,7 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
 def _habit_before_booting(model: TransformerBridge) -> bool:
     """Whether the model's tokenizer adds BOS as published; booting replaces it by one that always does."""
     try:
-        return tokenizer_adds_bos(AutoTokenizer.from_pretrained(model.tokenizer.name_or_path))
+        return tokenizer_adds_bos(AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, trust_remote_code=False))
     except (OSError, ValueError):
         return bool(model.cfg.default_prepend_bos)
 

@@ -26,9 +26,13 @@ def with_shape(edit: WeightDelta, **changes) -> WeightDelta:
 @pytest.mark.parametrize("changes", [{"d_in": 63}, {"d_out": 31}, {"module": "mlp.in"}, {"d_in": 63, "rank": None}])
 def test_a_delta_of_other_widths_is_refused_before_any_forward_pass(model, plain, changes):
     edit = with_shape(random_delta(model, modules=("mlp.out", "mlp.in"), layers=(1,)), **changes)
-    with pytest.raises(TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"):
+    with pytest.raises(
+        TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"
+    ):
         edit.hooks(model)
-    with pytest.raises(TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"):
+    with pytest.raises(
+        TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"
+    ):
         edit.attach(plain)
     assert not model.list_hooks()
 
@@ -41,17 +45,20 @@ def test_an_expert_of_other_widths_is_refused_before_any_forward_pass(model, pla
             put_on()
 
 
-@pytest.mark.parametrize("module_path", [
-    "model.layers.1.mlp.act_fn",
-    "model.layers.1.mlp.gate_proj",
-    "model.layers.3.mlp",
-    "model.layers",
-    "model.rotary_emb",
-    "lm_head",
-    "",
-    "model..layers",
-    "model.layers.1.mlp.\n" + "x" * 5000,
-])
+@pytest.mark.parametrize(
+    "module_path",
+    [
+        "model.layers.1.mlp.act_fn",
+        "model.layers.1.mlp.gate_proj",
+        "model.layers.3.mlp",
+        "model.layers",
+        "model.rotary_emb",
+        "lm_head",
+        "",
+        "model..layers",
+        "model.layers.1.mlp.\n" + "x" * 5000,
+    ],
+)
 def test_a_module_path_at_which_the_edit_cannot_act_is_refused_when_it_is_attached(model, plain, tmp_path, module_path):
     folder = random_fairmed(model, layers=(1,)).save(tmp_path / "kept")
     change(folder, lambda m: m["part"]["origin"]["paths"].update({"blocks.1.hook_mlp_out": module_path}))

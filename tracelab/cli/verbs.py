@@ -326,7 +326,8 @@ def _load(options: argparse.Namespace) -> Any:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    return load(options.model, dtype=options.dtype, device=options.device)
+    trusted = options.trust_remote_code
+    return load(options.model, dtype=options.dtype, device=options.device, trust_remote_code=trusted)
 
 
 def _layers(text: str | None) -> list[int] | None:

@@ -117,12 +117,17 @@ EXPORTERS = {"peft": to_peft, "merged": to_merged}
 def plain_copy(model: TransformerBridge) -> Any:
     """The bridge's model as a new, never wrapped ``transformers`` model on the CPU."""
     wrapped: Any = model.original_model
-    plain = AutoModelForCausalLM.from_config(_config(model), dtype=model.cfg.dtype)
+    plain = _from_config(model, dtype=model.cfg.dtype)
     # A bridge puts "_original_component" into names and adds components of its own.
     found = {name.replace("._original_component", ""): value for name, value in wrapped.state_dict().items()}
     plain.load_state_dict({name: found[name].cpu() for name in plain.state_dict()}, strict=True)
     plain.generation_config = copy.deepcopy(wrapped.generation_config)  # saving may change it
     return plain.eval()
+
+
+def _from_config(model: TransformerBridge, **options: Any) -> Any:
+    trusted = model_info(model).trust_remote_code
+    return AutoModelForCausalLM.from_config(_config(model), trust_remote_code=trusted, **options)
 
 
 def _config(model: TransformerBridge) -> Any:
@@ -153,7 +158,7 @@ def _flat(edit: Intervention) -> list[WeightDelta]:
 def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> list[tuple[str, nn.Module, Any]]:
     """By map: its path in plain ``transformers``, its module there (without memory), and its delta."""
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(_config(model))
+        plain = _from_config(model)
     paths = delta.paths()
     found = []
     for shape in delta.spec().maps:
@@ -179,13 +184,14 @@ def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
 
 def _tokenizer(model: TransformerBridge) -> Any:
     """The tokenizer as published: bridging replaces it by one that always adds BOS."""
-    revision = model_info(model).revision
-    where = {} if revision is None else {"revision": revision}
+    info = model_info(model)
+    where: dict[str, Any] = {} if info.revision is None else {"revision": info.revision}
+    where["trust_remote_code"] = info.trust_remote_code
     try:
         return AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, **where)
     except (OSError, ValueError):  # of a GGUF file, or no longer there
         tokenizer = copy.deepcopy(model.tokenizer)
-        tokenizer.add_bos_token = model_info(model).prepend_bos
+        tokenizer.add_bos_token = info.prepend_bos
         return tokenizer
 
 

@@ -210,9 +210,7 @@ class FairMed(Intervention):
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a layer, at the MLP's contribution to the residual stream."""
         d_model = self.attributes[0].d_model if self.attributes else None
-        return [
-            Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model) for layer in self.layers
-        ]
+        return [Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model) for layer in self.layers]
 
     def _editor(self, hf_model: nn.Module, layer: int):
         parts = [self.probers[spec.attribute] for spec in self.attributes if layer in spec.layers]

@@ -139,7 +139,8 @@ class WeightDelta(Intervention):
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a linear map."""
         return [
-            Edit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out) for shape in self._spec.maps
+            Edit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out)
+            for shape in self._spec.maps
         ]
 
     def part(self, point: Point) -> nn.Module | None:
