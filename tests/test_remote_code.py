@@ -1,4 +1,4 @@
-"""Code that comes with a model or a classifier: never run unasked, never asked for, and recorded where it was allowed."""
+"""Code that comes with a model or a classifier: never run unasked, never asked for, recorded where it was allowed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 
 
 def for_html(text: str) -> str:
@@ -74,6 +74,7 @@ def csv_table(table: pd.DataFrame) -> str:
 
 
 def _for_spreadsheet(text: str) -> str:
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # csv writers do not quote a bare \r, which begins a row
     if not text.startswith(_FORMULA):
         return text
     try:

@@ -141,7 +141,7 @@ def _build(part: Part, depth: int = 0) -> Intervention:
         raise TracelabError("the bundle's stack names a model (origin), which only its members do")
     if cls is not Stack and part.origin is None:
         raise TracelabError(
-            f"the bundle's {part.kind} names no model that it was made for (origin: null): save the edit again, or fit it"
+            f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it and save it again"
         )
     try:
         spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)

@@ -13,7 +13,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError
 from tracelab.interventions.base import Edit, Intervention, Origin
 
-
 DEEPEST = 16
 """How deep stacks may lie in each other."""
 
