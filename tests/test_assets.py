@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests import toy_wheel
 from tracelab import assets
+from tracelab.assets import Wheel
 from tracelab.errors import TracelabError
 from tracelab.model import fingerprint, load, model_info
 from tracelab.scoring import score
@@ -144,3 +147,31 @@ def test_the_kept_weights_are_those_of_the_published_gguf_file(tmp_path, real_mo
     assert fingerprint(model.original_model) == fingerprint(real_model.original_model)
     texts = ["The nurse said that she was late.", "A short story."]
     assert score(model, texts).sum == pytest.approx(score(real_model, texts).sum, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "toy/../../out.txt",
+        "toy//../../../out.txt",
+        "toy/..\\..\\out.txt",
+        "toy//etc/out.txt",
+        "toy/C:/out.txt",
+        "toy/link",
+    ],
+)
+def test_a_member_that_leaves_the_folder_is_refused_whatever_the_hash_of_the_wheel(tmp_path, name):
+    wheel = Wheel("toy==1", "0" * 64, "toy", members=("toy/",), strip="toy/")
+    with zipfile.ZipFile(tmp_path / "toy.whl", "w") as archive:
+        archive.writestr("toy/good.txt", "good")
+        member = zipfile.ZipInfo(name)
+        if name == "toy/link":
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "/etc/passwd")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(
+        TracelabError, match=r"toy\.whl holds a member that (leads out|is a link).*nothing was unpacked"
+    ):
+        assets.unpack(tmp_path / "toy.whl", wheel, tmp_path / "in")
+    assert not list((tmp_path / "in").iterdir())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "toy.whl"]

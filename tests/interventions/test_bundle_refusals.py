@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 from pathlib import Path
 
@@ -12,30 +10,13 @@ import torch
 from safetensors.torch import load_file, save
 from transformers import AutoTokenizer
 
+from tests.interventions.forging import change, put
 from tests.tiny import tiny_hf
 from tracelab import assets
 from tracelab.errors import TracelabError
 from tracelab.interventions import load_intervention
 from tracelab.interventions.bundle import MANIFEST, TENSORS
 from tracelab.model import from_hf
-
-
-def change(folder: Path, edit) -> None:
-    """Change the manifest by a function of its content."""
-    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    edit(content)
-    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-
-
-def put(folder: Path, content: bytes, *, shapes=None) -> None:
-    """Put other bytes in the place of the tensors, with their own SHA-256 in the manifest."""
-    (folder / TENSORS).write_bytes(content)
-
-    def sign(manifest):
-        manifest["sha256"] = hashlib.sha256(content).hexdigest()
-        manifest["tensors"] |= shapes or {}
-
-    change(folder, sign)
 
 
 def member(content, number):
@@ -117,8 +98,8 @@ MANIFESTS = {
         r"unknown kind of intervention 'os\.system': this version knows fairmed, experts, biasedit, klaad, ",
     ),
     "a newer format": (
-        lambda m: m.update(format_version=2),
-        "has format version 2, this tracelab reads up to 1: install a newer one",
+        lambda m: m.update(format_version=3),
+        "has format version 3, this tracelab reads up to 2: install a newer one",
     ),
     "a format that never was": (lambda m: m.update(format_version=0), "is not valid: format_version"),
     "a format version that is no number": (lambda m: m.update(format_version="1"), "is not valid: format_version"),
@@ -342,10 +323,13 @@ def test_a_layer_that_the_model_has_not_is_refused_when_applied(kept, model, tok
     assert not model.list_hooks()
 
 
-def test_a_bundle_that_names_no_model_is_refused_when_its_modules_are_asked_for(kept, model, tokenizer):
-    change(kept, lambda m: [part.update(origin=None) for part in m["part"]["members"]])
-    edit = load_intervention(kept)
-    with pytest.raises(TracelabError, match="has no module None"):
-        edit.attach(tiny_hf("llama", len(tokenizer)))
-    with pytest.raises(TracelabError, match="has no module None"):
-        edit.hooks(model)
+def test_a_bundle_that_names_no_model_is_refused(kept):
+    change(kept, lambda m: member(m, FAIRMED).update(origin=None))
+    with pytest.raises(TracelabError, match="fairmed names no model that it was made for"):
+        load_intervention(kept)
+
+
+def test_a_stack_that_names_a_model_is_refused(kept):
+    change(kept, lambda m: m["part"].update(origin=member(m, DELTA)["origin"]))
+    with pytest.raises(TracelabError, match="stack names a model"):
+        load_intervention(kept)

@@ -36,6 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     group.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="let Python code that comes with the model run (read it first)"
+    )
     group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
     group.add_argument("--limit", type=whole(), help="at most so many records")
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")

@@ -17,6 +17,7 @@ from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, write_json
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
+from tracelab.escaping import csv_table
 from tracelab.files import atomic_file, require_replaceable
 from tracelab.ranges import shown
 from tracelab.results import Result
@@ -94,7 +95,7 @@ def compare(options: argparse.Namespace) -> Result:
     if options.out is not None:
         name = result_name(options)
         for suffix, text in (
-            ("csv", board.frame.to_csv(index=False)),
+            ("csv", csv_table(board.frame)),
             ("md", board.to_markdown() + "\n"),
             ("tex", board.to_latex()),
         ):
@@ -350,4 +351,5 @@ def _load(options: argparse.Namespace) -> Any:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    return load(options.model, dtype=options.dtype, device=options.device)
+    trusted = options.trust_remote_code
+    return load(options.model, dtype=options.dtype, device=options.device, trust_remote_code=trusted)

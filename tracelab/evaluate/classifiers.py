@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tracelab.errors import TracelabError
+from tracelab.loading import why_not
 from tracelab.texts import Texts, as_texts
 
 BATCH_SIZE = 32
@@ -44,10 +45,14 @@ def load_classifier(name_or_path: str | Path, *, what: str) -> Classifier:
     local = folder.is_dir()
     try:
         pipe = pipeline(
-            "text-classification", model=str(folder if local else name_or_path), top_k=None, truncation=True
+            "text-classification",
+            model=str(folder if local else name_or_path),
+            top_k=None,
+            truncation=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # a hub out of reach and a broken file surface as whatever their readers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = why_not(error, remote_code="no classifier's is.")
         raise TracelabError(
             f"the {what} classifier {str(name_or_path)!r} is not available here: {reason} "
             "Give a local folder as classifier="

@@ -23,6 +23,7 @@ from statsmodels.stats.multitest import multipletests
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.escaping import latex_table, markdown_table
 from tracelab.evaluate.benchmarks import BIAS_TYPES, Benchmark, benchmark
 from tracelab.evaluate.cells import FAILURES, Cell, Question, measure_cell
 from tracelab.evaluate.costs import COLUMNS as COST_COLUMNS
@@ -95,7 +96,7 @@ class Scoreboard(Result):
         parts = [self.to_markdown()]
         for table in (self.costs.drop(columns="reason", errors="ignore"), self.interactions, self.failed):
             if len(table):
-                parts.append(table.to_markdown(index=False, floatfmt=".3g"))
+                parts.append(markdown_table(table, index=False, floatfmt=".3g"))
         return "\n\n".join(parts)
 
     def plot(self) -> go.Figure:
@@ -138,11 +139,11 @@ class Scoreboard(Result):
 
     def to_markdown(self) -> str:
         """:meth:`wide` as a Markdown table, a row a metric: papers' tables are tall, not wide."""
-        return str(self.wide().T.to_markdown())
+        return markdown_table(self.wide().T)
 
     def to_latex(self) -> str:
         """:meth:`wide` as a LaTeX ``tabular`` for ``booktabs``, a row a metric."""
-        return str(self.wide().T.to_latex(escape=True))
+        return latex_table(self.wide().T)
 
 
 def evaluate(

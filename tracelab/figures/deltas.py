@@ -121,7 +121,8 @@ def _listing(listed: pd.DataFrame, *, several: bool) -> go.Table:
     """Directions as a table of two lines each; their edit is named if there are several."""
     columns = {
         "layer, map": [
-            f"{row.layer} {row.module}" + (f"<br>{escape(row.edit)}" if several else "") for row in listed.itertuples()
+            escape(f"{row.layer} {row.module}") + (f"<br>{escape(row.edit)}" if several else "")
+            for row in listed.itertuples()
         ],
         "share": [f"{share:.0%}" if share == share else "–" for share in listed["share"]],
         "promoted": [_two_lines(text) for text in listed["promoted"]],

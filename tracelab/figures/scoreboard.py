@@ -98,8 +98,8 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
             error_y=_distance_bars(y.loc[edit], ideal, distance),
         )
     name = NAMES.get(bias_metric, bias_metric)
-    figure.update_xaxes(title=NAMES.get(capability, capability))
-    figure.update_yaxes(title=f"{name}: distance from {ideal:g}", rangemode="tozero")
+    figure.update_xaxes(title=NAMES.get(capability, escape(capability)))
+    figure.update_yaxes(title=f"{escape(name)}: distance from {ideal:g}", rangemode="tozero")
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
     caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(board.settings)}"
     return finish(figure, "Bias against capability", caption)

@@ -48,7 +48,7 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
     """
     table = table.assign(edit=table["edit"].fillna(UNEDITED))
     edits = list(dict.fromkeys(table["edit"]))
-    names = [NAMES.get(metric, metric) for metric in metrics]
+    names = [NAMES.get(metric, escape(metric)) for metric in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
     for column, metric in enumerate(metrics, start=1):
         part = table[table["metric"] == metric].drop_duplicates("edit").set_index("edit").reindex(edits)
@@ -83,7 +83,7 @@ def sweep(
         x: name of the parameter's column.
         series: name of the column that tells lines apart.
     """
-    names = [NAMES.get(metric, metric) for metric in metrics]
+    names = [NAMES.get(metric, escape(metric)) for metric in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, horizontal_spacing=0.07)
     lines = list(dict.fromkeys(table[series]))
     for column, metric in enumerate(metrics, start=1):
@@ -106,5 +106,5 @@ def sweep(
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
         if metric in IDEAL:
             figure.add_hline(y=IDEAL[metric], line={"color": GREY, "dash": "dot"}, row=1, col=column)
-    figure.update_xaxes(title=x_title or x)
+    figure.update_xaxes(title=escape(x_title or x))
     return finish(figure, title, caption)

@@ -90,7 +90,10 @@ def bars(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
-    """Title, caption under it (n, interval, model), one font and width for all figures."""
+    """Title, caption under it (n, interval, model), one font and width for all figures.
+
+    Both are texts: what they quote of models and data is no HTML.
+    """
     # Above the titles of panels, where there are any.
     above = 1 + (28 if figure.layout.annotations else 4) / (height - 185)
     layout: dict[str, Any] = {
@@ -98,14 +101,14 @@ def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, le
         "width": WIDTH,
         "height": height,
         "title": {
-            "text": title,
+            "text": escape(title),
             "x": 0.02,
             "xanchor": "left",
             "y": 1 - 24 / height,
             "yanchor": "top",
             "font": {"size": 17},
             "subtitle": {
-                "text": "<br>".join(textwrap.wrap(caption, 140)),
+                "text": "<br>".join(map(escape, textwrap.wrap(caption, 140))),
                 "font": {"size": 12, "color": "#444"},
             },
         },
@@ -130,4 +133,4 @@ def model_name(settings: dict[str, Any]) -> str:
 def prompt_text(settings: dict[str, Any], number: int) -> str:
     """What captions call a prompt of ``inspect``: its end, if it is long."""
     text = settings["prompts"][number]
-    return escape(text if len(text) < 100 else f"… {text[-98:]}")
+    return text if len(text) < 100 else f"… {text[-98:]}"

@@ -46,7 +46,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) 
     figure = make_subplots(
         rows=high,
         cols=min(len(names), _ACROSS),
-        subplot_titles=[TITLES.get(name, name) for name in names],
+        subplot_titles=[TITLES.get(name, escape(str(name))) for name in names],
         horizontal_spacing=0.07,
         vertical_spacing=0.2 / high,
     )
@@ -80,7 +80,7 @@ def training_curves(edit: Intervention) -> go.Figure:
     ]
     made_for = "" if edit.origin is None else edit.origin.model_id
     caption = " · ".join(filter(None, [", ".join(counts), made_for]))
-    return loss_curves(notes["curves"], title=f"Training of {escape(edit.name)}", caption=caption)
+    return loss_curves(notes["curves"], title=f"Training of {edit.name}", caption=caption)
 
 
 def _kept_step(table: pd.DataFrame) -> int | None:

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.calls import unwatch, watch
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, quoted
 from tracelab.hook_points import Point, module_path
 from tracelab.hooked import mark
 from tracelab.interventions.in_force import InForce, attached, require_off
+from tracelab.interventions.sizes import bridged_map, require_fit, require_layer, require_map, require_output
 from tracelab.model import model_facts, model_info, require_hook
 from tracelab.weights import fingerprint
 
@@ -96,10 +97,13 @@ class Edit:
         point: where.
         function: for an activation or the logits ``(value) -> new value``; for a linear map
             ``(input, output) -> new output``.
+        d_in, d_out: features of a linear map's input, and of what is changed, that the function needs; None: any.
     """
 
     point: Point
     function: Callable[..., Tensor]
+    d_in: int | None = None
+    d_out: int | None = None
 
 
 class Intervention(nn.Module, ABC):
@@ -167,7 +171,7 @@ class Intervention(nn.Module, ABC):
         """The TransformerLens hooks ``[(name, function), …]``, for ``model.hooks`` or ``run_with_hooks``.
 
         Raises:
-            TracelabError: the model is not the one this was made for, or lacks a hook point.
+            TracelabError: the model is not the one this was made for, lacks a hook point, or has other widths there.
         """
         self.require(model)
         model_facts(model)  # begins to watch a bridge that tracelab has not seen
@@ -175,6 +179,7 @@ class Intervention(nn.Module, ABC):
         found: Hooks = []
         for edit in self.edits(model.original_model):
             name = point_name(model, edit.point)
+            _require_fit(model, edit)
             found += _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
         return [(name, mark(function, self)) for name, function in found]
 
@@ -200,7 +205,7 @@ class Intervention(nn.Module, ABC):
         edit replaces itself.
 
         Raises:
-            TracelabError: another model, or one that computes an edited map together with others.
+            TracelabError: another model, one that computes an edited map together with others, or has other widths.
         """
         self.require_plain(hf_model)
 
@@ -208,6 +213,8 @@ class Intervention(nn.Module, ABC):
             require_off(hf_model, self)
             self.to(next(hf_model.parameters()).device)
             edits = [(edit, self.module(hf_model, edit.point)) for edit in self.edits(hf_model)]
+            for edit, module in edits:
+                _require_plain_fit(hf_model, edit, module, self.paths().get(str(edit.point), ""))
             with ExitStack() as stack:
                 for edit, module in edits:
                     stack.callback(module.register_forward_hook(mark(_forward_hook(edit), self)).remove)
@@ -232,13 +239,17 @@ class Intervention(nn.Module, ABC):
             return hf_model.get_submodule(path)
         except AttributeError:
             raise TracelabError(
-                f"{type(hf_model).__name__} has no module {path!r} (it may be computed together with others): "
+                f"{type(hf_model).__name__} has no module {quoted(path)} (it may be computed together with others): "
                 f"an edit of {point} cannot be attached to it"
             ) from None
 
     def paths(self) -> dict[str, str]:
         """Module path in plain ``transformers`` of each point."""
         return {} if self.origin is None else self.origin.paths
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: not who observes the edit here."""
+        return self.__dict__ | {"_log": None}
 
     @contextmanager
     def observed(self) -> Iterator[list[dict[str, Any]]]:
@@ -303,6 +314,23 @@ def point_name(model: TransformerBridge, point: Point) -> str:
     if f"{point}.hook_in" not in model.hook_dict or f"{point}.hook_out" not in model.hook_dict:
         raise TracelabError(f"{model_facts(model).model_id} has no linear map {point}")
     return str(point)
+
+
+def _require_fit(model: TransformerBridge, edit: Edit) -> None:
+    if edit.point.linear:
+        require_map(edit.point, model_info(model).model_id, bridged_map(model, edit.point), edit.d_in, edit.d_out)
+    elif edit.point.kind != "logits":
+        require_fit(edit.point, model_info(model).model_id, model.cfg.d_model, edit.d_out, "outputs")
+
+
+def _require_plain_fit(hf_model: nn.Module, edit: Edit, module: nn.Module, path: str) -> None:
+    if edit.point.kind == "logits":
+        return
+    require_layer(edit.point, path)
+    if edit.point.linear:
+        require_map(edit.point, f"the module {path!r}", module, edit.d_in, edit.d_out)
+    else:
+        require_output(hf_model, edit.point, path, edit.d_out)
 
 
 def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:

@@ -1,44 +1,48 @@
 """Bundles: an intervention as a folder that loads elsewhere, holding nothing that could be executed.
 
-    tracelab.json          method, configuration, base model, points, tensor shapes, what made it
+    tracelab.json          method, configuration, base model, points, tensor shapes, what made it (:mod:`.manifest`)
     tensors.safetensors    its tensors
-    README.md              a model card, for people
+    README.md              a model card, for people (:mod:`.card`)
 
-Loading trusts none of it: the manifest is checked against a schema, the tensors against its SHA-256 and against the
-shapes that the configuration implies, and every value must be finite. The method is looked up in a closed table,
-never imported by name; other files in the folder are not read.
+Loading trusts none of it: the manifest is checked against its seal and a schema, the tensors against its SHA-256 and
+against the shapes that the configuration implies, their file's size before it is read, and every value must be finite.
+The method is looked up in a closed table, never imported by name; other files in the folder are not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, quoted
 from tracelab.files import atomic_folder, require_replaceable
 from tracelab.gradients import measuring
-from tracelab.interventions.base import Intervention, Origin
+from tracelab.interventions import manifest as manifests
+from tracelab.interventions.base import Intervention
 from tracelab.interventions.biasedit import BiasEdit, BiasEditSpec
+from tracelab.interventions.card import card
 from tracelab.interventions.experts import Experts, ExpertsSpec
 from tracelab.interventions.fairmed import FairMed, FairMedSpec
 from tracelab.interventions.klaad import KLAAD, KLAADSpec
-from tracelab.interventions.stack import Stack, StackSpec
+from tracelab.interventions.manifest import FORMAT_VERSION, Manifest, Part, TensorInfo
+from tracelab.interventions.stack import DEEPEST, Stack, StackSpec
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 
-FORMAT_VERSION = 1
 MANIFEST, TENSORS, CARD = "tracelab.json", "tensors.safetensors", "README.md"
 OWN_FILES = (MANIFEST, TENSORS, CARD)
+_HEADER = 2**24
+"""Bytes that the names and shapes in a tensors file may take."""
 
 REGISTRY: dict[str, tuple[type[Intervention], type[BaseModel]]] = {
     FairMed.kind: (FairMed, FairMedSpec),
@@ -51,60 +55,29 @@ REGISTRY: dict[str, tuple[type[Intervention], type[BaseModel]]] = {
 """Every method that a bundle can hold."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Part(_Strict):
-    """One intervention; a stack has members."""
-
-    kind: str
-    spec: dict[str, Any]
-    origin: Origin | None
-    notes: dict[str, Any] = {}
-    members: tuple[Part, ...] = ()
-
-
-class TensorInfo(_Strict):
-    """What the tensors file says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Manifest(_Strict):
-    """The content of ``tracelab.json``."""
-
-    format: Literal["tracelab"]
-    format_version: int = Field(ge=1)
-    part: Part
-    tensors: dict[str, TensorInfo]
-    sha256: str
-    versions: dict[str, str]
-
-
 def save_bundle(intervention: Intervention, path: Path | str) -> Path:
     """Write an intervention as a bundle; a bundle at ``path`` is replaced whole.
 
     Raises:
-        TracelabError: ``path`` holds something else.
+        TracelabError: ``path`` holds something else, or a stack holds itself.
     """
     folder = Path(path)
     require_replaceable(folder, OWN_FILES, marker=MANIFEST)
+    part = _part(intervention)  # first: it refuses a stack that holds itself
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in intervention.state_dict().items()}
     content = save(tensors)
     manifest = Manifest(
         format="tracelab",
-        format_version=FORMAT_VERSION,
-        part=_part(intervention),
+        format_version=2,
+        part=part,
         tensors={name: _info(value) for name, value in tensors.items()},
         sha256=hashlib.sha256(content).hexdigest(),
         versions={name: version(name) for name in ("tracelab", "torch", "transformers", "transformer-lens")},
     )
     with atomic_folder(folder) as made:
         (made / TENSORS).write_bytes(content)
-        (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (made / CARD).write_text(_card(intervention, manifest), encoding="utf-8")
+        (made / MANIFEST).write_bytes(manifests.write(manifest))
+        (made / CARD).write_text(card(intervention.name, manifest), encoding="utf-8")
     return folder
 
 
@@ -122,18 +95,23 @@ def load_intervention(
         TracelabError: no bundle there, or one that is damaged, altered, or from a newer version.
     """
     folder, root = _folder(path_or_hub_id, revision)
-    text = _read(folder, MANIFEST, root).decode("utf-8", errors="replace")
-    manifest = _manifest(text, where=str(folder / MANIFEST))
-    content = _read(folder, TENSORS, root)
+    manifest = manifests.read(_read(folder, MANIFEST, root, manifests.LARGEST), where=str(folder / MANIFEST))
+    with torch.device("meta"):  # shapes without memory, whatever sizes the manifest claims
+        intervention = _build(manifest.part)
+    wanted = {name: _info(value) for name, value in intervention.state_dict().items()}
+    _require_same(wanted, manifest.tensors, "the manifest lists")
+    size = sum(value.numel() * value.element_size() for value in intervention.state_dict().values())
+    content = _read(folder, TENSORS, root, size + _HEADER)
     if hashlib.sha256(content).hexdigest() != manifest.sha256:
         raise TracelabError(f"{folder / TENSORS} is not the file that the manifest describes: truncated or altered")
     try:
         tensors = load(content)
     except SafetensorError as error:
         raise TracelabError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
-    with torch.device("meta"):  # shapes without memory, whatever sizes the manifest claims
-        intervention = _build(manifest.part)
-    _check(intervention, tensors, manifest)
+    _require_same(wanted, {name: _info(value) for name, value in tensors.items()}, "the file holds")
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise TracelabError(f"tensor {quoted(name)} of the bundle has values that are not finite")
     intervention.load_state_dict(tensors, strict=True, assign=True)
     for part in intervention.modules():
         if isinstance(part, Intervention):
@@ -141,8 +119,9 @@ def load_intervention(
     return intervention.eval()
 
 
-def _part(intervention: Intervention) -> Part:
-    members = tuple(_part(member) for member in intervention) if isinstance(intervention, Stack) else ()
+def _part(intervention: Intervention, depth: int = 0) -> Part:
+    _require_depth(depth)
+    members = tuple(_part(m, depth + 1) for m in intervention) if isinstance(intervention, Stack) else ()
     # Through JSON, so that a note that a manifest cannot hold is refused now and not when it is read.
     return Part(
         kind=intervention.kind,
@@ -153,17 +132,28 @@ def _part(intervention: Intervention) -> Part:
     )
 
 
-def _build(part: Part) -> Intervention:
+def _build(part: Part, depth: int = 0) -> Intervention:
     if part.kind not in REGISTRY:
-        raise TracelabError(f"unknown kind of intervention {part.kind!r}: this version knows {', '.join(REGISTRY)}")
+        raise TracelabError(
+            f"unknown kind of intervention {quoted(part.kind)}: this version knows {', '.join(REGISTRY)}"
+        )
+    _require_depth(depth)
     cls, spec_type = REGISTRY[part.kind]
+    if cls is Stack and part.origin is not None:
+        raise TracelabError("the bundle's stack names a model (origin), which only its members do")
+    if cls is not Stack and part.origin is None:
+        raise TracelabError(
+            f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it and save it again"
+        )
     try:
         spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)
         intervention = cls.build(spec, part.origin)
-        members = [_build(member) for member in part.members]
+        members = [_build(member, depth + 1) for member in part.members]
     except ValidationError as error:
-        raise TracelabError(f"the bundle's {part.kind} is not valid: {_first(error)}") from error
-    except (KeyError, TypeError, RuntimeError) as error:  # names and sizes that torch refuses
+        raise TracelabError(f"the bundle's {part.kind} is not valid: {manifests.first(error)}") from error
+    except TracelabError:
+        raise
+    except Exception as error:  # names and sizes that torch refuses, each in its own way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TracelabError(f"the bundle's {part.kind} is not valid: {reason}") from error
     if isinstance(intervention, Stack):
@@ -174,62 +164,43 @@ def _build(part: Part) -> Intervention:
     return intervention
 
 
-def _check(intervention: Intervention, tensors: dict[str, Tensor], manifest: Manifest) -> None:
-    """Refuse tensors that are not those the configuration and the manifest call for."""
-    wanted = {name: _info(value) for name, value in intervention.state_dict().items()}
-    for what, found in (
-        ("the manifest lists", manifest.tensors),
-        ("the file holds", {n: _info(t) for n, t in tensors.items()}),
-    ):
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise TracelabError(
-                    f"tensor {name!r}: the configuration calls for {_shown(wanted.get(name))}, "
-                    f"{what} {_shown(found.get(name))}"
-                )
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise TracelabError(f"tensor {name!r} of the bundle has values that are not finite")
+def _require_depth(depth: int) -> None:
+    if depth > DEEPEST:
+        raise TracelabError(f"a bundle's stacks lie at most {DEEPEST} deep in each other: put their members in one")
 
 
-def _manifest(text: str, where: str) -> Manifest:
-    try:
-        content = json.loads(text)
-        newest = content["format_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TracelabError(f"{where} is not the manifest of a tracelab bundle") from error
-    if isinstance(newest, int) and newest > FORMAT_VERSION:
-        raise TracelabError(
-            f"{where} has format version {newest}, this tracelab reads up to {FORMAT_VERSION}: install a newer one"
-        )
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise TracelabError(f"{where} is not valid: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}{more}"
+def _require_same(wanted: dict[str, TensorInfo], found: dict[str, TensorInfo], what: str) -> None:
+    """Refuse tensors that are not those the configuration calls for."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise TracelabError(
+                f"tensor {quoted(name)}: the configuration calls for {_shown(wanted.get(name))}, "
+                f"{what} {_shown(found.get(name))}"
+            )
 
 
 def _folder(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, Path]:
     """The bundle's folder, and the folder that its files must lie in."""
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
-        return path, path.resolve()
+    try:
+        path = Path(path_or_hub_id).expanduser()
+        if path.is_dir():
+            return path, path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, "~nobody", a zero byte
+        raise TracelabError(f"no bundle folder at {quoted(str(path_or_hub_id))}: {error}") from error
     if str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
-        raise TracelabError(f"no bundle folder at {str(path_or_hub_id)!r}")
+        raise TracelabError(f"no bundle folder at {quoted(str(path_or_hub_id))}")
     try:
         found = Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=[MANIFEST, TENSORS]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TracelabError(f"no folder and no reachable hub repository {str(path_or_hub_id)!r}: {reason}") from error
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TracelabError(
+            f"no folder and no reachable hub repository {quoted(str(path_or_hub_id))}: {reason}"
+        ) from error
     return found, found.resolve().parent.parent  # a snapshot's files are links to blobs beside it
 
 
-def _read(folder: Path, name: str, root: Path) -> bytes:
+def _read(folder: Path, name: str, root: Path, largest: int) -> bytes:
+    """A file of the bundle, if it has at most so many bytes."""
     file = folder / name
     if not file.is_file():
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
@@ -237,7 +208,14 @@ def _read(folder: Path, name: str, root: Path) -> bytes:
         raise TracelabError(f"{folder} is no tracelab bundle: it has no {name}{more}")
     if not file.resolve().is_relative_to(root):
         raise TracelabError(f"{file} leads out of the bundle's folder: copy the file itself there")
-    return file.read_bytes()
+    try:
+        with file.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size <= largest:
+                return opened.read(size)
+    except (OSError, MemoryError) as error:
+        raise TracelabError(f"{file} cannot be read: {str(error) or 'it does not fit into memory'}") from error
+    raise TracelabError(f"{file} has {size} bytes where at most {largest} can belong to the bundle: it is another file")
 
 
 def _info(value: Tensor) -> TensorInfo:
@@ -245,33 +223,4 @@ def _info(value: Tensor) -> TensorInfo:
 
 
 def _shown(info: TensorInfo | None) -> str:
-    return "none of that name" if info is None else f"{info.dtype} {list(info.shape)}"
-
-
-def _card(intervention: Intervention, manifest: Manifest) -> str:
-    part = manifest.part
-    origins = [p.origin for p in (part, *part.members) if p.origin is not None]
-    base = origins[0] if origins else None
-    model = base.model_id if base else "any model"
-    weights = f" (weights {base.fingerprint})" if base else ""
-    metrics = part.notes.get("metrics")
-    measured = f"\nMetrics before and after: `{json.dumps(metrics, indent=1)}`\n" if metrics else ""
-    head = f"---\nlibrary_name: tracelab\ntags: [{part.kind}, bias]\n---\n"
-    return f"""{head}
-# {intervention.name}
-
-An edit of {model}{weights}, as TransformerLens hooks. It changes no weights.
-
-```python
-import tracelab
-
-model = tracelab.load()  # {model}
-edit = tracelab.load_intervention("path/to/this/folder")
-with edit.applied(model):
-    ...
-```
-
-Configuration: `{json.dumps(part.spec.get("config", {}))}`
-{measured}
-Made with tracelab {manifest.versions["tracelab"]}; it holds {len(manifest.tensors)} tensors and no code.
-"""
+    return "none of that name" if info is None else f"{info.dtype} {quoted(list(info.shape))}"

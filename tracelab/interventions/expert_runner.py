@@ -14,7 +14,6 @@ import torch
 from accelerate import init_empty_weights
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tracelab.calls import Call
@@ -22,6 +21,7 @@ from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.hook_points import Point
 from tracelab.interventions.base import flat_input
+from tracelab.interventions.sizes import require_layer, require_map
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.plain import plain_weights
 
@@ -38,7 +38,7 @@ def plain_twin(hf_model: Any) -> Any:
     config = type(hf_model.config).from_dict(hf_model.config.to_dict())
     config._attn_implementation = hf_model.config._attn_implementation
     with init_empty_weights(include_buffers=False):
-        twin = AutoModelForCausalLM.from_config(config)
+        twin = type(hf_model)._from_config(config)  # the class at hand: nothing is looked up, and no code fetched
     twin.load_state_dict(plain_weights(hf_model, twin.state_dict()), strict=True, assign=True)
     twin.tie_weights()
     return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)
@@ -52,14 +52,20 @@ class ExpertRunner:
         deltas: one an expert.
 
     Raises:
-        TracelabError: the model computes a map of the deltas together with others.
+        TracelabError: the model computes a map of the deltas together with others, or has other widths there.
     """
 
     def __init__(self, hf_model: Any, deltas: Sequence[WeightDelta]) -> None:
         self.twin = plain_twin(hf_model)
         self._made_of = _identity(hf_model)
         self.deltas = list(deltas)
-        modules = {shape.point: delta.module(self.twin, shape.point) for delta in deltas for shape in delta.spec().maps}
+        modules: dict[Point, nn.Module] = {}
+        for delta in deltas:
+            for shape in delta.spec().maps:
+                path = delta.paths().get(str(shape.point), "")
+                modules[shape.point] = module = delta.module(self.twin, shape.point)
+                require_layer(shape.point, path)
+                require_map(shape.point, f"the module {path!r}", module, shape.d_in, shape.d_out)
         for point, module in sorted(modules.items()):
             module.register_forward_hook(self._adder(point))
 

@@ -17,6 +17,7 @@ the target do not act inside its experts.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -288,6 +289,21 @@ class Experts(Intervention):
         """With the model that the experts are deltas of, where it is not the edited one."""
         base = self.expert_base
         return super().identity() | ({} if base is None else {"expert_base": model_info(base).settings()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what runs the experts, which is made anew, and without their base: set it again where it was set."""
+        return super().__getstate__() | {"_bases": [], "_runners": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._runners = WeakKeyDictionary()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Experts:
+        # In one process the base is at hand: the copy has the same one.
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        made._bases[:] = self._bases
+        return made
 
     def spec(self) -> ExpertsSpec:
         """The configuration and the deltas' shapes."""

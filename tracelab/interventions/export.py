@@ -124,11 +124,16 @@ EXPORTERS = {"peft": to_peft, "merged": to_merged}
 def plain_copy(model: TransformerBridge) -> Any:
     """The bridge's model as a new, never wrapped ``transformers`` model on the CPU."""
     wrapped: Any = model.original_model
-    plain = AutoModelForCausalLM.from_config(_config(model), dtype=next(wrapped.parameters()).dtype)
+    plain = _from_config(model, dtype=next(wrapped.parameters()).dtype)
     weights = plain_weights(wrapped, plain.state_dict())
     plain.load_state_dict({name: value.cpu() for name, value in weights.items()}, strict=True)
     plain.generation_config = copy.deepcopy(wrapped.generation_config)  # saving may change it
     return plain.eval()
+
+
+def _from_config(model: TransformerBridge, **options: Any) -> Any:
+    trusted = model_facts(model).trust_remote_code
+    return AutoModelForCausalLM.from_config(_config(model), trust_remote_code=trusted, **options)
 
 
 def _config(model: TransformerBridge) -> Any:
@@ -159,7 +164,7 @@ def _flat(edit: Intervention) -> list[WeightDelta]:
 def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> list[tuple[str, nn.Module, Any]]:
     """By map: its path in plain ``transformers``, its module there (without memory), and its delta."""
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(_config(model))
+        plain = _from_config(model)
     paths = delta.paths()
     found = []
     for shape in delta.spec().maps:

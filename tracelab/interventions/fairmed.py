@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -45,9 +45,9 @@ class AttributeSpec(BaseModel):
     attribute: str
     groups: tuple[str, ...]
     scored: tuple[str, ...]
-    layers: tuple[int, ...]
-    d_model: int
-    hidden: int
+    layers: tuple[NonNegativeInt, ...]
+    d_model: PositiveInt
+    hidden: PositiveInt
 
 
 class FairMedSpec(BaseModel):
@@ -110,6 +110,8 @@ class FairMed(Intervention):
         names = [spec.attribute for spec in attributes]
         if len(set(names)) < len(names) or any(len(set(spec.layers)) < len(spec.layers) for spec in attributes):
             raise TracelabError(f"each attribute once, and each of its layers once: not {names}")
+        if len({spec.d_model for spec in attributes}) > 1 or not all(spec.groups for spec in attributes):
+            raise TracelabError(f"the probers of {names} need groups to tell apart, and activations of one width")
         for spec in attributes:
             named = set(spec.groups) & set(() if isinstance(config.groups, str) else config.groups)
             if len(named) == 1:
@@ -220,7 +222,8 @@ class FairMed(Intervention):
 
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a layer, at the MLP's contribution to the residual stream."""
-        return [Edit(Point("mlp_out", layer), self._editor(hf_model, layer)) for layer in self.layers]
+        d_model = self.attributes[0].d_model if self.attributes else None
+        return [Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model) for layer in self.layers]
 
     def _editor(self, hf_model: nn.Module, layer: int):
         parts = [self.probers[spec.attribute] for spec in self.attributes if layer in spec.layers]
@@ -290,6 +293,10 @@ class FairMed(Intervention):
             for layer, (seconds, n, steps) in sorted(self._cost.items())
         ]
         return pd.DataFrame(rows, columns=["layer", "positions", "ms_per_position", "steps_per_position"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the noise, which is drawn again, and what the edit has cost in this process."""
+        return super().__getstate__() | {"_noise": {}, "_cost": {}}
 
     def spec(self) -> FairMedSpec:
         """The configuration and the probers' sizes."""

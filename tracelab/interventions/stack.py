@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.errors import TracelabError
 from tracelab.interventions.base import Edit, Intervention, Origin
+
+DEEPEST = 16
+"""How deep stacks may lie in each other."""
 
 
 class StackSpec(BaseModel):
@@ -33,6 +37,9 @@ class Stack(Intervention):
         self.members = nn.ModuleList(members)
 
     def __iter__(self) -> Iterator[Intervention]:
+        # Every way through a stack begins here; one that holds itself has no end.
+        if any(part is self for member in self.members for part in member.modules()):
+            raise TracelabError("a stack holds itself: take it out of its members")
         return iter(self.members)  # type: ignore[arg-type]
 
     @property

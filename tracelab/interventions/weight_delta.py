@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -35,10 +35,10 @@ class MapShape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     module: str
-    layer: int
-    d_in: int
-    d_out: int
-    rank: int | None
+    layer: NonNegativeInt
+    d_in: PositiveInt
+    d_out: PositiveInt
+    rank: PositiveInt | None
 
     @property
     def point(self) -> Point:
@@ -149,7 +149,10 @@ class WeightDelta(Intervention):
 
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a linear map."""
-        return [Edit(shape.point, _adder(self.maps[_key(shape.point)])) for shape in self._spec.maps]
+        return [
+            Edit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out)
+            for shape in self._spec.maps
+        ]
 
     def part(self, point: Point) -> nn.Module | None:
         """The module that computes the delta's contribution at a point from the map's input (fp32)."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import require_choice
+from tracelab.escaping import csv_table
 from tracelab.figures import save_figures
 from tracelab.files import atomic_file
 from tracelab.hooked import require_unedited
@@ -85,7 +86,7 @@ def report(
         tables |= {f"{name}_{field}": table for field, table in result.tables().items()}
     for name, table in tables.items():
         with atomic_file(out_dir / "tables" / f"{name}.csv") as path:
-            table.to_csv(path, index=False)
+            path.write_text(csv_table(table), encoding="utf-8")
         with atomic_file(out_dir / "tables" / f"{name}.parquet") as path:
             table.to_parquet(path)
     shown = sections(parts)
