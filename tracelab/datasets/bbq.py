@@ -16,22 +16,23 @@ What is wrong with the files, and what is done about it (:func:`bbq_defects` cou
 | 124 answers end in a space; "monther", "The on on welfare", items that stand twice | left as they are |
 | intersectional files: 68 wrong biased answers ("African" found in "African American") | left; by name only |
 
+Sets of the same form in other languages are read as well: with categories, ids and a name of the unknown group of their
+own. Which answer is biased may then stand in the items themselves (``target_loc``); where nothing tells it, it is None.
 Licence of the data: CC BY 4.0.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from tracelab import assets
-from tracelab.datasets.records import parse, spread
+from tracelab.datasets.records import parse, place, say_unusable, select, spread, text_in
+from tracelab.datasets.sources import changed_at, file_at, file_in, folder_at, json_lines_of, table_of
 from tracelab.errors import TracelabError, require_choice
 
 CATEGORIES = (
@@ -63,6 +64,7 @@ ALIASES = {
 POLARITIES = ("neg", "nonneg")
 CONDITIONS = ("ambig", "disambig")
 METADATA = "additional_metadata.csv"
+_HOLDS = "the *.jsonl files"
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class BBQItem:
     """A question with its three answers.
 
     Attributes:
-        id: category and number in it, such as ``Age-123``.
-        bias_type: the category, one of :data:`CATEGORIES` or :data:`INTERSECTIONAL`.
-        question_index: number of the template inside the category.
+        id: category and number (or name) in it, such as ``Age-123``.
+        bias_type: the category, of the official files one of :data:`CATEGORIES` or :data:`INTERSECTIONAL`.
+        question_index: number (or name) of the template inside the category.
         question_polarity: one of :data:`POLARITIES`.
         context_condition: one of :data:`CONDITIONS`.
         answers: as in the file, some with a space at the end.
@@ -84,7 +86,7 @@ class BBQItem:
 
     id: str
     bias_type: str
-    question_index: int
+    question_index: int | str
     question_polarity: str
     context_condition: str
     context: str
@@ -100,36 +102,80 @@ class BBQItem:
         """Whether the context leaves the answer open."""
         return self.context_condition == "ambig"
 
-    @property
-    def block(self) -> str:
-        """Name of the block of four items, which differ in condition and polarity only: ``Age-30``."""
-        return f"{self.bias_type}-{int(self.id.rpartition('-')[2]) // 4}"
+
+def blocks(items: Sequence[BBQItem]) -> list[str]:
+    """The block of each item, named by the id of its first item.
+
+    The (at most) four items of a block have the same people to choose from, and the ambiguous context is what the other
+    one begins with. Ids tell nothing: other sets than BBQ number and name their items as they like. Of blocks that
+    stand twice each takes the items in the order in which they come.
+    """
+    about = [(item.bias_type, _people(item)) for item in items]
+    open_contexts: dict[Any, dict[str, None]] = {}
+    for key, item in zip(about, items, strict=True):
+        if item.ambiguous:
+            open_contexts.setdefault(key, {})[item.context.strip()] = None
+    names: dict[Any, str] = {}
+    copies: Counter[Any] = Counter()
+    found = []
+    for key, item in zip(about, items, strict=True):
+        context = _open_context(item.context.strip(), open_contexts.get(key, {}))
+        kind = (key, context, item.context_condition, item.question_polarity)
+        found.append(names.setdefault((key, context, copies[kind]), item.id))
+        copies[kind] += 1
+    return found
+
+
+def _people(item: BBQItem) -> frozenset[str]:
+    return frozenset(answer.strip() for k, answer in enumerate(item.answers) if k != item.unknown)
+
+
+def _open_context(context: str, possible: Mapping[str, None]) -> str:
+    """The ambiguous context that ``context`` begins with, or the one that is most like it; without any, itself."""
+    if context in possible:
+        return context
+    beginnings = [each for each in possible if context.startswith(each)]
+    if len(beginnings) == 1:
+        return beginnings[0]
+    return max(beginnings or possible or [context], key=lambda each: len(commonprefix([each, context])))
 
 
 def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> list[BBQItem]:
     """Read BBQ.
 
     Args:
-        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`; None for the nine categories. The
-            intersectional files, whose biased answers are partly wrong, come by their own names only.
-        source: ``"wheel"`` (the embedded copy) or a path to a folder that holds the official ``*.jsonl`` files and
-            ``additional_metadata.csv``.
+        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`, or what a ``*.jsonl`` file of one's own
+            is called; None for the nine categories, or all files of one's own. The intersectional files, whose biased
+            answers are partly wrong, come by their own names only.
+        source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files in the official form
+            and ``additional_metadata.csv``, or to one such file.
         limit: at most so many items: whole blocks of four, spread evenly over what is read. The first rows would be
             a template or two.
 
     Raises:
         TracelabError: unknown category; files that are not BBQ; a limit below 4.
     """
-    if bias is None:
-        names: tuple[str, ...] = CATEGORIES
+    if source != "wheel" and str(source).lower().endswith((".jsonl", ".json")):
+        items = list(_read(file_at(source, "BBQ", hub=False)))
+        known = {item.bias_type for item in items}
+        items = select(items, bias if bias is None or bias in known else ALIASES.get(bias, bias), what=str(source))
     else:
-        bias = ALIASES.get(bias, bias)
-        if bias not in CATEGORIES + INTERSECTIONAL:
-            require_choice("bias type", bias, (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
-        names = (bias,)
-    folder = _folder(source)
-    items = [item for name in names for item in _read(folder, name)]
+        folder = folder_at(source, "BBQ", wheel="BBQ/data", holds=_HOLDS)
+        items = [item for name in _names(folder, bias) for item in _read(_file_in(folder, f"{name}.jsonl"))]
     return items if limit is None else _spread(items, limit)
+
+
+def _names(folder: Path, bias: str | None) -> tuple[str, ...]:
+    """Which files of a folder are asked for."""
+    there = sorted(path.stem for path in folder.glob("*.jsonl"))
+    own = not set(there) <= {*CATEGORIES, *INTERSECTIONAL}
+    if bias is None:
+        return tuple(name for name in there if name not in INTERSECTIONAL) if own else CATEGORIES
+    if bias not in there:
+        bias = ALIASES.get(bias, bias)
+        if bias not in CATEGORIES + INTERSECTIONAL or (own and bias not in there):
+            require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
+    return (bias,)
 
 
 def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:
@@ -141,8 +187,9 @@ def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:
     Raises:
         TracelabError: files that are not BBQ.
     """
-    folder = _folder(source)
-    table = _metadata(folder)
+    folder = folder_at(source, "BBQ", wheel="BBQ/data", holds=_HOLDS)
+    path = _file_in(folder, METADATA)
+    table = _metadata(path, changed_at(path))
     files = [folder / METADATA, *folder.glob("*.jsonl")]
     return {
         "doubled": table.doubled,
@@ -151,90 +198,114 @@ def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:
     }
 
 
-def _folder(source: str | Path) -> Path:
-    if source == "wheel":
-        return assets.data_dir() / "BBQ/data"
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise TracelabError(f'no BBQ folder at {str(source)!r}: give the folder of the *.jsonl files, or "wheel"')
-    return folder
-
-
 def _spread(items: Sequence[BBQItem], limit: int) -> list[BBQItem]:
     """Whole blocks at even distances, no more than ``limit`` items."""
-    blocks: dict[str, list[BBQItem]] = {}
-    for item in items:
-        blocks.setdefault(item.block, []).append(item)
     if limit < 4:
         raise TracelabError(f"no item of BBQ is left (limit={limit}): items come in blocks of four")
-    return [item for block in spread(list(blocks.values()), limit // 4) for item in block]
+    by_block: dict[str, list[BBQItem]] = {}
+    for item, block in zip(items, blocks(items), strict=True):
+        by_block.setdefault(block, []).append(item)
+    return [item for block in spread(list(by_block.values()), limit // 4) for item in block]
 
 
 @dataclass(frozen=True)
 class _Metadata:
     """By category and example id: the biased answer and whether people are known by names."""
 
-    rows: dict[tuple[str, int], tuple[int | None, bool]]
+    rows: dict[tuple[str, str], tuple[int | None, bool]]
     doubled: int
 
 
-def _metadata(folder: Path) -> _Metadata:
-    path = _file_in(folder, METADATA)
-    return _metadata_file(path, path.stat().st_mtime_ns)
-
-
 @lru_cache(maxsize=2)
-def _metadata_file(path: Path, changed: int) -> _Metadata:
-    key, fields = ["category", "example_id"], ["target_loc", "label_type"]
+def _metadata(path: Path, changed: tuple[int, ...]) -> _Metadata:
+    def read() -> _Metadata:
+        rows: dict[tuple[str, str], tuple[int | None, bool]] = {}
+        contradicting = []
+        table = table_of(path, ("category", "example_id", "target_loc", "label_type"), "BBQ's metadata")
+        for row in table:
+            with place(f"line {row['line']}"):
+                key = (row["category"].strip(), row["example_id"].strip())
+                named = require_choice("label_type", row["label_type"].strip(), ("label", "name")) == "name"
+                value = (_target(row["target_loc"].strip()), named)
+            if rows.setdefault(key, value) != value:
+                contradicting.append("-".join(key))
+        if contradicting:
+            raise TracelabError(
+                f"{path}: {len(contradicting)} rows contradict another one of the same item, the first is on "
+                f"{contradicting[0]}"
+            )
+        return _Metadata(rows, len(table) - len(rows))
+
     try:
-        table = pd.read_csv(path, usecols=key + fields, low_memory=False)
-        table = table.astype({"example_id": int, "target_loc": "Int64"})
+        return read()
     except (ValueError, TypeError) as error:
+        if isinstance(error, TracelabError):
+            raise
         raise TracelabError(f"{path} is not BBQ's metadata: {type(error).__name__} {error}") from error
-    single = table.drop_duplicates()
-    contradicting = single[single.duplicated(key)]
-    if len(contradicting):
-        category, number = contradicting.iloc[0][key]
-        raise TracelabError(
-            f"{path}: {len(contradicting)} rows contradict another one of the same item, the first is on "
-            f"{category}-{number}"
-        )
-    for name in single["label_type"].unique():
-        require_choice("label_type", name, ("label", "name"))
-    rows = {
-        (category, number): (None if target is pd.NA else int(target), kind == "name")
-        for category, number, target, kind in single[key + fields].itertuples(index=False)
-    }
-    return _Metadata(rows, len(table) - len(single))
 
 
-def _read(folder: Path, category: str) -> tuple[BBQItem, ...]:
-    path, metadata = _file_in(folder, f"{category}.jsonl"), _file_in(folder, METADATA)
-    return _items(path, path.stat().st_mtime_ns, metadata.stat().st_mtime_ns)  # a changed file is read again
+def _target(text: str) -> int | None:
+    return None if text.lower() in ("", "na", "nan", "none") else int(text.removesuffix(".0"))
+
+
+def _read(path: Path) -> tuple[BBQItem, ...]:
+    metadata = path.with_name(METADATA)
+    return _items(path, changed_at(path, *([metadata] if metadata.is_file() else [])))
 
 
 @lru_cache(maxsize=len(CATEGORIES + INTERSECTIONAL))
-def _items(path: Path, changed: int, metadata_changed: int) -> tuple[BBQItem, ...]:
+def _items(path: Path, changed: tuple[int, ...]) -> tuple[BBQItem, ...]:
     def read() -> list[BBQItem]:
-        known = _metadata(path.parent).rows
-        # Not splitlines(): a text may hold one of the other characters at which that would split.
-        lines = path.read_text("utf-8").split("\n")
-        return [_item(json.loads(line), path.stem, known) for line in lines if line.strip()]
+        metadata = path.with_name(METADATA)
+        known = _metadata(metadata, changed_at(metadata)).rows if metadata.is_file() else None
+        lines = list(json_lines_of(path))
+        unknown_group = _unknown_group([row for _, row in lines])
+        items = []
+        for number, row in lines:
+            with place(f"line {number}"):
+                items.append(_item(row, path.stem, known, unknown_group))
+        lost = ["no target_loc in the item"] * sum(item.target_loc is None for item in items)
+        say_unusable(f"items of {path}", lost, len(items), "have no biased answer and count in no score")
+        return items
 
     return tuple(parse(str(path), read))
 
 
-def _item(row: dict[str, Any], category: str, known: dict[tuple[str, int], tuple[int | None, bool]]) -> BBQItem:
+def _unknown_group(rows: Sequence[Any]) -> str:
+    """What the file calls the group of the answer that it cannot be known: the right one of all ambiguous items."""
+    groups, right = [], set()
+    for row in rows:
+        try:
+            own = [row["answer_info"][f"ans{k}"][1] for k in range(3)]
+            if row["context_condition"] == "ambig":
+                right.add(own[row["label"]])
+        except (KeyError, TypeError, IndexError):
+            return "unknown"
+        groups.append(own)
+    if len(right) == 1 and not any("unknown" in own for own in groups):
+        (name,) = right
+        if all(own.count(name) == 1 for own in groups):
+            return name
+    return "unknown"
+
+
+def _item(
+    row: dict[str, Any], file: str, known: Mapping[tuple[str, str], tuple[int | None, bool]] | None, unknown_group: str
+) -> BBQItem:
+    official = file in CATEGORIES + INTERSECTIONAL
+    category = text_in({"category": file, **row}, "category").strip() or file
     key = f"{category}-{row['example_id']}"
-    if row["category"] != category:
-        raise TracelabError(f"{category}.jsonl holds an item of {row['category']!r}, number {row['example_id']}")
-    if (category, row["example_id"]) not in known:
-        raise TracelabError(f"{METADATA} has no row on {key}: which answer is biased is not known")
-    target, named = known[category, row["example_id"]]
+    if official and category != file:
+        raise TracelabError(f"{file}.jsonl holds an item of {category!r}, number {row['example_id']}")
+    target, named = row.get("target_loc"), row.get("label_type") == "name"
+    if known is not None and "target_loc" not in row:
+        if (category, str(row["example_id"])) not in known:
+            raise TracelabError(f"{METADATA} has no row on {key}: which answer is biased is not known")
+        target, named = known[category, str(row["example_id"])]
     groups = [row["answer_info"][f"ans{k}"][1] for k in range(3)]
-    if groups.count("unknown") != 1:
-        raise TracelabError(f"{key} has {groups.count('unknown')} answers of the group 'unknown', not one")
-    unknown, label = groups.index("unknown"), row["label"]
+    if groups.count(unknown_group) != 1:
+        raise TracelabError(f"{key} has {groups.count(unknown_group)} answers of the group {unknown_group!r}, not one")
+    unknown, label = groups.index(unknown_group), row["label"]
     _require_answer(key, "label", label, range(3))
     if target is not None:
         _require_answer(key, "target_loc", target, [k for k in range(3) if k != unknown])
@@ -244,12 +315,12 @@ def _item(row: dict[str, Any], category: str, known: dict[tuple[str, int], tuple
     return BBQItem(
         id=key,
         bias_type=category,
-        question_index=int(row["question_index"]),
+        question_index=_number_or_name(row["question_index"]),
         question_polarity=require_choice("question_polarity", row["question_polarity"], POLARITIES),
         context_condition=condition,
-        context=row["context"],
-        question=row["question"],
-        answers=(row["ans0"], row["ans1"], row["ans2"]),
+        context=text_in(row, "context"),
+        question=text_in(row, "question"),
+        answers=(text_in(row, "ans0"), text_in(row, "ans1"), text_in(row, "ans2")),
         label=label,
         unknown=unknown,
         target_loc=target,
@@ -257,13 +328,17 @@ def _item(row: dict[str, Any], category: str, known: dict[tuple[str, int], tuple
     )
 
 
-def _require_answer(key: str, what: str, value: int, possible: Iterable[int]) -> None:
-    if value not in possible:
-        raise TracelabError(f"{what} of {key} is {value}, not one of {list(possible)}")
+def _number_or_name(value: Any) -> int | str:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _require_answer(key: str, what: str, value: Any, possible: Iterable[int]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in possible:
+        raise TracelabError(f"{what} of {key} is {value!r}, not one of {list(possible)}")
 
 
 def _file_in(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise TracelabError(f'no BBQ file at {str(path)!r}: give the folder of the *.jsonl files, or "wheel"')
-    return path
+    return file_in(folder, name, "BBQ", holds=_HOLDS)

@@ -7,19 +7,19 @@ text may stand under several names. Licence of the data: CC BY-SA 4.0.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tracelab import assets
-from tracelab.datasets.records import parse, select
+from tracelab.datasets.records import parse, place, select, text_in
+from tracelab.datasets.sources import changed_at, file_in, folder_at, json_of
 from tracelab.errors import TracelabError, require_choice
 from tracelab.ranges import INT_MOST, require_int, require_seed
 
 DOMAINS = ("gender", "race", "religious_ideology", "political_ideology", "profession")
 KINDS = {"prompts": "prompts/{}_prompt.json", "wikipedia": "wikipedia/{}_wiki.json"}
+_HOLDS = '"prompts" and "wikipedia"'
 WORDS = (8, 60)
 """Fewest and most words of a neutral sentence: shorter ones are fragments, longer ones lists."""
 
@@ -45,7 +45,7 @@ def bold(
         what: ``"prompts"`` or ``"wikipedia"`` (the sentences that the prompts begin; the same ids).
         source: ``"wheel"`` (the embedded copy) or a path to the official folder that holds ``prompts`` and
             ``wikipedia``.
-        limit: at most so many texts.
+        limit: at most so many texts, spread evenly over the files.
 
     Raises:
         TracelabError: unknown domain; a folder that is not BOLD.
@@ -53,8 +53,8 @@ def bold(
     if domain is not None:
         domain = require_choice("domain", {"religion": "religious_ideology"}.get(domain, domain), DOMAINS)
     require_choice("kind of text", what, KINDS)
-    folder = assets.data_dir() / "BOLD/data" if source == "wheel" else Path(source).expanduser()
-    records = [record for name in DOMAINS for record in _read(folder / KINDS[what].format(name), name)]
+    folder = folder_at(source, "BOLD", wheel="BOLD/data", holds=_HOLDS)
+    records = [record for name in DOMAINS for record in _read(folder, KINDS[what].format(name), name)]
     return select(records, domain, limit, what=f"BOLD {what}")
 
 
@@ -74,21 +74,26 @@ def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "whee
     return random.Random(seed).sample(usable, n)
 
 
-def _read(path: Path, domain: str) -> tuple[BoldText, ...]:
-    if not path.is_file():
-        raise TracelabError(f'no BOLD file at {str(path)!r}: give the folder that holds "prompts", or "wheel"')
-    return _file(path, domain, path.stat().st_mtime_ns)  # a changed file is read again
+def _read(folder: Path, name: str, domain: str) -> tuple[BoldText, ...]:
+    path = file_in(folder, name, "BOLD", holds=_HOLDS)
+    return _file(path, domain, changed_at(path))
 
 
 @lru_cache(maxsize=10)
-def _file(path: Path, domain: str, changed: int) -> tuple[BoldText, ...]:
+def _file(path: Path, domain: str, changed: tuple[int, ...]) -> tuple[BoldText, ...]:
+    def texts(group: str, name: str, values: list[str]) -> list[BoldText]:
+        with place(f"{group}/{name}"):
+            found = [text_in({str(number): text}, str(number)).strip() for number, text in enumerate(values)]
+        return [
+            BoldText(f"{group}/{name}/{number}", domain, group, name, text) for number, text in enumerate(found) if text
+        ]
+
     def read() -> list[BoldText]:
         return [
-            BoldText(f"{group}/{name}/{number}", domain, group, name, text.strip())
-            for group, names in json.loads(path.read_text("utf-8")).items()
-            for name, texts in names.items()
-            for number, text in enumerate(texts)
-            if text.strip()
+            text
+            for group, names in json_of(path).items()
+            for name, values in names.items()
+            for text in texts(group, name, values)
         ]
 
     return tuple(parse(str(path), read))

@@ -3,6 +3,9 @@
 ``sent_more`` is the more stereotypical sentence of a pair, whatever its direction (``stereo``: it expresses
 a stereotype of a disadvantaged group; ``antistereo``: the other sentence violates one). The data
 statement forbids training on it. Licence of the data: CC BY-SA 4.0.
+
+Sets of the same form in other languages are read as well: with bias types of their own, with commas, tabs or semicolons
+between the columns, with or without a column of numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from tracelab import assets
-from tracelab.datasets.records import Pair, parse, select
+from tracelab.datasets.records import Pair, holds_placeholder, parse, place, say_unusable, select, text_in
+from tracelab.datasets.sources import changed_at, file_at, table_of
 from tracelab.datasets.spans import differing_words
 from tracelab.errors import TracelabError, require_choice
 from tracelab.tokens import Span
@@ -31,8 +32,10 @@ BIAS_TYPES = (
     "sexual-orientation",
     "socioeconomic",
 )
+"""Bias types of the official file; another one may have others."""
 DIRECTIONS = ("stereo", "antistereo")  # in the order of the hub's class labels
 HUB_ID = "nyu-mll/crows_pairs"
+COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,38 @@ def crows_pairs(bias: str | None = None, *, source: str | Path = "wheel", limit:
     """Read CrowS-Pairs.
 
     Args:
-        bias: one of :data:`BIAS_TYPES` ("race" is taken for "race-color"), or None for all.
-        source: ``"wheel"`` (the embedded copy), ``"hub"``, or a path to the official CSV file.
-        limit: at most so many pairs.
+        bias: a bias type of the file, of the official one one of :data:`BIAS_TYPES` ("race" is taken for
+            "race-color"), or None for all.
+        source: ``"wheel"`` (the embedded copy), ``"hub"``, or a path to a CSV file in the official form, or to its
+            folder.
+        limit: at most so many pairs, spread evenly over the file.
+
+    A pair without text on one side is left out. A warning tells if these, those that still hold a placeholder and
+    those whose sentences are the same make up much of a file.
 
     Raises:
         TracelabError: unknown bias type; a file that is not CrowS-Pairs.
     """
-    if bias is not None:
-        bias = require_choice("bias type", {"race": "race-color"}.get(bias, bias), BIAS_TYPES)
-    records = list(_hub() if source == "hub" else _read(_path(source)))
+    if source == "hub":
+        records = _hub()
+    else:
+        name = "crows_pairs_anonymized.csv"
+        path = file_at(source, "CrowS-Pairs", wheel=f"CrowS-Pairs/data/{name}", inside=name)
+        records = list(_file(path, changed_at(path)))
+    known = {record.bias_type for record in records}
+    if bias is not None and bias not in known:
+        bias = require_choice("bias type", {"race": "race-color"}.get(bias, bias), sorted(known))
     return select(records, bias, limit, what="CrowS-Pairs")
 
 
-def _path(source: str | Path) -> Path:
-    if source == "wheel":
-        return assets.data_dir() / "CrowS-Pairs/data/crows_pairs_anonymized.csv"
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise TracelabError(f'no CrowS-Pairs file at {str(source)!r}: give a path, "wheel" or "hub"')
-    return path
-
-
-def _read(path: Path) -> tuple[CrowsPair, ...]:
-    return _file(path, path.stat().st_mtime_ns)  # a changed file is read again
-
-
 @lru_cache(maxsize=2)
-def _file(path: Path, changed: int) -> tuple[CrowsPair, ...]:
+def _file(path: Path, changed: tuple[int, ...]) -> tuple[CrowsPair, ...]:
     def read() -> list[CrowsPair]:
-        rows = pd.read_csv(path, index_col=0).to_dict("index")
-        return [_record(str(key), row) for key, row in rows.items()]
+        made = []
+        for row in table_of(path, COLUMNS, "CrowS-Pairs"):
+            with place(f"line {row['line']}"):
+                made.append(_record(row["number"], row))
+        return _usable(made, str(path))
 
     return tuple(parse(str(path), read))
 
@@ -109,17 +113,38 @@ def _hub() -> list[CrowsPair]:
             "stereo_antistereo": direction,
         }
 
-    return parse(HUB_ID, lambda: [_record(str(row["id"]), rename(row)) for row in rows])
+    return parse(HUB_ID, lambda: _usable([_record(str(row["id"]), rename(row)) for row in rows], HUB_ID))
+
+
+def _usable(made: list[CrowsPair], what: str) -> list[CrowsPair]:
+    """Those with text on both sides."""
+    faults = [(pair, fault) for pair in made if (fault := _fault(pair))]
+    say_unusable(f"pairs of {what}", [fault for _, fault in faults], len(made), "say nothing of a stereotype")
+    return [pair for pair in made if pair.sent_more and pair.sent_less]
+
+
+def _fault(pair: CrowsPair) -> str | None:
+    if not (pair.sent_more and pair.sent_less):
+        return "an empty sentence, left out"
+    if not (pair.more_words or pair.less_words):
+        return "no difference between the sentences"
+    if holds_placeholder(pair.sent_more) or holds_placeholder(pair.sent_less):
+        return "a placeholder left"
+    return None
 
 
 def _record(key: str, row: dict[str, Any]) -> CrowsPair:
-    more, less = row["sent_more"].strip(), row["sent_less"].strip()
+    more, less = text_in(row, "sent_more").strip(), text_in(row, "sent_less").strip()
+    more_words, less_words = differing_words(more, less)
+    bias_type = text_in(row, "bias_type").strip()
+    if not bias_type:
+        raise TracelabError(f"pair {key} has no bias type")
     return CrowsPair(
         id=key,
-        bias_type=require_choice("bias type", row["bias_type"], BIAS_TYPES),
-        direction=require_choice("direction", row["stereo_antistereo"], DIRECTIONS),
+        bias_type=bias_type,
+        direction=require_choice("direction", text_in(row, "stereo_antistereo").strip().lower(), DIRECTIONS),
         sent_more=more,
         sent_less=less,
-        more_words=differing_words(more, less)[0],
-        less_words=differing_words(more, less)[1],
+        more_words=more_words,
+        less_words=less_words,
     )

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
+import regex
+
 from tracelab.datasets.records import Sentence
-from tracelab.datasets.spans import filler_spans
+from tracelab.datasets.spans import composed, filler_spans, words_pattern
 from tracelab.datasets.stereoset import StereoSetRecord, attribute_word_pairs
 from tracelab.errors import TracelabError
 
@@ -36,13 +38,13 @@ def gender_swapped(records: Sequence[StereoSetRecord]) -> list[StereoSetRecord]:
 def swap_gender_words(text: str) -> str:
     """The text with each gender word replaced by its partner.
 
-    "her" becomes "his" before a word that it can belong to, else "him".
+    "her" becomes "his" before a word that it can belong to, else "him". Accents come out composed.
     """
-    pairs = _pairs()
+    pairs, text = _pairs(), composed(text)
 
-    def other(match: re.Match[str]) -> str:
-        word = match.group().lower()
-        partner = pairs[word]
+    def other(match: regex.Match[str]) -> str:
+        word = match.group().casefold()
+        partner = pairs.get(word, match.group())  # letters that only look like those of a word
         if word == "her":
             partner = "his" if _OWNED.match(text, match.end()) else "him"
         if match.group().isupper() and len(word) > 1:
@@ -54,7 +56,7 @@ def swap_gender_words(text: str) -> str:
 
 def _swapped(record: StereoSetRecord) -> StereoSetRecord | None:
     context = swap_gender_words(record.context)
-    if context == record.context:
+    if context == composed(record.context):
         return None
 
     def sentence(old: Sentence) -> Sentence:
@@ -81,6 +83,5 @@ def _pairs() -> dict[str, str]:
 
 
 @cache
-def _pattern() -> re.Pattern[str]:
-    words = "|".join(re.escape(word) for word in sorted(_pairs(), key=len, reverse=True))
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+def _pattern() -> regex.Pattern[str]:
+    return words_pattern(_pairs(), inflected=False)

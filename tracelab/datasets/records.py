@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -59,9 +63,21 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
+MANY = 0.1
+"""Share of the records from which on it is said aloud that they are of no use."""
+_PLACEHOLDER = re.compile(r"\bBLANK\b|\bX{3,}\b|\b_{2,}\b|\[[A-Z_]{3,}\]|<[A-Z_]{3,}>|\{\w+\}")
+_READING = (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError, OSError, csv.Error)
+_HINTS = {
+    KeyError: "a field is missing",
+    IndexError: "a field is missing",
+    json.JSONDecodeError: "no valid JSON",
+    TypeError: "a field is of another kind",
+    AttributeError: "a field is of another kind",
+}
+
 
 def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str) -> list[R]:
-    """The records of one bias type (None: all), at most ``limit`` of them, in the benchmark's order.
+    """The records of one bias type (None: all), at most ``limit`` of them, evenly spread, in the benchmark's order.
 
     Raises:
         TracelabError: no record has this bias type, or nothing is left.
@@ -70,14 +86,15 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
     if bias is not None and bias not in known:
         raise TracelabError(f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}")
     chosen = [record for record in records if bias in (None, record.bias_type)]
-    chosen = chosen if limit is None else chosen[: max(limit, 0)]
-    if not chosen:
+    if not chosen or (limit is not None and limit < 1):
         raise TracelabError(f"no record of {what} is left (bias={bias}, limit={limit})")
-    return chosen
+    return spread(chosen, limit)
 
 
 def spread(records: Sequence[T], limit: int | None) -> list[T]:
     """At most ``limit`` records at even distances, where a file has one group or target term after the other.
+
+    What every ``limit`` of tracelab means, but for running text (:func:`~tracelab.datasets.wikitext`).
 
     Raises:
         TracelabError: a limit under 1.
@@ -85,6 +102,52 @@ def spread(records: Sequence[T], limit: int | None) -> list[T]:
     require_limit(limit)
     n = len(records) if limit is None else min(limit, len(records))
     return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
+
+
+def say_unusable(what: str, reasons: Iterable[str], total: int, consequence: str, *, many: float = MANY) -> None:
+    """Warn that records can be read but not used, if they are ``many`` (a share) of ``total``.
+
+    Args:
+        what: where the records are from.
+        reasons: why, once for each of them.
+        consequence: what becomes of them: "are left out".
+    """
+    counts = Counter(reasons)
+    if counts.total() > many * total:
+        listed = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
+        warnings.warn(f"{counts.total()} of {total} {what} {consequence} ({listed})", stacklevel=3)
+
+
+def holds_placeholder(text: str) -> bool:
+    """Whether a text still has a mark that somebody was to fill in: BLANK, XXX, [NAME], <NAME>, {name} or ___."""
+    return _PLACEHOLDER.search(text) is not None
+
+
+def text_in(row: Mapping[str, Any], name: str) -> str:
+    """The text in a field of a row.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is none, or no tokenizer could take it; for :func:`parse`.
+    """
+    value = row[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, not a text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds half a character (a lone surrogate)") from None
+    return value
+
+
+@contextmanager
+def place(where: str) -> Iterator[None]:
+    """Within the ``with`` block an error of a reader tells ``where`` in the file it arose: "line 7"."""
+    try:
+        yield
+    except _READING as error:
+        error.add_note(where)
+        raise
 
 
 def check_ids(records: Iterable[Record], what: str) -> None:
@@ -102,14 +165,25 @@ def parse(what: str, make: Callable[[], list[R]]) -> list[R]:
     """
     try:
         records = make()
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except _READING as error:
         if isinstance(error, TracelabError):
-            raise
-        raise TracelabError(f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}") from error
+            if not (notes := _notes(error)):
+                raise
+            raise TracelabError(f"{error} ({', '.join([*notes, f'of {what}'])})") from error
+        hints = [hint for kind, hint in _HINTS.items() if isinstance(error, kind)][-1:]
+        more = ", ".join([*hints, *_notes(error)])
+        raise TracelabError(
+            f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}"
+            + (f" ({more})" if more else "")
+        ) from error
     if not records:
         raise TracelabError(f"{what} holds no records")
     check_ids(records, what)
     return records
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
 
 
 def data_hash(records: Iterable[Any]) -> str:

@@ -11,7 +11,6 @@ do not print them. Licence of the data: MIT.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator
@@ -21,20 +20,24 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tracelab import assets
-from tracelab.datasets.records import parse, select
+import regex
+
+from tracelab.datasets.records import parse, select, spread
+from tracelab.datasets.sources import file_in, folder_at, table_of
+from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, require_choice
 from tracelab.texts import as_texts
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
-# folder of the file, bias type, minoritised group, encoding
+# folder of the file, bias type, minoritised group, encoding if it is not UTF-8
 _FILES = (
-    ("gender", "gender", "female", "utf-8"),
-    ("race", "race", "black", "utf-8"),
+    ("gender", "gender", "female", None),
+    ("race", "race", "black", None),
     ("religion1", "religion", "jews", "latin-1"),
-    ("religion2", "religion", "muslims", "utf-8"),
-    ("orientation", "orientation", "lgbtq", "utf-8"),
+    ("religion2", "religion", "muslims", None),
+    ("orientation", "orientation", "lgbtq", None),
 )
+_HOLDS = "the five folders from gender to orientation"
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,14 @@ def redditbias(
         bias: one of :data:`BIAS_TYPES` ("religion" is Jews and Muslims), or None for all.
         source: ``"wheel"`` (the embedded copy) or a path to the official ``data`` folder, which has one folder
             for each of ``gender, race, religion1, religion2, orientation``.
-        limit: at most so many phrases.
+        limit: at most so many phrases, spread evenly over the files.
 
     Raises:
         TracelabError: unknown bias type; a folder that is not RedditBias.
     """
     if bias is not None:
         require_choice("bias type", bias, BIAS_TYPES)
-    folder = assets.data_dir() / "RedditBias/data" if source == "wheel" else Path(source).expanduser()
-    if not folder.is_dir():
-        raise TracelabError(f'no RedditBias folder at {str(source)!r}: give a path or "wheel"')
+    folder = folder_at(source, "RedditBias", wheel="RedditBias/data", holds=_HOLDS)
     return select(_folder(folder), bias, limit, what="RedditBias")
 
 
@@ -102,7 +103,7 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
     Args:
         bias: one of :data:`BIAS_TYPES`, or None for all together (``bias`` of the result is then "all").
         source: as for :func:`redditbias`.
-        limit: at most so many training texts a side; the held-out texts are always all.
+        limit: at most so many training texts a side, spread evenly; the held-out texts are always all.
 
     Raises:
         TracelabError: as :func:`redditbias`; no training text is left.
@@ -115,10 +116,9 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
     held_out = list(pairs[True].values())
     counterparts = {_words(counterpart) for _, counterpart in held_out}
     training = [pair for pair in pairs[False].values() if _words(pair[1]) not in counterparts]
-    training = training if limit is None else training[: max(limit, 0)]
-    if not training:
+    if not training or (limit is not None and limit < 1):
         raise TracelabError(f"no training text of RedditBias is left (bias={bias}, limit={limit})")
-    sides = [tuple(pair[side] for pair in part) for part in (training, held_out) for side in (0, 1)]
+    sides = [tuple(pair[side] for pair in part) for part in (spread(training, limit), held_out) for side in (0, 1)]
     return ExpertTexts(bias or "all", *sides)
 
 
@@ -133,20 +133,20 @@ def counter_target(text: str, bias: str) -> str | None:
     Raises:
         TracelabError: unknown bias type.
     """
-    pairs_of = _pairs(require_choice("bias type", bias, BIAS_TYPES))
+    pairs_of, text = _pairs(require_choice("bias type", bias, BIAS_TYPES)), composed(text)
     first = _any_of(tuple(pairs_of)).search(text)
-    if first is None:
+    pairs = None if first is None else pairs_of.get(first.group().casefold())
+    if pairs is None:
         return None
-    pairs = pairs_of[first.group().lower()]
     return _any_of(tuple(pairs)).sub(lambda match: _replacement(match, pairs), text)
 
 
-def _replacement(match: re.Match[str], pairs: dict[str, str]) -> str:
-    word = match.group().lower()
+def _replacement(match: regex.Match[str], pairs: dict[str, str]) -> str:
+    word = match.group().casefold()
     following = re.compile(r"\s+(\w+)").match(match.string, match.end())
     if word == "her" and (following is None or following.group(1).lower() in _lists()["her_is_him_before"]):
         return _in_case_of(match.group(), "him")
-    return _in_case_of(match.group(), pairs[word])
+    return _in_case_of(match.group(), pairs.get(word, match.group()))  # letters that only look like those of a word
 
 
 @cache
@@ -166,9 +166,8 @@ def _pairs(bias: str) -> dict[str, dict[str, str]]:
 
 
 @cache
-def _any_of(words: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted(words, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+def _any_of(words: tuple[str, ...]) -> regex.Pattern[str]:
+    return words_pattern(words, inflected=False)
 
 
 def _in_case_of(original: str, word: str) -> str:
@@ -191,26 +190,19 @@ def _folder(folder: Path) -> list[RedditBiasPhrase]:
     return parse(str(folder), read)
 
 
-def _annotated(folder: Path, name: str, group: str, encoding: str) -> Iterator[tuple[int, str]]:
+def _annotated(folder: Path, name: str, group: str, encoding: str | None) -> Iterator[tuple[int, str]]:
     """Row number and phrase of the rows annotated as biased; other labels are "0", "2" and none."""
-    path = folder / f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv"
-    for number, row in enumerate(_rows(path, encoding)):
-        if row["bias_phrase"] == "1":
+    path = file_in(folder, f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv", "RedditBias", holds=_HOLDS)
+    for number, row in enumerate(table_of(path, ("phrase", "bias_phrase"), "RedditBias", otherwise=encoding)):
+        if row["bias_phrase"] == "1" and row["phrase"].strip():
             yield number, row["phrase"].strip()
 
 
 def _held_out(folder: Path, name: str, group: str) -> Iterator[str]:
     for split in ("valid", "test"):
-        for row in _rows(folder / f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv"):
+        path = file_in(folder, f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv", "RedditBias", holds=_HOLDS)
+        for row in table_of(path, ("comments_processed",), "RedditBias"):
             yield row["comments_processed"]
-
-
-def _rows(path: Path, encoding: str = "utf-8") -> Iterator[dict[str, str]]:
-    try:
-        with path.open(encoding=encoding, newline="") as file:  # comments hold bare carriage returns
-            yield from csv.DictReader(file)
-    except OSError as error:
-        raise TracelabError(f"cannot read the RedditBias file {str(path)!r}: {error.strerror}") from error
 
 
 def _words(text: str) -> str:

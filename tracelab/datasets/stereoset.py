@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tracelab import assets
-from tracelab.datasets.records import Pair, Sentence, parse, select
+from tracelab.datasets.records import Pair, Sentence, holds_placeholder, parse, place, say_unusable, select, text_in
+from tracelab.datasets.sources import changed_at, file_at, json_of
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
 from tracelab.errors import TracelabError, require_choice
 
@@ -66,17 +67,23 @@ def stereoset(
         split: ``"dev"`` (official evaluation) or ``"test"`` (labelled, for training).
         task: ``"intrasentence"`` or ``"intersentence"``.
         source: ``"wheel"`` (the embedded copy), ``"hub"`` (``dev`` only), or a path to an official
-            ``dev.json`` or ``test.json``.
-        limit: at most so many records.
+            ``dev.json`` or ``test.json``, or to the folder of both.
+        limit: at most so many records, spread evenly over the file.
+
+    A warning tells if much of a file cannot be compared: no filler found, no difference, a placeholder left.
 
     Raises:
         TracelabError: unknown bias type, split or task; a file that is not StereoSet.
     """
     require_choice("split", split, SPLITS)
     require_choice("task", task, TASKS)
-    if bias is not None:
+    if source == "hub":
+        records = _hub(task, split)
+    else:
+        path = file_at(source, "StereoSet", wheel=f"StereoSet/data/{split}.json", inside=f"{split}.json")
+        records = list(_file(path, task, changed_at(path)))
+    if bias is not None and source in ("wheel", "hub"):
         require_choice("bias type", bias, BIAS_TYPES)
-    records = list(_hub(task, split) if source == "hub" else _read(_path(source, split), task))
     return select(records, bias, limit, what=f"StereoSet {split} {task}")
 
 
@@ -115,27 +122,33 @@ def _attribute_words(path: Path, bias: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for words in tuples for word in words))
 
 
-def _path(source: str | Path, split: str) -> Path:
-    if source == "wheel":
-        return assets.data_dir() / f"StereoSet/data/{split}.json"
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise TracelabError(f'no StereoSet file at {str(source)!r}: give a path, "wheel" or "hub"')
-    return path
-
-
-def _read(path: Path, task: str) -> tuple[StereoSetRecord, ...]:
-    return _file(path, task, path.stat().st_mtime_ns)  # a changed file is read again
-
-
 @lru_cache(maxsize=4)
-def _file(path: Path, task: str, changed: int) -> tuple[StereoSetRecord, ...]:
+def _file(path: Path, task: str, changed: tuple[int, ...]) -> tuple[StereoSetRecord, ...]:
     what = f"{path} ({task})"
 
     def read() -> list[StereoSetRecord]:
-        return [_record(row, task, path.parent) for row in json.loads(path.read_text("utf-8"))["data"][task]]
+        made = []
+        for number, row in enumerate(json_of(path)["data"][task], start=1):
+            with place(f"record {number}"):
+                made.append(_record(row, task, path.parent))
+        faults = [fault for record in made if (fault := _fault(record))]
+        say_unusable(f"records of {what}", faults, len(made), "cannot be compared")
+        return made
 
     return tuple(parse(what, read))
+
+
+def _fault(record: StereoSetRecord) -> str | None:
+    sentences = (record.stereotype, record.anti_stereotype, record.unrelated)
+    if not all(sentence.text for sentence in sentences):
+        return "an empty sentence"
+    if record.stereotype.text == record.anti_stereotype.text:
+        return "no difference between the sentences"
+    if record.task == "intrasentence" and not all(sentence.filler for sentence in sentences[:2]):
+        return "no filler where the context has BLANK"
+    if any(holds_placeholder(sentence.text) for sentence in sentences):
+        return "a placeholder left"
+    return None
 
 
 def _hub(task: str, split: str) -> list[StereoSetRecord]:
@@ -163,22 +176,23 @@ def _record(row: dict[str, Any], task: str, folder: Path | None = None) -> Stere
     by_label = {s["gold_label"]: s for s in row["sentences"]}
     if sorted(by_label) != sorted(LABELS) or len(row["sentences"]) != 3:
         raise TracelabError(f"StereoSet record {row['id']} has not one sentence of each label")
-    words = (row["target"], *attribute_words(row["bias_type"], folder))
+    words = (text_in(row, "target"), *attribute_words(text_in(row, "bias_type"), folder))
+    context = text_in(row, "context")
 
     def sentence(label: str) -> Sentence:
-        text = by_label[label]["sentence"].strip()
-        filler = filler_spans(row["context"], text) if task == "intrasentence" else ()
+        text = text_in(by_label[label], "sentence").strip()
+        filler = filler_spans(context, text) if task == "intrasentence" else ()
         mentions = (
             span for span in find_words(text, words) if all(span.end <= f.start or span.start >= f.end for f in filler)
         )
-        return Sentence(by_label[label]["id"], text, filler, tuple(mentions))
+        return Sentence(str(by_label[label]["id"]), text, filler, tuple(mentions))
 
     return StereoSetRecord(
-        id=row["id"],
+        id=str(row["id"]),
         task=task,
         bias_type=row["bias_type"],
         target=row["target"],
-        context=row["context"],
+        context=context,
         stereotype=sentence("stereotype"),
         anti_stereotype=sentence("anti-stereotype"),
         unrelated=sentence("unrelated"),

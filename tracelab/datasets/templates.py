@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from tracelab.datasets.records import parse
+from tracelab.datasets.records import parse, place, say_unusable, spread
+from tracelab.datasets.sources import file_at, json_of
+from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
 
 _FOLDER = files("tracelab.datasets") / "data/templates"
@@ -61,11 +63,9 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
     """
     require_choice("attribute", attribute, ATTRIBUTES)
     lists = json.loads((_FOLDER / f"{attribute}.json").read_text(encoding="utf-8"))
-    concepts = lists["concepts"]
-    if limit is not None and limit < len(concepts):
-        if limit < 1:
-            raise TracelabError(f"no concept is left with limit={limit}")
-        concepts = [concepts[i * len(concepts) // limit] for i in range(limit)]
+    if limit is not None and limit < 1:
+        raise TracelabError(f"no concept is left with limit={limit}")
+    concepts = spread(lists["concepts"], limit)
     prompts = (
         Prompt(f"{attribute}-{concept}-{number}", attribute, concept, template, _fill(template, concept))
         for concept in concepts
@@ -79,7 +79,7 @@ def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) ->
 
     The first span is the concept, the second the group; the prompt is the text before the second.
     Sentences with another number of brackets, or whose first span is not the concept, are left out, as in
-    FairMed's code.
+    FairMed's code; a warning tells if they are many.
 
     Args:
         groups: words of each social group, by name.
@@ -87,24 +87,33 @@ def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) ->
     Raises:
         TracelabError: the file is not in this format, or no sentence is usable.
     """
-    path = Path(path)
+    path = file_at(path, "corpus", hub=False)
 
     def read() -> list[Prompt]:
-        found = []
-        for concept, sentences in json.loads(path.read_text(encoding="utf-8")).items():
+        found, total = [], 0
+        for concept, sentences in json_of(path).items():
             for number, sentence in enumerate(sentences):
-                spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
-                if len(spans) != 2 or spans[0].group(1).lower() != concept:
+                total += 1
+                with place(f"sentence {number} of {concept}"):
+                    spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
+                if len(spans) != 2 or _same(spans[0].group(1)) != _same(concept):
                     continue
                 head, tail = sentence[: spans[0].start()], sentence[spans[0].end() : spans[1].start()]
                 text = f"{head}{concept}{tail}".rstrip()
                 template = f"{head}{{concept}}{tail}".rstrip()
-                found.append(Prompt(f"{concept}-{number}", attribute, concept, template, text))
+                if text:
+                    found.append(Prompt(f"{concept}-{number}", attribute, concept, template, text))
+        if found:
+            lost = ["not two spans, the concept first"] * (total - len(found))
+            say_unusable(f"sentences of {path}", lost, total, "are left out")
         return found
 
-    if not path.is_file():
-        raise TracelabError(f"no corpus file at {str(path)!r}")
     return Corpus(attribute, _groups(groups), tuple(parse(str(path), read)))
+
+
+def _same(concept: str) -> str:
+    """What makes two spellings of a concept the same: its letters, whatever their case and form of accents."""
+    return composed(concept).casefold().strip()
 
 
 def _groups(groups: dict[str, list[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

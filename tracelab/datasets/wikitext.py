@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tracelab.datasets.sources import file_at, text_of
 from tracelab.errors import TracelabError, require_choice
 
 HUB_ID = "Salesforce/wikitext"
@@ -19,8 +20,9 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
 
     Args:
         split: one of :data:`SPLITS`, of the hub's copy.
-        source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``).
-        limit: at most so many lines.
+        source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``), or to the folder of it.
+        limit: at most so many lines: the first. Elsewhere a limit is spread over the file, but perplexity is of running
+            text, whose lines follow each other.
 
     Raises:
         TracelabError: unknown split, a file that is not there or not text, a hub out of reach, or no text.
@@ -29,13 +31,8 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
     if source == "hub":
         lines = _hub(split)
     else:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise TracelabError(f'no WikiText file at {str(path)!r}: give a path to one split, or "hub"')
-        try:
-            lines = path.read_text("utf-8").splitlines(keepends=True)
-        except UnicodeDecodeError as error:
-            raise TracelabError(f"{str(path)!r} is not a text file: {error}") from error
+        path = file_at(source, "WikiText", inside=f"wiki.{split}.tokens")
+        lines = text_of(path).splitlines(keepends=True)
     most = None if limit is None else max(limit, 0)
     lines = [line if line.strip() else "" for line in lines[:most]]  # as the hub's copy has them
     if not any(lines):

@@ -7,8 +7,8 @@ The pronoun stands for the same occupation in both (the developer); which one, w
 syntax already in type 2. The gender that stereotypes give an occupation is that of the US labour statistics.
 
 Line i of a pro file and line i of its anti file are one pair when they are the same but for their gendered pronouns.
-Of the 1,584 lines 20 are not (typing errors in one of the two, or another sentence) and are left out:
-:func:`left_out` names them. Texts are the files' own, without brackets and double spaces. Licence of the data: MIT.
+Of the 1,584 lines 20 are not (typing errors in one of the two, or another sentence) and are left out, as is a line
+without two occupations of the lists: :func:`left_out` names them, and a warning tells if they are many. Texts are the files' own, without brackets and double spaces. Licence of the data: MIT.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
-from tracelab import assets
-from tracelab.datasets.records import Pair, parse, select
+from tracelab.datasets.records import Pair, parse, place, say_unusable, select
+from tracelab.datasets.sources import changed_at, file_in, folder_at, text_of
+from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
 from tracelab.tokens import Span
 
 TYPES = (1, 2)
 SPLITS = ("dev", "test")
+_HOLDS = "the official files"
 CASES = {
     frozenset({"he", "she"}): "subject",
     frozenset({"him", "her"}): "object",
@@ -86,7 +89,7 @@ def winobias(
         split: ``"test"`` or ``"dev"``.
         source: ``"wheel"`` (the embedded copy) or a path to the official folder of the eight sentence files and the
             two lists of occupations.
-        limit: at most so many pairs.
+        limit: at most so many pairs, spread evenly over the files.
 
     Raises:
         TracelabError: unknown type or split; a folder that is not WinoBias.
@@ -108,49 +111,50 @@ def left_out(*, split: str = "test", source: str | Path = "wheel") -> list[str]:
 
 def _read(source: str | Path, kind: int, split: str) -> tuple[tuple[WinoBiasPair, ...], tuple[str, ...]]:
     require_choice("split", split, SPLITS)
-    folder = assets.data_dir() / "WinoBias/data" if source == "wheel" else Path(source).expanduser()
+    folder = folder_at(source, "WinoBias", wheel="WinoBias/data", holds=_HOLDS)
     names = [f"{side}_stereotyped_type{kind}.txt.{split}" for side in ("pro", "anti")]
-    paths = [folder / name for name in (*names, "male_occupations.txt", "female_occupations.txt")]
-    for path in paths:
-        if not path.is_file():
-            raise TracelabError(f'no WinoBias file at {str(path)!r}: give the folder of the official files, or "wheel"')
-    changed = tuple(path.stat().st_mtime_ns for path in paths)  # a changed file is read again
-    return _files(tuple(paths), changed, f"type{kind}", split)
+    names += ["male_occupations.txt", "female_occupations.txt"]
+    paths = [file_in(folder, name, "WinoBias", holds=_HOLDS) for name in names]
+    return _files(tuple(paths), changed_at(*paths), f"type{kind}", split)
 
 
 @lru_cache(maxsize=8)
 def _files(
     paths: tuple[Path, ...], changed: tuple[int, ...], kind: str, split: str
 ) -> tuple[tuple[WinoBiasPair, ...], tuple[str, ...]]:
-    missing: list[str] = []
+    missing: dict[str, str] = {}
 
     def read() -> list[WinoBiasPair]:
-        pro, anti, *lists = (path.read_text("utf-8").splitlines() for path in paths)
-        names = "|".join(re.escape(name.strip()) for names in lists for name in names if name.strip())
+        pro, anti, *lists = (text_of(path).splitlines() for path in paths)
+        names = "|".join(re.escape(composed(name.strip())) for names in lists for name in names if name.strip())
+        if not names:
+            raise TracelabError(f"{paths[2]} and {paths[3]} name no occupation")
         occupations = re.compile(rf"\b(?:the|an?)\s+({names})\b", re.IGNORECASE)
         pairs = []
         for number, lines in enumerate(zip(pro, anti, strict=True), start=1):
             key = f"{kind}-{split}-{number}"
-            pair = _pair(key, kind, lines, occupations)
-            if pair is None:
-                missing.append(key)
+            with place(f"line {number}"):
+                pair = _pair(key, kind, lines, occupations)
+            if isinstance(pair, str):
+                missing[key] = pair
             else:
                 pairs.append(pair)
+        if pairs:
+            say_unusable(f"lines of {paths[0]}", missing.values(), len(pro), "are left out")
         return pairs
 
     return tuple(parse(str(paths[0]), read)), tuple(missing)
 
 
-def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[str]) -> WinoBiasPair | None:
-    """The pair of two lines; None if they differ in more than their pronouns.
+def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[str]) -> WinoBiasPair | str:
+    """The pair of two lines, or why there is none.
 
     Raises:
-        ValueError: a line without a bracketed occupation from the lists, or without a second one.
+        ValueError: a line without a number.
     """
-    named = [_occupations(line, occupations) for line in lines]
     texts = [_text(line) for line in lines]
     if len({_PRONOUN.sub("_", text) for text in texts}) > 1:
-        return None
+        return "no pair"
     pronouns = [
         both
         for both in zip(*(_PRONOUN.finditer(text) for text in texts), strict=True)
@@ -158,9 +162,14 @@ def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[s
     ]
     case = CASES.get(frozenset(match.group().lower() for match in pronouns[0])) if pronouns else None
     if case is None:
-        return None
+        return "no pair of pronouns"
+    named = [_occupations(line, occupations) for line in lines]
+    if None in named:
+        return "no bracketed occupation and another one"
     pro, anti = (
-        WinoBiasSentence(text, *named[side], tuple(Span(*both[side].span()) for both in pronouns))
+        WinoBiasSentence(
+            text, *cast(tuple[Span, Span], named[side]), tuple(Span(*both[side].span()) for both in pronouns)
+        )
         for side, text in enumerate(texts)
     )
     return WinoBiasPair(key, kind, case, pro, anti)
@@ -170,17 +179,15 @@ def _text(line: str) -> str:
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"no numbered sentence in {line!r}")
-    return " ".join(re.sub(r"[\[\]]", "", match.group(1)).split())
+    return " ".join(re.sub(r"[\[\]]", "", composed(match.group(1))).split())
 
 
-def _occupations(line: str, occupations: re.Pattern[str]) -> tuple[Span, Span]:
-    """Spans of the bracketed occupation and of the first other one."""
-    bracket = _IN_BRACKETS.search(line)
+def _occupations(line: str, occupations: re.Pattern[str]) -> tuple[Span, Span] | None:
+    """Spans of the bracketed occupation and of the first other one; None if one is not there."""
+    bracket = _IN_BRACKETS.search(composed(line))
     mentions: dict[str, Span] = {}
     for match in occupations.finditer(_text(line)):
         mentions.setdefault(match.group(1).lower(), Span(*match.span()))
     name = bracket.group(1).lower() if bracket else None
     others = [span for mentioned, span in mentions.items() if mentioned != name]
-    if name not in mentions or not others:
-        raise ValueError(f"no bracketed occupation and another one in {line!r}")
-    return mentions[name], others[0]
+    return (mentions[name], others[0]) if name in mentions and others else None

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from tracelab.datasets.bbq import BBQItem
+from tracelab.datasets.bbq import BBQItem, blocks
 from tracelab.datasets.records import check_ids, data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, score_table
@@ -111,7 +111,7 @@ def answer_table(items: Sequence[BBQItem], chosen: Sequence[int]) -> pd.DataFram
     return pd.DataFrame(
         {
             "id": [item.id for item in items],
-            "block": [item.block for item in items],
+            "block": blocks(items),
             "bias_type": [item.bias_type for item in items],
             "named": [item.named for item in items],
             "ambiguous": [item.ambiguous for item in items],

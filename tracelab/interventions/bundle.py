@@ -35,7 +35,7 @@ from tracelab.interventions.card import card
 from tracelab.interventions.experts import Experts, ExpertsSpec
 from tracelab.interventions.fairmed import FairMed, FairMedSpec
 from tracelab.interventions.klaad import KLAAD, KLAADSpec
-from tracelab.interventions.manifest import FORMAT_VERSION, Manifest, Part, TensorInfo
+from tracelab.interventions.manifest import Manifest, Part, TensorInfo
 from tracelab.interventions.stack import DEEPEST, Stack, StackSpec
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 

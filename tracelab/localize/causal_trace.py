@@ -66,6 +66,8 @@ from tracelab.tokens import length_batches, pad, token_texts
 
 POSITIONS = ("roles", "all")
 RUNS = ("auto", "fast", "plain")
+CHECKED_SAMPLES = 2
+"""Noise samples on which the fast way is checked: enough to be several rows."""
 
 
 @measuring()
@@ -144,7 +146,9 @@ def causal_trace(
     draws = _draws(model, cases, noise, noise_std, n_samples, seed)
     runner = BlockRunner(model)
     if run == "auto":
-        run = "fast" if _fast_is_exact(runner, cases[0], draws[cases[0].id], components, window) else "plain"
+        longest = max(cases, key=lambda case: len(case.stereotype.ids))
+        same = _fast_is_exact(runner, longest, draws[longest.id], components, positions, layers, window)
+        run = "fast" if same else "plain"
         if run == "plain":
             warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=3)
     tracer: Tracer = fast_trace if run == "fast" else plain_trace
@@ -205,7 +209,7 @@ def _trace_case(
     window: int,
 ) -> dict[str, Any]:
     """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by component."""
-    columns = [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]
+    columns = _restored_columns(case, positions)
     traces = []
     for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
         noise = Noise(tuple(case.columns[c][side] for c in case.noised), values)
@@ -310,20 +314,40 @@ def _hash_of(draws: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fast_is_exact(runner: BlockRunner, case: Case, values: Tensor, components: Sequence[str], window: int) -> bool:
-    """Whether one noise sample at one position of one sentence has the same scores both ways here."""
-    noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:1])
-    ids, position = torch.tensor(case.stereotype.ids), case.columns[case.noised[0]][0]
-    layers = [model_facts(runner.model).n_layers // 2]
-    args = (ids, noise, case.first, [position], layers, components, window)
+def _fast_is_exact(
+    runner: BlockRunner,
+    case: Case,
+    values: Float[Tensor, "samples noised d_model"],
+    components: Sequence[str],
+    positions: str,
+    layers: Sequence[int],
+    window: int,
+) -> bool:
+    """Whether one sentence has the same scores both ways here, in the shapes of the real run.
+
+    Several noise samples and layers make a batch of rows: some models (BLOOM, Falcon with ALiBi) put the number of rows
+    into what they give their blocks. The longest sentence is beyond a sliding window if any is; the first and the last
+    position that is restored are the longest and the shortest suffix that is run; and restored at the first of the
+    layers, the sentence runs through all later ones, of whatever kind they are.
+    """
+    noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:CHECKED_SAMPLES])
+    ids = torch.tensor(case.stereotype.ids)
+    restored = {case.columns[c][0] for c in _restored_columns(case, positions)}
+    where = sorted(p for p in restored if min(noise.positions) <= p < len(ids) - 1)
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    args = (ids, noise, case.first, sorted({where[0], where[-1]}), chosen, components, window)
+    plain = plain_trace(runner, *args).restored
     try:
         fast = fast_trace(runner, *args).restored
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+    except Exception:  # whatever it is, the plain way has just been seen to work
         return False
-    plain = plain_trace(runner, *args).restored
     # Half-precision logits are themselves rounded to eighths of a nat.
     tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.5
     return all(torch.allclose(fast[c], plain[c], atol=tolerance) for c in components)
+
+
+def _restored_columns(case: Case, positions: str) -> list[int]:
+    return [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]
 
 
 def _read_partial(partial: Path | None, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
