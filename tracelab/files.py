@@ -1,9 +1,9 @@
 """Writing files so that a reader never meets a half-made one, and nothing of anybody else's is touched.
 
-A file or folder is made under a temporary name beside its target, brought to the disk and renamed when it is whole, so
-an interruption or a full disk leaves the target as it was. A link stays a link: what it leads to is replaced. What is no
-regular file (a device, a pipe, ``/dev/stdout``) is never replaced but written to. What a killed process left under
-temporary names is cleared by the next one that writes there. Modes are those of the umask, or the replaced file's.
+A file or folder is made under a temporary name beside its target, brought to the disk and renamed when it is whole,
+so an interruption or a full disk leaves the target as it was. A link stays a link: what it leads to is replaced. What
+is no regular file (a device, a pipe, ``/dev/stdout``) is never replaced but written to. What a killed process left
+under temporary names is cleared by the next one that writes there. Modes are those of the umask, or the replaced file's.
 
 What may be replaced, and where anything can be written at all, is said in :mod:`.ownership`.
 """

@@ -69,7 +69,7 @@ def kept(
             else:
                 say(f"{name}: taken from {folder / name}")
                 return found
-        _require_nothing_else_in(folder / name)
+        _require_nothing_else_in(folder / name, file)
         say(f"{name}: {making}")
         made = make()
         file.unlink(missing_ok=True)  # a key never stands beside what another request made
@@ -80,10 +80,12 @@ def kept(
     return made
 
 
-def _require_nothing_else_in(folder: Path) -> None:
+def _require_nothing_else_in(folder: Path, key: Path) -> None:
+    """Refuse what was not kept here: neither a manifest of ours nor, if that is damaged, the key says that it was."""
+    own = OWN if key.is_file() else ()
     named = [names for marker in MARKERS if (names := named_in(folder / marker))]
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not any(file.match(pattern) for pattern in ((*MARKERS, *named[0]) if named else OWN)):
+        if not any(file.match(pattern) for pattern in ((*MARKERS, *named[0]) if named else own)):
             raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): move them away")
 
 

@@ -128,9 +128,7 @@ def claim(path: Path) -> Path:
         TracelabError: there is one that is not.
     """
     require_ours(path)
-    if path.name not in _listed(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        adopt([path])
+    adopt([path])
     return path
 
 
@@ -150,6 +148,9 @@ def own_file(target: Path | str) -> Iterator[Path]:
 def adopt(paths: Sequence[Path]) -> None:
     """List what is known to be tracelab's from elsewhere, as from the form of what 0.1 wrote."""
     for path in paths:
+        if path.name in _listed(path.parent):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.parent / LIST
         line = json.dumps(path.name) + "\n"
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

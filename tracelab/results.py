@@ -1,8 +1,9 @@
 """What every result of tracelab can do: show itself, become a table, be saved and come back.
 
-A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely, tensors.
-``save`` writes each table as Parquet, the tensors as safetensors and the rest as one JSON file, which names the others
-with their hashes; ``load`` reads them back and takes none that was altered. Which model, data, seed and versions made it is in ``settings``.
+A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely, tensors. ``save`` writes
+each table as Parquet, the tensors as safetensors and the rest as one JSON file, which names the others with their
+hashes; ``load`` reads them back and takes none that was altered. Which model, data, seed and versions made it is in
+``settings``.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def require_result_folder(folder: Path | str) -> None:
     folder = Path(folder)
     recover(folder)
     own = [MARKER]
-    if not named_in(folder / MARKER) and made_by_tracelab(content := _json(folder / MARKER)):
+    if not named_in(folder / MARKER) and made_by_tracelab(content := read_marker(folder)):
         # Of 0.1, whose file names no others: those that a result of this kind may have.
         kinds = [kind for kind in _kinds(Result) if kind.__name__ == content.get("result")]
         own += [f"{field.name}.{ending}" for kind in kinds for field in fields(kind) for ending in ENDINGS]
@@ -168,9 +169,10 @@ def _kinds(kind: type[Result]) -> list[type[Result]]:
     return [kind, *(each for below in kind.__subclasses__() for each in _kinds(below))]
 
 
-def _json(file: Path) -> Any:
+def read_marker(folder: Path) -> Any:
+    """What stands in the JSON file of a saved result; None where that cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -1,9 +1,10 @@
 """The command line: ``tracelab VERB``, the same words as the Python functions.
 
 Exit status: 0 done, 1 done but for cells of a table that failed (it tells why), 2 the request was wrong (one line on
-stderr says what, and what to do instead), 130 interrupted. ``--json FILE`` writes
-``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's table. What can be asked
-is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`.
+stderr says what, and what to do instead), 130 interrupted, 143 the same by SIGTERM, 141 nobody reads the output.
+``--json FILE`` writes ``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's
+table. What can be asked is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`,
+how it ends in :mod:`.ending`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
+from tracelab.cli.ending import ends_quietly
 from tracelab.cli.output import check_writable, hand_out, one_line_warning
 from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError
 
 
+@ends_quietly
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -33,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result is not None:
             hand_out(result, options)
             return 1 if result.failures else 0
+    except BrokenPipeError:
+        raise
     except (TracelabError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"tracelab: {reason}", file=sys.stderr)

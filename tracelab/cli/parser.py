@@ -34,7 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, default=0, help="default 0")
     group.add_argument("--limit", type=_positive, help="at most so many records")
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
-    group.add_argument("--json", metavar="FILE", help="write command, settings and rows here")
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write command, settings and rows here (-: on the standard output, and the table on stderr)",
+    )
 
     def add(name: str, verb: Verb, text: str, example: str, *, model: bool = True) -> Any:
         made = subparsers.add_parser(

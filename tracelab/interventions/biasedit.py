@@ -34,7 +34,7 @@ from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit_config import BiasEditConfig
 from tracelab.interventions.biasedit_shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit_training import Editors, TripleModel
-from tracelab.interventions.training import train
+from tracelab.interventions.training import require_partial, train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_info
@@ -90,12 +90,13 @@ class BiasEdit(WeightDelta):
                 three whose MLP has the largest effect in causal tracing of training pairs.
             dev: development records, which end the training and choose the strength; default: those of a fifth of
                 the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from.
+            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
 
         Raises:
             TracelabError: no usable triple, a layer without the map, or a loss that is not finite at the first step.
         """
         began = perf_counter()
+        require_partial(partial)
         config = config or BiasEditConfig()
         records, held_out = split_by_target(data, seed=config.seed) if dev is None else (list(data), list(dev))
         chosen = edited_layers(model, layers, records)

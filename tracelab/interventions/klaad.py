@@ -41,7 +41,7 @@ from tracelab.interventions.klaad_losses import (
     pooled,
     triplet_loss,
 )
-from tracelab.interventions.training import Chunks, train
+from tracelab.interventions.training import Chunks, require_partial, train
 from tracelab.interventions.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -144,12 +144,13 @@ class KLAAD(WeightDelta):
             data: training records; not those that the edit will be scored on.
             dev: development records, which choose the state that is kept; default: those of a fifth of the target
                 terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from.
+            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
 
         Raises:
             TracelabError: no usable triple, or a loss that is not finite at the first step.
         """
         began = perf_counter()
+        require_partial(partial)
         config = config or KLAADConfig()
         last = model_info(model).n_layers - 1
         require_hook(model, "pattern", last)
