@@ -3,7 +3,7 @@
 A file or folder is made under a temporary name beside its target, brought to the disk and renamed when it is whole,
 so an interruption or a full disk leaves the target as it was. A link stays a link: what it leads to is replaced. What
 is no regular file (a device, a pipe, ``/dev/stdout``) is never replaced but written to. What a killed process left
-under temporary names is cleared by the next one that writes there. Modes are those of the umask, or the replaced file's.
+under temporary names is cleared by the next one that writes there. Modes are the umask's, or the replaced file's.
 
 What may be replaced, and where anything can be written at all, is said in :mod:`.ownership`.
 """
@@ -60,10 +60,12 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
     # The suffix stays: writers (plotly, pandas) read the format from it.
     temporary = _temporary(target.parent, target.suffix)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes its share
+    mode = temporary.stat().st_mode
     try:
         yield temporary
         with suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            mode = target.stat().st_mode
+        temporary.chmod(stat.S_IMODE(mode))  # some writers make theirs private
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
@@ -80,9 +82,12 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     recover(target)
     temporary = _temporary(target.parent)
     temporary.mkdir()
+    mode = temporary.stat().st_mode & 0o666
     try:
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
+            if path.is_file():
+                path.chmod(mode)  # some writers make theirs private
             sync(path)
         _put_in_place(temporary, target)
         sync(target.parent)

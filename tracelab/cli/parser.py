@@ -59,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         model=False,
     )
     fetch.add_argument("what", nargs="?", default="all", help="model, data or all (default)")
+    fetch.add_argument("--check", action="store_true", help="hash every file, and make again what is damaged")
 
     score = add(
         "score",

@@ -53,5 +53,10 @@ def partial_fit(out: str) -> Iterator[Path]:
         adopt([folder / name for name in NAMES])
         if kept_by_0_1 is not None:
             os.replace(kept_by_0_1, folder / "training")
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        done = False
+        try:
+            yield folder
+            done = True
+        finally:
+            if done or {path.name for path in folder.glob("*")} <= {LIST, LOCK}:
+                shutil.rmtree(folder, ignore_errors=True)

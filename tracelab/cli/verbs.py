@@ -23,7 +23,7 @@ from tracelab.results import Result
 
 def fetch(options: argparse.Namespace) -> None:
     """``tracelab fetch``."""
-    for name, folder in assets.fetch(options.what).items():
+    for name, folder in assets.fetch(options.what, check=options.check).items():
         print(f"{name}\t{folder}")
 
 
