@@ -80,6 +80,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stale(target.parent)
     recover(target)
+    shutil.rmtree(target.with_name(f".old-{target.name}"), ignore_errors=True)  # killed after its second rename
     temporary = _temporary(target.parent)
     temporary.mkdir()
     mode = temporary.stat().st_mode & 0o666
