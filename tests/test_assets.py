@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +15,8 @@ import pytest
 
 from tests import toy_wheel
 from tracelab import assets
+from tracelab import cache as cache_module
+from tracelab import gguf as gguf_module
 from tracelab.assets import Wheel
 from tracelab.errors import TracelabError
 from tracelab.model import fingerprint, load, model_info
@@ -38,7 +43,7 @@ def left_in(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.rglob("*") if path.suffix != ".lock")
 
 
-WHOLE = ["a.txt", "b.txt", "converted", "data", "deep", "toy"]
+WHOLE = ["a.txt", "b.txt", "checksums.json", "converted", "data", "deep", "toy"]
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -175,3 +180,139 @@ def test_a_member_that_leaves_the_folder_is_refused_whatever_the_hash_of_the_whe
         assets.unpack(tmp_path / "toy.whl", wheel, tmp_path / "in")
     assert not list((tmp_path / "in").iterdir())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "toy.whl"]
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def keep_times(file: Path, content: bytes) -> None:
+    times = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+DAMAGES = {
+    "a file is missing": lambda folder: (folder / "data/a.txt").unlink(),
+    "a file is empty": lambda folder: (folder / "data/deep/b.txt").write_text(""),
+    "a file is cut": lambda folder: (folder / "converted").write_text("who"),
+    "a file was altered": lambda folder: (folder / "data/a.txt").write_text("alpHa"),
+    "a file was altered and its time set back": lambda folder: keep_times(folder / "data/a.txt", b"alpHa"),
+    "a folder stands for a file": lambda folder: ((folder / "converted").unlink(), (folder / "converted").mkdir()),
+    "a folder is missing": lambda folder: shutil.rmtree(folder / "data"),
+    "all is missing": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "a file stands for all": lambda folder: (shutil.rmtree(folder), folder.write_text("?")),
+    "hashes are no JSON": lambda folder: (folder / "checksums.json").write_bytes(b"\xff\x00{"),
+    "hashes are null": lambda folder: (folder / "checksums.json").write_text("null"),
+    "hashes are of nothing": lambda folder: (folder / "checksums.json").write_text('{"files": {"a": 3}}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_again_and_says_so_in_one_line(cache, sha256, tmp_path, damage, capfd):
+    folder = toy_wheel.fetch(sha256, tmp_path / "log")
+    whole = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.txt")}
+    DAMAGES[damage](folder)
+    capfd.readouterr()
+    assert toy_wheel.fetch(sha256, tmp_path / "log") == folder
+    assert left_in(cache) == WHOLE
+    assert {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.txt")} == whole
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "toy is damaged: " in said
+    toy_wheel.fetch(sha256, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "made\n" * 2  # and then it is well
+
+
+def test_a_damaged_cache_that_cannot_be_fetched_says_both(cache, sha256, tmp_path, monkeypatch):
+    folder = toy_wheel.fetch(sha256, tmp_path / "log")
+    (folder / "data/a.txt").unlink()
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(TracelabError, match=r"is damaged \(data/a.txt is missing\), and could not fetch tracetoy"):
+        toy_wheel.fetch(sha256, tmp_path / "log")
+
+
+def test_a_copied_cache_is_as_good_and_hashed_once(cache, sha256, tmp_path, monkeypatch):
+    folder = toy_wheel.fetch(sha256, tmp_path / "log")
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    shutil.move(tmp_path / "copy", folder)
+    toy_wheel.fetch(sha256, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "made\n"
+    monkeypatch.setattr(cache_module, "file_hash", lambda file: pytest.fail("hashed again"))
+    toy_wheel.fetch(sha256, tmp_path / "log")
+
+
+def test_a_check_reads_every_byte(cache, sha256, tmp_path, monkeypatch):
+    folder = toy_wheel.fetch(sha256, tmp_path / "log")
+    monkeypatch.setattr(cache_module, "_times", lambda file: [0, 0])  # a disk that forgets writes no times
+    cache_module.write_checksums(folder)
+    (folder / "data/a.txt").write_text("alpHa")
+    assert cache_module.damage(folder) is None
+    assert cache_module.damage(folder, whole=True) == "data/a.txt was altered"
+
+
+def test_a_cache_of_0_1_is_known_by_its_content(cache, sha256, tmp_path, monkeypatch, capfd):
+    wheel = toy_wheel.wheel(sha256)
+    folder = assets._ensure(wheel, None)
+    (folder / "checksums.json").unlink()
+    known = dataclasses.replace(wheel, content=cache_module.content_hash(folder))
+    monkeypatch.setattr(assets, "download", lambda *given: pytest.fail("fetched"))
+    capfd.readouterr()
+    assert assets._ensure(known, None) == folder
+    assert capfd.readouterr().err == ""
+    assert cache_module.damage(folder) is None
+
+
+def test_a_cache_of_0_1_of_other_content_is_made_again(cache, sha256, tmp_path):
+    wheel = dataclasses.replace(toy_wheel.wheel(sha256), content="0" * 64)
+    folder = assets._ensure(wheel, None)
+    (folder / "checksums.json").unlink()
+    (folder / "data/a.txt").write_text("alp")
+    assets._ensure(wheel, None)
+    assert (folder / "data/a.txt").read_text() == "alpha"
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conversions(cache, tmp_path, monkeypatch) -> list[str]:
+    """The conversions that are made, which write the file's content."""
+    made: list[str] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        made.append(gguf.read_text())
+        (folder / "config.json").write_text(gguf.read_text())
+
+    monkeypatch.setattr(gguf_module, "convert", convert)
+    return made
+
+
+def test_a_gguf_file_is_converted_once_whatever_it_is_called(conversions, cache, tmp_path):
+    (tmp_path / "a.gguf").write_text("weights")
+    first = assets.gguf_dir(tmp_path / "a.gguf")
+    (tmp_path / "a.gguf").rename(tmp_path / "b.gguf")
+    assert assets.gguf_dir(tmp_path / "b.gguf") == first
+    assert conversions == ["weights"]
+    assert first.parent.parent == cache
+
+
+def test_a_changed_gguf_file_gets_its_own_conversion(conversions, tmp_path):
+    (tmp_path / "a.gguf").write_text("weights")
+    first = assets.gguf_dir(tmp_path / "a.gguf")
+    (tmp_path / "a.gguf").write_text("heights")
+    assert assets.gguf_dir(tmp_path / "a.gguf") != first
+    assert conversions == ["weights", "heights"]
+
+
+def test_a_damaged_conversion_is_made_again_and_found_by_a_check(conversions, tmp_path, monkeypatch, capfd):
+    (tmp_path / "a.gguf").write_text("weights")
+    folder = assets.gguf_dir(tmp_path / "a.gguf")
+    (folder / "config.json").unlink()
+    assert (assets.gguf_dir(tmp_path / "a.gguf") / "config.json").read_text() == "weights"
+    (folder / "config.json").write_text("")
+    for name in ("model_dir", "data_dir"):
+        monkeypatch.setattr(assets, name, lambda *, whole: Path("there"))
+    assets.fetch("all", check=True)
+    assert not folder.exists()
+    assert "config.json has 0 bytes, not 7): removed" in capfd.readouterr().err

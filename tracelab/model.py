@@ -288,12 +288,25 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
         return folder.name, str(folder), None
     path = Path(name_or_path).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return path.name, str(path.parent), path.name
+        return path.name, *_converted(path)
     if path.is_dir():
         return path.resolve().name, str(path), None
     if path.is_file() or path.suffix == ".gguf" or str(name_or_path).startswith((".", "/", "~")):
         raise TracelabError(f"no model folder and no .gguf file at {str(name_or_path)!r}")
     return str(name_or_path), str(name_or_path), None
+
+
+def _converted(gguf: Path) -> tuple[str, str | None]:
+    """The folder of a GGUF file's conversion in the cache; where that cannot be written, the file itself."""
+    try:
+        return str(assets.gguf_dir(gguf)), None
+    except OSError as error:
+        warnings.warn(
+            f"{gguf.name} is converted for this run only, the cache cannot be written ({error})", stacklevel=4
+        )
+        return str(gguf.parent), gguf.name
+    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
+        raise TracelabError(f"cannot load the model {gguf.name!r}: {why_not(error)} Give another .gguf file") from error
 
 
 def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:

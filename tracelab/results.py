@@ -1,12 +1,14 @@
 """What every result of tracelab can do: show itself, become a table, be saved and come back.
 
-A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely, tensors.
-``save`` writes each table as Parquet, the tensors as safetensors and the rest as one JSON file; ``load``
-reads them back. Which model, data, seed and versions made it is in ``settings``.
+A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely, tensors. ``save`` writes
+each table as Parquet, the tensors as safetensors and the rest as one JSON file, which names the others with their
+hashes; ``load`` reads them back and takes none that was altered. Which model, data, seed and versions made it is in
+``settings``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -23,10 +25,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.escaping import for_html, lines
-from tracelab.files import atomic_folder, require_replaceable
+from tracelab.files import atomic_folder, recover, require_replaceable
 from tracelab.hooked import hook_names
 from tracelab.model import model_info
+from tracelab.ownership import made_by_tracelab, named_in
 
+MARKER = "result.json"
+ENDINGS = ("parquet", "safetensors")
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
 
 
@@ -73,10 +78,10 @@ class Result:
         """Write the result into ``folder``, which replaces a result saved there before; returns the folder.
 
         Raises:
-            TracelabError: ``folder`` holds something else.
+            TracelabError: ``folder`` holds something else, or cannot be written.
         """
         folder = Path(folder)
-        require_replaceable(folder, ["result.json", "*.parquet", "*.safetensors"], marker="result.json")
+        require_result_folder(folder)
         plain: dict[str, Any] = {}
         with atomic_folder(folder) as made:
             for name, value in self._values():
@@ -86,8 +91,9 @@ class Result:
                     save_file({k: t.contiguous() for k, t in value.items()}, made / f"{name}.safetensors")
                 else:
                     plain[name] = value
-            text = json.dumps({"result": type(self).__name__, **plain}, indent=1)
-            (made / "result.json").write_text(text, encoding="utf-8")
+            files = {file.name: _hash(file) for file in sorted(made.iterdir())}
+            text = json.dumps({"result": type(self).__name__, "files": files, **plain}, indent=1)
+            (made / MARKER).write_text(text, encoding="utf-8")
         return folder
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -99,19 +105,42 @@ class Result:
         """Read a result that :meth:`save` wrote.
 
         Raises:
-            TracelabError: ``folder`` holds no result, or one of another kind.
+            TracelabError: ``folder`` holds no result, one of another kind, or one that is damaged.
         """
         folder = Path(folder)
+        recover(folder)
+        if not (folder / MARKER).is_file():
+            raise TracelabError(f"no saved result in {str(folder)!r}")
         try:
-            values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TracelabError(f"no saved result in {str(folder)!r}") from error
-        kind = values.pop("result")
-        if kind != cls.__name__:
-            raise TracelabError(f"{str(folder)!r} holds a {kind}, not a {cls.__name__}")
-        values |= {file.stem: pd.read_parquet(file) for file in folder.glob("*.parquet")}
-        values |= {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
-        return cls(**values)
+            values = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            kind = values.pop("result")
+            if kind == cls.__name__:
+                return cls._read(folder, values)
+        except Exception as error:  # damage surfaces as whatever a reader happens to raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TracelabError(
+                f"the result in {str(folder)!r} is damaged ({type(error).__name__}: {reason}): make it again"
+            ) from error
+        raise TracelabError(f"{str(folder)!r} holds a {kind}, not a {cls.__name__}")
+
+    @classmethod
+    def _read(cls, folder: Path, values: dict[str, Any]) -> Self:
+        """What the files hold, given what stands in the JSON file."""
+        hashes = values.pop("files", None)  # 0.1 wrote none
+        for name, digest in (hashes or {}).items():
+            if _hash(folder / name) != digest:
+                raise ValueError(f"{name} is not the file that was written")
+        for pattern, read in (("*.parquet", pd.read_parquet), ("*.safetensors", load_file)):
+            files = [file for file in folder.glob(pattern) if hashes is None or file.name in hashes]
+            values |= {file.stem: read(file) for file in files}
+        result = cls(**values)
+        for field in fields(cls):
+            value, wanted = getattr(result, field.name), str(field.type)
+            if wanted == "pd.DataFrame" and not isinstance(value, pd.DataFrame):
+                raise TypeError(f"{field.name} is no table")
+            if wanted.startswith("dict[") and not isinstance(value, dict):
+                raise TypeError(f"{field.name} is no mapping")
+        return result
 
     def _values(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
@@ -122,6 +151,39 @@ class Result:
         table = self.frame.head(12).to_html(index=False, float_format="{:.4g}".format, border=0, escape=True)
         more = f"<p>… {len(self.frame)} rows in all</p>" if len(self.frame) > 12 else ""
         return f"<p><b>{type(self).__name__}</b> · {model_id}</p>{table}{more}"
+
+
+def require_result_folder(folder: Path | str) -> None:
+    """Refuse, before any work, a folder that :meth:`Result.save` would refuse.
+
+    Raises:
+        TracelabError: it holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    recover(folder)
+    own = [MARKER]
+    if not named_in(folder / MARKER) and made_by_tracelab(content := read_marker(folder)):
+        # Of 0.1, whose file names no others: those that a result of this kind may have.
+        kinds = [kind for kind in _kinds(Result) if kind.__name__ == content.get("result")]
+        own += [f"{field.name}.{ending}" for kind in kinds for field in fields(kind) for ending in ENDINGS]
+    require_replaceable(folder, own, marker=MARKER)
+
+
+def _kinds(kind: type[Result]) -> list[type[Result]]:
+    return [kind, *(each for below in kind.__subclasses__() for each in _kinds(below))]
+
+
+def read_marker(folder: Path) -> Any:
+    """What stands in the JSON file of a saved result; None where that cannot be read."""
+    try:
+        return json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _all_tensors(values: dict[str, Any]) -> bool:

@@ -1,9 +1,10 @@
 """The command line: ``tracelab VERB``, the same words as the Python functions.
 
 Exit status: 0 done, 1 done but for cells of a table that failed (it tells why), 2 the request was wrong (one line on
-stderr says what, and what to do instead), 130 interrupted. ``--json FILE`` writes
-``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's table. What can be asked
-is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`.
+stderr says what, and what to do instead), 130 interrupted, 143 the same by SIGTERM, 141 nobody reads the output.
+``--json FILE`` writes ``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's
+table. What can be asked is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`,
+how it ends in :mod:`.ending`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from collections.abc import Sequence
 from safetensors import SafetensorError
 
 from tracelab.cli.arguments import require_text
+from tracelab.cli.ending import ends_quietly
 from tracelab.cli.output import check_writable, hand_out, one_line_warning
 from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError, one_line
 from tracelab.ranges import is_out_of_memory
 
 
+@ends_quietly
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result is not None:
             hand_out(result, options)
             return 1 if result.failures else 0
+    except BrokenPipeError:
+        raise
     except (TracelabError, OSError, SafetensorError) as error:
         return _refused(str(error) or type(error).__name__)
     except (MemoryError, RuntimeError) as error:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_file
-from tracelab.results import Result
+from tracelab.files import atomic_file, stands_for
+from tracelab.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
+from tracelab.results import Result, read_marker, require_result_folder
+
+RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
+"""Verbs whose result, tables and figures are written among other files of ``--out``."""
+WRITTEN = (".html", ".png", ".csv", ".md", ".tex")
 
 
 def result_name(options: argparse.Namespace) -> str:
@@ -32,23 +37,47 @@ def partial_file(options: argparse.Namespace) -> Path:
 
 
 def check_writable(options: argparse.Namespace) -> None:
-    """Refuse, before any long work, an output that cannot be written."""
+    """Refuse, before any long work, an output that cannot be written or would replace what is not tracelab's.
+
+    Raises:
+        TracelabError: naming the option, and what stands in the way.
+    """
     file, out = getattr(options, "json", None), getattr(options, "out", None)
-    if file is not None:
+    if file is not None and not _to_standard_output(file):
         folder = Path(file).parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise TracelabError(f"no folder {folder} that can be written, for --json {file!r}")
-        if Path(file).is_dir():
-            raise TracelabError(f"--json {file!r} is a folder: name a file")
+        if file and not folder.is_dir():
+            raise TracelabError(f"--json: no folder {folder}, for {file!r}")
+        _named("--json", require_file, file)
     if out is not None:
-        existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
-        if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            raise TracelabError(f"--out {out!r} is not a folder that can be written")
+        _named("--out", require_folder, out)
+        if options.verb_name in RESULTS:
+            _named("--out", _require_result_places, options)
+
+
+def _named(option: str, check: Callable[[Any], object], value: Any) -> None:
+    try:
+        check(value)
+    except TracelabError as error:
+        raise TracelabError(f"{option}: {error}") from None
+
+
+def _require_result_places(options: argparse.Namespace) -> None:
+    """Refuse tables, figures and results of somebody's own under the names that this command would write."""
+    out, name = Path(options.out), result_name(options)
+    require_result_folder(out / name)
+    for file in sorted(out.iterdir()) if out.is_dir() else []:
+        if file.is_dir() or not (file.stem == name or file.stem.startswith(f"{name}-")) or file.suffix not in WRITTEN:
+            continue
+        # 0.1 left no list: its files are known by the result that they begin with the name of.
+        markers = {folder.name: read_marker(folder) for folder in out.glob(f"{name}*") if folder.is_dir()}
+        of_0_1 = [each for each, marker in markers.items() if made_by_tracelab(marker) and "files" not in marker]
+        if not any(file.stem == each or file.stem.startswith(f"{each}-") for each in of_0_1):
+            require_ours(file)
+        adopt([file])
 
 
 def hand_out(result: Result, options: argparse.Namespace) -> None:
-    """Print the table; write ``--out`` and ``--json``."""
-    print(result.text())
+    """Write ``--out`` and ``--json``, then print the table: a pipe that is closed loses nothing."""
     if options.out is not None:
         result.save(Path(options.out) / result_name(options))
         partial_file(options).unlink(missing_ok=True)
@@ -60,6 +89,17 @@ def hand_out(result: Result, options: argparse.Namespace) -> None:
             save_figures(named, options.out)
     if options.json is not None:
         write_json(options, result.settings, result.frame)
+    say(result.text(), options)
+
+
+def say(text: str, options: argparse.Namespace) -> None:
+    """Print what is for people; on stderr where the JSON goes to the standard output."""
+    to_output = options.json is not None and _to_standard_output(options.json)
+    print(text, file=sys.stderr if to_output else sys.stdout)
+
+
+def _to_standard_output(file: str) -> bool:
+    return file == "-" or stands_for(file, 1)
 
 
 def write_json(options: argparse.Namespace, settings: dict[str, Any], table: pd.DataFrame) -> None:
@@ -69,8 +109,11 @@ def write_json(options: argparse.Namespace, settings: dict[str, Any], table: pd.
         "settings": settings,
         "results": table.to_dict("records"),
     }
+    text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    if _to_standard_output(options.json):
+        print(text, flush=True)
+        return
     with atomic_file(options.json) as path:
-        text = json.dumps(_plain(content), indent=1, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
 

@@ -42,7 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
     group.add_argument("--limit", type=whole(), help="at most so many records")
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
-    group.add_argument("--json", metavar="FILE", help="write command, settings and rows here")
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write command, settings and rows here (-: on the standard output, and the table on stderr)",
+    )
 
     def add(name: str, verb: Verb, purpose: str, example: str, *, model: bool = True) -> Any:
         made = subparsers.add_parser(
@@ -64,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         model=False,
     )
     fetch.add_argument("what", nargs="?", default="all", help="model, data or all (default)")
+    fetch.add_argument("--check", action="store_true", help="hash every file, and make again what is damaged")
 
     score = add(
         "score",

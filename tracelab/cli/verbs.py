@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +13,20 @@ import pandas as pd
 
 from tracelab import assets
 from tracelab.cli.arguments import parse_int, parse_layers
-from tracelab.cli.output import partial_file, result_name, write_json
+from tracelab.cli.output import partial_file, result_name, say, write_json
+from tracelab.cli.partial import partial_fit, require_partial_folder
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
-from tracelab.files import atomic_file, require_replaceable
+from tracelab.files import require_replaceable
+from tracelab.ownership import own_file
 from tracelab.ranges import shown
 from tracelab.results import Result
 
 
 def fetch(options: argparse.Namespace) -> None:
     """``tracelab fetch``."""
-    for name, folder in assets.fetch(options.what).items():
+    for name, folder in assets.fetch(options.what, check=options.check).items():
         print(f"{name}\t{folder}")
 
 
@@ -99,7 +100,7 @@ def compare(options: argparse.Namespace) -> Result:
             ("md", board.to_markdown() + "\n"),
             ("tex", board.to_latex()),
         ):
-            with atomic_file(Path(options.out) / f"{name}.{suffix}") as file:
+            with own_file(Path(options.out) / f"{name}.{suffix}") as file:
                 file.write_text(text, encoding="utf-8")
     return board
 
@@ -140,15 +141,16 @@ def fit(options: argparse.Namespace) -> None:
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
     require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
+    require_partial_folder(options.out)
     fitter, own = FITTERS[options.method]
     for name in (name for _, names in FITTERS.values() for name in names if name not in own):
         given = getattr(options, name)
         if given is not None and given is not False:  # 0 is given too
             raise TracelabError(f"--{name.replace('_', '-')} is not an option of fit {options.method}")
     bundle = fitter(options, {name: getattr(options, name) for name in own if getattr(options, name) is not None})
-    print(bundle)
     if options.json is not None:
         write_json(options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame())
+    say(str(bundle), options)
 
 
 def _fit_fairmed(options: argparse.Namespace, given: dict[str, Any]) -> Path:
@@ -166,25 +168,17 @@ def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     mixing = ExpertsConfig(**{name: given.pop(name) for name in ("alpha", "filter_order") if name in given})
     training = FinetuneConfig(**given, seed=options.seed)
     texts = expert_texts(options.bias, source=options.source, limit=options.limit)
-    out = Path(options.out)
-    partial = out.with_name(f"{out.name}.partial")
-    bundle = Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(out)
-    for kept in (partial / "expert", partial / "anti_expert"):
-        shutil.rmtree(kept, ignore_errors=True)
-    if partial.is_dir() and not any(partial.iterdir()):
-        partial.rmdir()
-    return bundle
+    with partial_fit(options.out) as partial:
+        return Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(options.out)
 
 
 def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_options: Any) -> Path:
     """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if interrupted."""
     bias = None if options.bias == "all" else options.bias
     records = stereoset(bias, split="test", source=options.source, limit=options.limit)
-    out = Path(options.out)
-    partial = out.with_name(f"{out.name}.partial")
-    bundle = cls.fit(_load(options), records, config, partial=partial, **fit_options).save(out)
-    partial.unlink(missing_ok=True)
-    return bundle
+    with partial_fit(options.out) as partial:
+        edit = cls.fit(_load(options), records, config, partial=partial / "training", **fit_options)
+        return edit.save(options.out)
 
 
 def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
@@ -219,16 +213,19 @@ FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
 def export(options: argparse.Namespace) -> None:
     """``tracelab export``: prints the folder it wrote."""
     from tracelab.interventions import load_intervention, to_merged, to_peft
+    from tracelab.interventions.export import require_export_folder
 
     if options.out is None:
         raise TracelabError("export needs a folder to write into: add --out DIR")
+    require_export_folder(options.out)
     edit = load_intervention(options.bundle, allow_mismatch=options.allow_mismatch)
     if options.to == "peft":
-        print(to_peft(_load(options), edit, options.out, rank=options.rank))
+        folder = to_peft(_load(options), edit, options.out, rank=options.rank)
     elif options.rank is not None:
         raise TracelabError("--rank is of --to peft: a merged delta is whole")
     else:
-        print(to_merged(_load(options), edit, options.out))
+        folder = to_merged(_load(options), edit, options.out)
+    say(str(folder), options)
 
 
 def inspect(options: argparse.Namespace) -> Result:
@@ -314,12 +311,14 @@ def report(options: argparse.Namespace) -> Result | None:
     """``tracelab report``: prints its headline table and where the page is."""
     from tracelab.report import report
     from tracelab.report.page import headline
+    from tracelab.report.place import require_report_folder
     from tracelab.report.presets import BIAS_TYPES, PRESETS
 
     if options.out is None:
         raise TracelabError("report needs a folder to write into: add --out DIR")
     require_choice("bias type", options.bias, BIAS_TYPES)
     require_choice("preset", options.preset, PRESETS)
+    require_report_folder(Path(options.out))
     edits: dict[str, Any] = {}
     for path in options.edit or []:
         edits |= _row(path, options, edits)
@@ -336,11 +335,11 @@ def report(options: argparse.Namespace) -> Result | None:
         command=options.command,
     )
     table = headline(parts)
-    print(table.to_string(index=False, float_format="{:.4g}".format))
-    print(Path(options.out) / "index.html")
-    if options.json:
+    if options.json is not None:
         settings = {name: result.settings for name, result in parts.named().items()}
         write_json(options, settings, table)
+    text = table.to_string(index=False, float_format="{:.4g}".format)
+    say(f"{text}\n{Path(options.out) / 'index.html'}", options)
     return None
 
 

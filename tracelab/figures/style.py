@@ -8,7 +8,9 @@ browser for kaleido is at hand.
 from __future__ import annotations
 
 import html
+import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 from tracelab.files import atomic_file
+from tracelab.ownership import own_file, require_folder, require_ours
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", GREY)
@@ -31,26 +35,36 @@ WIDTH = 900
 def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
     """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
 
-    The HTML files share one ``plotly.min.js`` beside them and need no network. Without kaleido or a browser one
-    line on stderr says so and the HTML stays.
+    The HTML files share one ``plotly.min.js`` beside them, which is made to be plotly's own, and need no network.
+    Without kaleido or a browser one line on stderr says so and the HTML stays.
 
     Returns:
         The files written.
+
+    Raises:
+        TracelabError: a file of such a name is not tracelab's, or nothing can be written there.
     """
     folder = Path(folder)
-    written = []
-    for name, figure in figures.items():
-        with atomic_file(folder / f"{name}.html") as path:
-            figure.write_html(path, include_plotlyjs="directory", full_html=True)
-        written.append(folder / f"{name}.html")
-    if png:
-        from plotly.io import write_images
+    require_folder(folder)
+    pages, pictures = ([folder / f"{name}.{ending}" for name in figures] for ending in ("html", "png"))
+    for file in (*pages, *(pictures if png else ())):
+        require_ours(file)
+    if figures:
+        _write_plotly_js(folder / "plotly.min.js")
+    for file, figure in zip(pages, figures.values(), strict=True):
+        with own_file(file) as path:
+            # plotly's "directory" would write the script half if it is interrupted, and never mend it.
+            figure.write_html(path, include_plotlyjs="plotly.min.js", full_html=True)
+    if not png or not figures:
+        return pages
+    from plotly.io import write_images
 
-        files = [folder / f"{name}.png" for name in figures]
+    with tempfile.TemporaryDirectory() as made:
+        drawn = [Path(made) / f"{number}.png" for number in range(len(pictures))]
         try:
             write_images(  # one browser for all of them
                 list(figures.values()),
-                files,
+                drawn,
                 scale=2,
                 width=[figure.layout.width for figure in figures.values()],
                 height=[figure.layout.height for figure in figures.values()],
@@ -58,9 +72,19 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
         except (ImportError, RuntimeError, ValueError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"tracelab: no PNG figures, the HTML is there ({reason})", file=sys.stderr)
-        else:
-            written += files
-    return written
+            return pages
+        for file, source in zip(pictures, drawn, strict=True):
+            with own_file(file) as path:
+                shutil.copyfile(source, path)
+    return pages + pictures
+
+
+def _write_plotly_js(file: Path) -> None:
+    """Plotly's script, unless it is there whole."""
+    script = get_plotlyjs().encode()
+    if not (file.is_file() and file.stat().st_size == len(script) and file.read_bytes() == script):
+        with atomic_file(file) as path:
+            path.write_bytes(script)
 
 
 def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> None:

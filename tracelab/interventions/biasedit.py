@@ -36,7 +36,7 @@ from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit_config import BiasEditConfig
 from tracelab.interventions.biasedit_shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit_training import Editors, TripleModel
-from tracelab.interventions.training import train
+from tracelab.interventions.training import require_partial, train
 from tracelab.interventions.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_facts, model_key
@@ -96,7 +96,7 @@ class BiasEdit(WeightDelta):
                 three whose MLP has the largest effect in causal tracing of training pairs.
             dev: development records, which end the training and choose the strength; default: those of a fifth of
                 the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from.
+            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
@@ -105,6 +105,7 @@ class BiasEdit(WeightDelta):
         """
         began = perf_counter()
         require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
+        require_partial(partial)
         config = config or BiasEditConfig()
         records, held_out = (
             split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))

@@ -18,9 +18,9 @@ the target do not act inside its experts.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial as partial_function
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,7 +44,9 @@ from tracelab.interventions.base import Edit, Intervention, Origin
 from tracelab.interventions.expert_runner import ExpertRunner
 from tracelab.interventions.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.kept import kept
 from tracelab.model import model_facts, model_info, model_key
+from tracelab.ownership import require_folder
 from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number, require_seed
 
 FILTER_ORDERS = ("after", "base_first")
@@ -172,17 +174,13 @@ class Experts(Intervention):
         began = perf_counter()
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
         require_unedited(model, "a fit of experts", allow_hooks=allow_hooks)
+        if partial is not None:
+            require_folder(partial)
         key = {"data_hash": data_hash([data]), "training": asdict(training)} | model_key(model)
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
-            kept = None if partial is None else Path(partial) / what
-            delta = _taken_up(kept, key)
-            if delta is None:
-                delta = _tuned(model, texts, training, what)
-                delta.notes |= {"key": key}
-                if kept is not None:
-                    delta.save(kept)
-            tuned[what] = delta
+            tune = partial_function(_tuned, model, texts, training, what)
+            tuned[what] = tune() if partial is None else kept(Path(partial), what, _load_delta, key, tune)
         losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
         notes: dict[str, Any] = {"data_hash": key["data_hash"], "training": key["training"], "losses": losses}
         notes["fit_seconds"] = round(perf_counter() - began, 1)
@@ -355,13 +353,11 @@ def _tuned(model: TransformerBridge, texts: Sequence[str], training: FinetuneCon
     return delta
 
 
-def _taken_up(folder: Path | None, key: dict[str, Any]) -> WeightDelta | None:
-    """The delta that an interrupted fit with the same key finished."""
+def _load_delta(folder: Path) -> WeightDelta:
+    """The delta that an interrupted fit finished."""
     from tracelab.interventions.bundle import load_intervention
 
-    try:
-        kept = None if folder is None else load_intervention(folder)
-    except TracelabError:
-        return None
-    same = isinstance(kept, WeightDelta) and kept.notes.get("key") == json.loads(json.dumps(key))
-    return kept if same else None  # type: ignore[return-value]
+    delta = load_intervention(folder)
+    if not isinstance(delta, WeightDelta):
+        raise TracelabError(f"{folder} holds no expert")
+    return delta

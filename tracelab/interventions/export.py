@@ -51,6 +51,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
     except ImportError:
         raise TracelabError("an adapter needs peft: pip install 'tracelab[peft]', or export it merged") from None
 
+    require_export_folder(folder)
     (delta, *more) = _deltas(edit)
     if more:
         raise TracelabError("a LoRA adapter holds one weight delta: export each, or all merged")
@@ -103,6 +104,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
     Raises:
         TracelabError: an edit that is no weight delta, or maps that the model computes together with others.
     """
+    require_export_folder(folder)
     deltas = _deltas(edit)
     edit.require(model)
     parts = [(path, part) for delta in deltas for path, _, part in _plain_modules(model, delta)]
@@ -192,16 +194,17 @@ def _factors(part: Any, rank: int | None) -> tuple[Tensor, Tensor]:
 def _written(folder: Path | str, edit: Intervention, more: dict[str, Any]) -> Iterator[Path]:
     """The folder being written, with a note of what it is and which files are ours."""
     folder = Path(folder)
-    require_replaceable(folder, _own_files(folder), marker=MARKER)
+    require_export_folder(folder)
     with atomic_folder(folder) as made:
         yield made
         note = {"edit": edit.settings(), "files": sorted(file.name for file in made.iterdir())} | more
         (made / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
-def _own_files(folder: Path) -> list[str]:
-    """What an earlier export wrote into a folder."""
-    try:
-        return [MARKER, *json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def require_export_folder(folder: Path | str) -> None:
+    """Refuse, before any work, a folder that an export may not replace.
+
+    Raises:
+        TracelabError: it holds something else, or cannot be written.
+    """
+    require_replaceable(folder, [MARKER], marker=MARKER)

@@ -43,7 +43,7 @@ from tracelab.interventions.klaad_losses import (
     pooled,
     triplet_loss,
 )
-from tracelab.interventions.training import Chunks, train
+from tracelab.interventions.training import Chunks, require_partial, train
 from tracelab.interventions.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -152,7 +152,7 @@ class KLAAD(WeightDelta):
             data: training records; not those that the edit will be scored on.
             dev: development records, which choose the state that is kept; default: those of a fifth of the target
                 terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from.
+            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
@@ -160,6 +160,7 @@ class KLAAD(WeightDelta):
         """
         began = perf_counter()
         require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
+        require_partial(partial)
         config = config or KLAADConfig()
         last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)

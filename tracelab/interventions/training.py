@@ -26,7 +26,11 @@ from tracelab.errors import TracelabError
 from tracelab.files import atomic_file
 from tracelab.finite import CAUSE
 from tracelab.gradients import learning
+from tracelab.ownership import adopt, is_ours, require_file, require_ours
 from tracelab.progress import progress
+
+KEPT = {"module", "optimizer", "scheduler", "curves", "best", "best_score", "stale", "done", "key"}
+"""What a partial file holds."""
 
 Figures = Mapping[str, float]
 
@@ -156,6 +160,7 @@ def train(
             }
             kept |= {"scheduler": None if scheduler is None else scheduler.state_dict(), "key": _plain(key)}
             kept |= {"best": best, "best_score": best_score, "stale": stale, "done": done}
+            adopt([Path(partial)])
             # To an open file: torch takes the archive's name from a path, and a hidden file without suffix has none.
             with atomic_file(partial) as path, path.open("wb") as file:
                 torch.save(kept, file)
@@ -217,16 +222,35 @@ def require_converged(what: str, before: float, after: float, largest: float) ->
         )
 
 
+def require_partial(partial: Path | str | None) -> None:
+    """Refuse, before any work, a file that no interrupted training left.
+
+    Raises:
+        TracelabError: it is somebody's own, or nothing can be written there.
+    """
+    if partial is None:
+        return
+    require_file(partial)
+    if not is_ours(Path(partial)) and _read(partial) is None:  # 0.1 left no mark
+        require_ours(Path(partial))
+
+
 def _plain(key: Mapping[str, Any] | None) -> Any:
     return json.loads(json.dumps(key))
 
 
 def _taken_up(partial: Path | str | None, key: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What an interrupted run with the same key kept."""
-    if partial is None or not Path(partial).is_file():
+    kept = None if partial is None else _read(partial)
+    return kept if kept is not None and kept["key"] == _plain(key) else None
+
+
+def _read(partial: Path | str) -> dict[str, Any] | None:
+    """What an interrupted run kept; None where there is no file, or none that can be used."""
+    if not Path(partial).is_file():
         return None
     try:
         kept = torch.load(partial, weights_only=True)
     except Exception:  # a damaged file surfaces as whatever its reader happens to raise
         return None
-    return kept if isinstance(kept, dict) and kept.get("key") == _plain(key) else None
+    return kept if isinstance(kept, dict) and kept.keys() >= KEPT else None

@@ -24,9 +24,9 @@ A large effect of a state is evidence that it carries the information, not that 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,14 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
-from tracelab.files import atomic_file
 from tracelab.finite import CAUSE
 from tracelab.forward import BlockRunner
 from tracelab.gradients import measuring
 from tracelab.localize.trace_cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.trace_partial import add_case, read_cases, require_cases_file
 from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.trace_sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
+from tracelab.locks import locked
 from tracelab.model import model_facts, model_key, require_hook
 from tracelab.progress import progress
 from tracelab.ranges import (
@@ -87,7 +88,7 @@ def causal_trace(
     max_cases: int | None = None,
     prepend_bos: bool | None = None,
     run: str = "auto",
-    partial: Path | None = None,
+    partial: Path | str | None = None,
     seed: int = 0,
 ) -> CausalTrace:
     """Trace pairs of StereoSet's intrasentence task.
@@ -117,6 +118,7 @@ def causal_trace(
     pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
     for component in components:
         require_choice("component", component, COMPONENTS)
+    partial = None if partial is None else require_cases_file(partial)
     require_choice("positions", positions, POSITIONS)
     require_choice("run", run, RUNS)
     require_choice("mentions", mentions, ("all", "first"))
@@ -170,16 +172,16 @@ def causal_trace(
         run=run,
         seed=seed,
     )
-    done = _read_partial(partial, settings | model_key(model))
-    with progress(total=len(cases), what="tracing", unit="pair") as bar:
-        for case in cases:
-            if case.id not in done:
-                values = _trace_case(runner, tracer, case, draws[case.id], components, positions, layers, window)
-                done[case.id] = values
-                if partial is not None:
-                    with partial.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"case": case.id, **values}) + "\n")
-            bar.update()
+    with nullcontext() if partial is None else locked(partial.parent):
+        done = {} if partial is None else read_cases(partial, settings | model_key(model))
+        with progress(total=len(cases), what="tracing", unit="pair") as bar:
+            for case in cases:
+                if case.id not in done:
+                    values = _trace_case(runner, tracer, case, draws[case.id], components, positions, layers, window)
+                    done[case.id] = values
+                    if partial is not None:
+                        add_case(partial, case.id, values)
+                bar.update()
     settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
     case_table, states = _tables(model, cases, done, layers)
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
@@ -348,23 +350,3 @@ def _fast_is_exact(
 
 def _restored_columns(case: Case, positions: str) -> list[int]:
     return [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]
-
-
-def _read_partial(partial: Path | None, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Finished cases of an interrupted run with the same settings; (re)writes the file to hold just these."""
-    if partial is None:
-        return {}
-    head = json.dumps({"settings": settings}, sort_keys=True)
-    lines = partial.read_text(encoding="utf-8").splitlines() if partial.is_file() else []
-    done: dict[str, dict[str, Any]] = {}
-    if lines and lines[0] == head:
-        for line in lines[1:]:
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:  # the line that the interruption cut
-                break
-            done[values.pop("case")] = values
-    with atomic_file(partial) as path:
-        kept = [json.dumps({"case": case, **values}) for case, values in done.items()]
-        path.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
-    return done

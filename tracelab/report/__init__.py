@@ -16,11 +16,14 @@ from tracelab.figures import save_figures
 from tracelab.files import atomic_file
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
+from tracelab.locks import locked
 from tracelab.model import model_facts
+from tracelab.ownership import claim, own_file
 from tracelab.ranges import require_seed
 from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
-from tracelab.report.parts import Parts, measure
+from tracelab.report.parts import Data, Parts, measure
+from tracelab.report.place import require_report_folder
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
 from tracelab.texts import Texts, as_texts
 from tracelab.tokens import encode, require_context
@@ -59,8 +62,9 @@ def report(
         ``*.png``, ``bundles/`` with each fitted edit, and ``parts/`` with each result, to be loaded again.
 
     Raises:
-        TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be measured, or a
-            prompt beyond the model's context.
+        TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be measured, a prompt
+            beyond the model's context, or a folder that cannot be written or holds a page, tables or figures that
+            tracelab did not write.
     """
     require_seed(seed)
     require_choice("bias type", bias, BIAS_TYPES)
@@ -71,34 +75,36 @@ def report(
         edit.hooks(model)  # refuses an edit of another model before anything is measured
     chosen = preset_of(preset, limit)
     out_dir = Path(out_dir)
-    parts = measure(
-        model,
-        bias,
-        out_dir / "parts",
-        preset=chosen,
-        seed=seed,
-        say=_say,
-    )
-    if interventions is None or interventions:
-        parts = _with_edits(model, bias, parts, interventions, prompts, out_dir, preset=chosen, seed=seed)
-    tables = {"headline": headline(parts)}
-    for name, result in parts.named().items():
-        tables |= {f"{name}_{field}": table for field, table in result.tables().items()}
-    for name, table in tables.items():
-        with atomic_file(out_dir / "tables" / f"{name}.csv") as path:
-            path.write_text(csv_table(table), encoding="utf-8")
-        with atomic_file(out_dir / "tables" / f"{name}.parquet") as path:
-            table.to_parquet(path)
-    shown = sections(parts)
-    save_figures({section.name: section.figure for section in shown}, out_dir / "figures", png=png)
+    require_report_folder(out_dir)
+    data = Data.read(bias, chosen, seed)
     command = command or (
         f"tracelab.report(model, {bias!r}, {str(out_dir)!r}, preset={preset!r}, limit={limit}, seed={seed})"
         f"  # model: {model_facts(model).model_id}"
     )
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    with atomic_file(out_dir / "index.html") as path:
-        path.write_text(render(parts, bias, preset, command, shown, made), encoding="utf-8")
+    with locked(out_dir):
+        parts = measure(model, bias, data, claim(out_dir / "parts"), preset=chosen, seed=seed, say=_say)
+        if interventions is None or interventions:
+            parts = _with_edits(model, bias, parts, interventions, prompts, out_dir, preset=chosen, seed=seed)
+        _write(parts, bias, out_dir, preset=preset, command=command, png=png)
     return parts
+
+
+def _write(parts: Parts, bias: str, out_dir: Path, *, preset: str, command: str, png: bool) -> None:
+    """The tables, the figures and the page."""
+    tables = {"headline": headline(parts)}
+    for name, result in parts.named().items():
+        tables |= {f"{name}_{field}": table for field, table in result.tables().items()}
+    folder = claim(out_dir / "tables")
+    for name, table in tables.items():
+        with own_file(folder / f"{name}.csv") as path:
+            path.write_text(csv_table(table), encoding="utf-8")
+        with own_file(folder / f"{name}.parquet") as path:
+            table.to_parquet(path)
+    shown = sections(parts)
+    save_figures({section.name: section.figure for section in shown}, claim(out_dir / "figures"), png=png)
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    with own_file(out_dir / "index.html") as path:
+        path.write_text(render(parts, bias, preset, command, shown, made), encoding="utf-8")
 
 
 def _with_edits(
@@ -115,7 +121,8 @@ def _with_edits(
     """The parts with what edits do: given ones, or those of the four methods."""
     edits = given
     if edits is None:
-        edits = editing.fit_edits(model, bias, parts.probes, out_dir / "bundles", preset=preset, seed=seed, say=_say)
+        bundles = claim(out_dir / "bundles")
+        edits = editing.fit_edits(model, bias, parts.probes, bundles, preset=preset, seed=seed, say=_say)
     _, held_out = editing.development(bias, preset, seed)
     choice, stack = editing.choose_stack(model, edits, held_out, out_dir / "parts", seed=seed, say=_say)
     rows = {**edits, **stack}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets import crows_pairs, stereoset
+from tracelab.datasets import Corpus, CrowsPair, StereoSetRecord, crows_pairs, stereoset
 from tracelab.datasets.templates import templates
 from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.scoreboard import Scoreboard
@@ -54,9 +54,31 @@ class Parts:
         return {name: result for name, result in vars(self).items() if result is not None}
 
 
+@dataclass(frozen=True)
+class Data:
+    """What is measured on; ``crows`` is None where CrowS-Pairs lacks the bias type."""
+
+    records: list[StereoSetRecord]
+    crows: list[CrowsPair] | None
+    corpus: Corpus
+
+    @classmethod
+    def read(cls, bias: str, preset: Preset, seed: int) -> Data:
+        """Read it.
+
+        Raises:
+            TracelabError: a corpus too small to hold out a part.
+        """
+        crows = crows_pairs(CROWS_PAIRS[bias], limit=preset.limit) if bias in CROWS_PAIRS else None
+        corpus = templates(bias, limit=preset.limit)
+        split_rows(corpus, "concept_template", seed)
+        return cls(stereoset(bias, limit=preset.limit), crows, corpus)
+
+
 def measure(
     model: TransformerBridge,
     bias: str,
+    data: Data,
     folder: Path,
     *,
     preset: Preset,
@@ -69,10 +91,7 @@ def measure(
         folder: ``DIR/parts``.
         say: told what is about to be measured, for the terminal.
     """
-    records = stereoset(bias, limit=preset.limit)
-    crows_records = crows_pairs(CROWS_PAIRS[bias], limit=preset.limit) if bias in CROWS_PAIRS else None
-    corpus = templates(bias, limit=preset.limit)
-    split_rows(corpus, "concept_template", seed)  # refuses a corpus too small before anything is measured
+    records, crows_records, corpus = data.records, data.crows, data.corpus
     request = run_settings(
         model, [*records, *(crows_records or []), corpus], bias=bias, preset=preset.settings(), seed=seed
     ) | model_key(model)
