@@ -162,6 +162,7 @@ def test_scores_and_texts_of_a_hooked_model_are_possible_and_name_the_hooks(mode
     on_the_bridge(model)
     hooks = ["blocks.1.mlp.hook_out (zero)"]
     assert crows_pairs_scores(model, records).settings["hooks"] == hooks
+    assert tracelab.score(model, "A nurse came").settings["hooks"] == hooks
     assert tracelab.generate(model, "A nurse", max_new_tokens=1).settings["hooks"] == hooks
     model.reset_hooks()
     with Stack([random_experts(model), random_delta(model)]).applied(model):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ from tracelab.calls import reading
 from tracelab.errors import TracelabError
 from tracelab.finite import require_finite, require_finite_logits
 from tracelab.gradients import measuring
+from tracelab.model import model_facts
 from tracelab.progress import progress
+from tracelab.results import run_settings
 from tracelab.texts import Texts, as_texts
 from tracelab.tokens import Span, bos_id, encode, length_batches, pad, require_context
 
@@ -39,11 +42,13 @@ class Scores:
         texts: the scored texts.
         logprobs: per text, one value a scored token: float32 ``[scored tokens]``.
         tokens: per text, the ids of the scored tokens.
+        settings: the model, the hooks on it, and how it was scored.
     """
 
     texts: tuple[str, ...]
     logprobs: tuple[Float[np.ndarray, "_scored"], ...]
     tokens: tuple[tuple[int, ...], ...]
+    settings: dict[str, Any]
 
     @property
     def sum(self) -> Float[np.ndarray, "texts"]:
@@ -98,12 +103,14 @@ def score(
         # The space that joins the two may belong to the first token: it is not asked for.
         inside = encoding.positions(Span(len(before), len(before) + len(text)))
         if not inside or len(encoding.ids) < 2:
-            raise TracelabError(f"no token to score in {text!r}: prepend BOS or give a context")
+            raise TracelabError(f"no token to score in text {index} ({text!r}): prepend BOS or give a context")
         sequences.append(encoding.ids)
         firsts.append(max(inside[0], 1))
     values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
     tokens = tuple(ids[first:] for ids, first in zip(sequences, firsts, strict=True))
-    return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens)
+    bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
+    settings = run_settings(model, prepend_bos=bos, with_contexts=contexts is not None)
+    return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens, settings)
 
 
 def token_logprobs(

@@ -93,7 +93,7 @@ def test_batching_changes_no_perplexity_and_the_result_can_be_kept(tiny_model, t
 def test_no_text_and_a_text_without_a_scored_token_are_refused(tiny_model):
     with pytest.raises(TracelabError, match="no text to measure perplexity on"):
         perplexity(tiny_model("llama"), [])
-    with pytest.raises(TracelabError, match="no token to score in 'A'"):
+    with pytest.raises(TracelabError, match="no token to score in text 0 .'A'."):
         perplexity(tiny_model("llama"), ["A"], prepend_bos=False)
 
 
