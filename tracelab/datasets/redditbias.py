@@ -24,7 +24,7 @@ from typing import Any
 from tracelab import assets
 from tracelab.datasets.records import parse, select
 from tracelab.errors import TracelabError, require_choice
-from tracelab.texts import as_texts
+from tracelab.texts import Texts, as_texts
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
 # folder of the file, bias type, minoritised group, encoding
@@ -60,10 +60,10 @@ class ExpertTexts:
     """
 
     bias: str
-    biased: tuple[str, ...]
-    anti_biased: tuple[str, ...]
-    held_out_biased: tuple[str, ...] = ()
-    held_out_anti_biased: tuple[str, ...] = ()
+    biased: Texts
+    anti_biased: Texts
+    held_out_biased: Texts = ()
+    held_out_anti_biased: Texts = ()
 
     def __post_init__(self) -> None:
         for name in ("biased", "anti_biased", "held_out_biased", "held_out_anti_biased"):

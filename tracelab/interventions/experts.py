@@ -44,6 +44,7 @@ from tracelab.interventions.expert_runner import ExpertRunner
 from tracelab.interventions.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model import model_info
+from tracelab.texts import Texts
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -313,7 +314,7 @@ def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
     return flat.reshape(z.shape)
 
 
-def _tuned(model: TransformerBridge, texts: Sequence[str], training: FinetuneConfig, what: str) -> WeightDelta:
+def _tuned(model: TransformerBridge, texts: Texts, training: FinetuneConfig, what: str) -> WeightDelta:
     """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
     layers = range(model_info(model).n_layers)
     delta = WeightDelta.low_rank(model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed)
