@@ -248,7 +248,7 @@ def test_a_text_that_begins_with_bos_gets_no_second_and_this_is_said(tokenizer):
     assert encoding.ids.count(own.bos_token_id) == chat.count(own.bos_token)
     assert encoding.ids == tuple(tokenizer(chat, add_special_tokens=False).input_ids)
     assert encoding.ids == encode(model, chat, prepend_bos=False).ids
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="BOS token already"):
         scores = tracelab.score(model, [chat])
     assert len(scores.logprobs[0]) == len(encoding.ids) - 1
     windows = perplexity(model, [chat], max_length=8).texts["text"]

@@ -11,7 +11,6 @@ from typing import Any
 
 from tracelab.errors import TracelabError
 
-
 Texts = str | Iterable[Any]
 """What :func:`as_texts` takes: one string, or any iterable of strings."""
 

@@ -8,13 +8,16 @@ from transformers import AutoTokenizer
 
 import tracelab
 from tests.interventions.edits import TOKENS, random_delta, random_fairmed
+from tests.interventions.triple_records import OTHER_TARGETS, records, word_model
 from tests.tiny import tiny_hf
-from tracelab import assets
-from tracelab.datasets import expert_texts, stereoset, templates
+from tracelab import assets, scoring
+from tracelab.datasets import templates
+from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.evaluate import transductive_scores
 from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, load_intervention
 from tracelab.localize.prober import ProberConfig
 from tracelab.model import from_hf
+from tracelab.scoring import start_logprobs
 
 SURROUNDINGS = {
     "off": lambda: torch.set_grad_enabled(False),
@@ -23,36 +26,30 @@ SURROUNDINGS = {
 }
 
 
+SMALL = {"rank": 8, "n_edits": 4, "n_query": 3, "n_support": 99, "batch_size": 3, "steps": 2, "eval_every": 2}
+TRAIN, DEV = records(20), records(6, start=100, targets=OTHER_TARGETS)
+TEXTS = [record.stereotype.text for record in TRAIN]
+
+
 def fit_fairmed(model):
     corpus = templates("gender", limit=24)
     return FairMed.fit(model, tracelab.probe_layers(model, corpus, n_seeds=1, config=ProberConfig(hidden=8, epochs=1)))
 
 
 FITS = {
-    "fairmed": fit_fairmed,
-    "experts": lambda model: Experts.fit(model, expert_texts("gender", limit=8)),
-    "biasedit": lambda model: BiasEdit.fit(model, triples(), BiasEditConfig(steps=2, eval_every=2, rank=4)),
-    "direct": lambda model: BiasEdit.fit(model, triples(), BiasEditConfig.direct(steps=2, eval_every=2)),
-    "klaad": lambda model: KLAAD.fit(model, triples(), KLAADConfig(rank=2)),
+    "experts": lambda model: Experts.fit(model, ExpertTexts("race", TEXTS[:8], TEXTS[8:16])),
+    "biasedit": lambda model: BiasEdit.fit(model, TRAIN, BiasEditConfig(**SMALL), dev=DEV),
+    "direct": lambda model: BiasEdit.fit(model, TRAIN, BiasEditConfig.direct(**SMALL), dev=DEV),
+    "klaad": lambda model: KLAAD.fit(model, TRAIN, KLAADConfig(rank=2), dev=DEV),
 }
-
-
-def triples():
-    return stereoset("gender", split="test", limit=24)
 
 
 def values(edit):
     return {name: value.detach().clone() for name, value in edit.state_dict().items()}
 
 
-@pytest.fixture
-def model(tiny_model):
-    return tiny_model("llama")
-
-
-@pytest.mark.filterwarnings("ignore:.*changes nothing", "ignore:.*training prompts")
-@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
-def test_a_fit_learns_the_same_whatever_is_set_around_it(model, fit):
+def learns_the_same(model, fit):
+    """Whether a fit gives the same tensors whatever is set around it, and none that no gradient can pass."""
     with torch.enable_grad():
         expected = values(fit(model))
     for name, surroundings in SURROUNDINGS.items():
@@ -61,16 +58,26 @@ def test_a_fit_learns_the_same_whatever_is_set_around_it(model, fit):
         found = values(edit)
         assert not any(value.is_inference() for value in [*edit.parameters(), *edit.buffers()]), name
         assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert torch.equal(found[key], value), (name, key)
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
 
 
 @pytest.mark.filterwarnings("ignore:.*changes nothing")
-def test_the_transductive_protocol_works_in_inference_mode(model):
-    edit = BiasEdit.fit(model, triples(), BiasEditConfig(steps=1, eval_every=1, rank=4))
-    expected = transductive_scores(model, edit, triples()[:4]).frame
+@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+def test_a_fit_learns_the_same_whatever_is_set_around_it(tiny, fit):
+    learns_the_same(tiny("llama"), fit)
+
+
+@pytest.mark.filterwarnings("ignore:.*training prompts")
+def test_probers_learn_the_same_whatever_is_set_around_them(model):
+    learns_the_same(model, fit_fairmed)
+
+
+@pytest.mark.filterwarnings("ignore:.*changes nothing")
+def test_the_transductive_protocol_works_in_inference_mode(tiny):
+    edit = BiasEdit.fit(tiny("llama"), TRAIN, BiasEditConfig(**SMALL), dev=DEV)
+    expected = transductive_scores(tiny("llama"), edit, DEV).frame
     with torch.inference_mode():
-        assert transductive_scores(model, edit, triples()[:4]).frame.equals(expected)
+        assert transductive_scores(tiny("llama"), edit, DEV).frame.equals(expected)
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
@@ -106,7 +113,6 @@ def test_a_model_and_a_bundle_that_were_loaded_in_inference_mode_can_be_trained(
         loaded(TOKENS).float().logsumexp(-1).sum().backward()
     assert all(p.grad is not None for p in delta.parameters())
     assert torch.equal(loaded(TOKENS).detach(), model(TOKENS).detach())
-    KLAAD.fit(loaded, triples(), KLAADConfig(rank=2))
 
 
 def test_tied_embeddings_stay_tied_when_inference_mode_is_left(tokenizer):
@@ -118,7 +124,13 @@ def test_tied_embeddings_stay_tied_when_inference_mode_is_left(tokenizer):
     assert not any(value.is_inference() for value in [*plain.parameters(), *plain.buffers()])
 
 
+def test_a_word_model_that_was_loaded_in_inference_mode_can_be_fitted(folder):
+    with torch.inference_mode():
+        loaded = word_model("gpt2", folder)
+    assert KLAAD.fit(loaded, TRAIN, KLAADConfig(rank=2), dev=DEV).notes["curves"]
+
+
 def test_what_measures_keeps_no_graph(model):
     with torch.enable_grad():
-        for result in (tracelab.probe_layers(model, templates("gender", limit=24), n_seeds=1),):
-            assert not any(value.requires_grad for value in result.probers.values())
+        assert not start_logprobs(model).requires_grad
+        assert not any(values.requires_grad for values in scoring.token_logprobs(model, [(5, 6, 7)], [1]))
