@@ -128,8 +128,6 @@ def test_local_bias_follows_the_models_bos_habit_unless_told_otherwise(tokenizer
     pairs = prompt_pairs("gender")[:6]
     options = ({}, {"prepend_bos": True}, {"prepend_bos": False})
     default, with_bos, without = (hellinger(model, pairs, **each) for each in options)
-        hellinger(model, pairs, **o) for o in ({}, {"prepend_bos": True}, {"prepend_bos": False})
-    )
     assert default.settings["prepend_bos"] is True
     assert default.frame.equals(with_bos.frame)
     assert not default.frame.equals(without.frame)
