@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import tracelab
 from tests.interventions.edits import random_delta
@@ -116,3 +117,60 @@ def test_a_single_prompt_may_be_given_as_a_string(model):
 def test_a_nucleus_that_is_no_probability_is_refused(model, top_p):
     with pytest.raises(TracelabError, match="top_p is above 0 and at most 1"):
         tracelab.generate(model, ["He"], top_p=top_p)
+
+
+UNSEEN = {
+    "repetition_penalty": 1.8,
+    "min_p": 0.4,
+    "typical_p": 0.2,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(40000)),
+    "bad_words_ids": [[i] for i in range(500)],
+    "forced_eos_token_id": 5,
+    "length_penalty": 9.0,
+    "min_new_tokens": 4,
+    "max_length": 7,
+    "temperature": 0.1,
+    "num_beams": 2,
+    "sequence_bias": [[[7], 90.0]],
+    "watermarking_config": {"bias": 9.0},
+}
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"seed": 3}, {"do_sample": False, "num_beams": 2}])
+def test_of_the_checkpoints_generation_config_only_the_end_tokens_act(model, options):
+    hf_model = model.original_model
+    expected = tracelab.generate(model, PROMPTS[:2], max_new_tokens=6, **options)
+    kept = hf_model.generation_config
+    try:
+        for name, value in UNSEEN.items():
+            own = hf_model.generation_config = GenerationConfig(
+                bos_token_id=1, eos_token_id=2, pad_token_id=0, **{name: value}
+            )
+            found = tracelab.generate(model, PROMPTS[:2], max_new_tokens=6, **options)
+            assert texts(found) == texts(expected), name
+            assert found.settings == expected.settings, name
+            assert hf_model.generation_config is own
+    finally:
+        hf_model.generation_config = kept
+
+
+def test_the_checkpoints_end_tokens_end_a_text_and_are_recorded(model):
+    whole = model.tokenizer(PROMPTS[0], add_special_tokens=False).input_ids
+    with torch.no_grad():
+        end = int(model(torch.tensor([whole]))[0, -1].argmax())
+    kept = model.original_model.generation_config
+    model.original_model.generation_config = GenerationConfig(eos_token_id=[49151 + 99, end], pad_token_id=0)
+    try:
+        found = tracelab.generate(model, PROMPTS[:1], **GREEDY)
+    finally:
+        model.original_model.generation_config = kept
+    assert found.settings["eos_token_id"] == [end]
+    assert texts(found) == [model.tokenizer.decode([end])]
+
+
+def test_the_generation_config_is_put_back_after_an_error(model):
+    kept = model.original_model.generation_config
+    with pytest.raises(TracelabError, match="cannot generate so"):
+        tracelab.generate(model, PROMPTS, max_new_tokens=0)
+    assert model.original_model.generation_config is kept

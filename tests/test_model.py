@@ -8,12 +8,18 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS, tiny_hf
-from tracelab import assets
+from tracelab import assets, causal_trace, probe_layers
+from tracelab.datasets import stereoset, templates
+from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError
-from tracelab.model import fingerprint, from_hf, load, model_info, tokenizer_adds_bos
+from tracelab.interventions import Experts, FairMed, FairMedConfig, WeightDelta
+from tracelab.interventions.export import to_merged
+from tracelab.localize.prober import ProberConfig
+from tracelab.model import fingerprint, from_hf, given_tokenizer, load, model_info, tokenizer_adds_bos
 from tracelab.scoring import score
 from tracelab.tokens import encode
 
@@ -221,3 +227,60 @@ def test_an_architecture_that_cannot_be_bridged_is_refused(own_tokenizer):
     config = AutoConfig.for_model("ctrl", vocab_size=100, n_embd=32, dff=32, n_layer=2, n_head=2)
     with pytest.raises(TracelabError, match="TransformerLens cannot bridge 'old'"):
         from_hf(AutoModelForCausalLM.from_config(config), own_tokenizer, model_id="old")
+
+
+def test_a_tokenizer_is_used_as_it_is_in_memory_and_never_read_again(own_tokenizer, tmp_path, monkeypatch):
+    own_tokenizer.add_tokens(["<mine>"])
+    own_tokenizer.chat_template = "mine"
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: pytest.fail("read from disk"))
+    model = from_hf(tiny_hf("llama", len(own_tokenizer)), own_tokenizer, model_id="m")
+    assert not model_info(model).prepend_bos
+    assert encode(model, "a <mine>").ids[-1] == len(own_tokenizer) - 1
+    assert given_tokenizer(model) is own_tokenizer
+    assert not tokenizer_adds_bos(own_tokenizer)
+    assert tokenizer_adds_bos(model.tokenizer)
+    to_merged(model, random_delta(model), tmp_path / "merged")
+    monkeypatch.undo()
+    back = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert back("a <mine>").input_ids == own_tokenizer("a <mine>").input_ids
+    assert back.chat_template == "mine"
+
+
+def test_a_tokenizer_that_stands_on_no_disk_is_enough(saved):
+    inner = AutoTokenizer.from_pretrained(saved).backend_tokenizer
+    own = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    model = from_hf(tiny_hf("llama", len(own)), own, model_id="m")
+    assert score(model, [TEXT]).tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_fp32_by_design_is_so_whatever_the_default_dtype(tiny_model, dtype, own_tokenizer):
+    model, corpus = tiny_model("llama"), templates("gender", limit=24)
+
+    def everything():
+        loaded = from_hf(tiny_hf("llama", len(own_tokenizer)).float(), own_tokenizer, model_id="m")
+        probes = probe_layers(model, corpus, n_seeds=1, config=ProberConfig(hidden=8, epochs=1))
+        edits = [
+            FairMed.fit(model, probes, FairMedConfig(init="random")),
+            Experts.fit(model, ExpertTexts("gender", ["he bakes"], ["she bakes"])),
+            WeightDelta.low_rank(model, layers=[1]),
+            WeightDelta.low_rank(model, layers=[1], rank=None),
+        ]
+        with edits[0].applied(model):
+            scores = score(model, [TEXT])
+        trace = causal_trace(model, stereoset("gender", limit=2), n_samples=2, layers=[1], components=["resid"])
+        tensors = [value for edit in edits for value in edit.state_dict().values()]
+        return [*probes.probers.values(), *tensors], [scores.sum, trace.states["gap"]], model_info(loaded).faults
+
+    expected = everything()
+    torch.set_default_dtype(dtype)
+    try:
+        found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in found[0]} == {torch.float32}
+    for first, second in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
+    for first, second in zip(found[1], expected[1], strict=True):
+        assert list(first) == pytest.approx(list(second), abs=1e-4)
+    assert found[2] == expected[2] == {}

@@ -7,17 +7,15 @@ column is read in its order and not by its index, and one string is one text and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from tracelab.errors import TracelabError
-
-R = TypeVar("R")
 
 Texts = str | Iterable[Any]
 """What :func:`as_texts` takes: one string, or any iterable of strings."""
 
 
-def as_texts(texts: Texts, what: str = "text") -> list[str]:
+def as_texts(texts: Any, what: str = "text") -> list[str]:
     """The texts as a list of strings; one string is one text.
 
     Args:
@@ -35,7 +33,7 @@ def as_texts(texts: Texts, what: str = "text") -> list[str]:
     return [str(text) for text in listed]
 
 
-def as_records(records: Iterable[R], what: str = "record") -> list[R]:
+def as_records(records: Any, what: str = "record") -> list[Any]:
     """Records of a data set as a list.
 
     Raises:

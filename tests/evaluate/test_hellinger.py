@@ -9,7 +9,10 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
+from transformers import AutoTokenizer
 
+from tests.tiny import tiny_hf
+from tracelab import assets
 from tracelab.errors import TracelabError
 from tracelab.evaluate.hellinger import (
     DIVERGENCES,
@@ -19,6 +22,7 @@ from tracelab.evaluate.hellinger import (
     next_token_divergence,
     prompt_pairs,
 )
+from tracelab.model import from_hf
 
 # Independent of the formulas in use: distances of probabilities, not of their logarithms.
 ORACLES = {
@@ -116,3 +120,14 @@ def test_a_wrong_request_is_refused_with_the_choices(tiny_model):
         hellinger(tiny_model("llama"), prompt_pairs("race"), divergence="l2")
     with pytest.raises(TracelabError, match="no prompt pairs to measure local bias on"):
         hellinger(tiny_model("llama"), [])
+
+
+def test_local_bias_follows_the_models_bos_habit_unless_told_otherwise(tokenizer):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf("llama", len(own)), own, model_id="sees-bos", prepend_bos=True)
+    pairs = prompt_pairs("gender")[:6]
+    options = ({}, {"prepend_bos": True}, {"prepend_bos": False})
+    default, with_bos, without = (hellinger(model, pairs, **each) for each in options)
+    assert default.settings["prepend_bos"] is True
+    assert default.frame.equals(with_bos.frame)
+    assert not default.frame.equals(without.frame)

@@ -26,7 +26,7 @@ from tracelab.datasets.records import parse, select, spread
 from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, require_choice
-from tracelab.texts import as_texts
+from tracelab.texts import Texts, as_texts
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
 # folder of the file, bias type, minoritised group, encoding if it is not UTF-8
@@ -63,10 +63,10 @@ class ExpertTexts:
     """
 
     bias: str
-    biased: tuple[str, ...]
-    anti_biased: tuple[str, ...]
-    held_out_biased: tuple[str, ...] = ()
-    held_out_anti_biased: tuple[str, ...] = ()
+    biased: Texts
+    anti_biased: Texts
+    held_out_biased: Texts = ()
+    held_out_anti_biased: Texts = ()
 
     def __post_init__(self) -> None:
         for name in ("biased", "anti_biased", "held_out_biased", "held_out_anti_biased"):

@@ -48,6 +48,7 @@ from tracelab.kept import kept
 from tracelab.model import model_facts, model_info, model_key
 from tracelab.ownership import require_folder
 from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number, require_seed
+from tracelab.texts import Texts
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -334,7 +335,7 @@ def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
     return flat.reshape(z.shape)
 
 
-def _tuned(model: TransformerBridge, texts: Sequence[str], training: FinetuneConfig, what: str) -> WeightDelta:
+def _tuned(model: TransformerBridge, texts: Texts, training: FinetuneConfig, what: str) -> WeightDelta:
     """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
     layers = range(model_facts(model).n_layers)
     delta = WeightDelta.low_rank(model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed)
