@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tracelab.files import atomic_file, atomic_folder
+from tracelab.errors import TracelabError
+from tracelab.files import atomic_file, atomic_folder, require_replaceable
 
 
 def names(folder: Path) -> list[str]:
@@ -66,3 +67,10 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
         raise ZeroDivisionError
     assert names(target) == ["stale"]
     assert names(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_never_replaced(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TracelabError, match="cannot be replaced by a new folder: name one inside it"):
+        require_replaceable(Path(name), ["*"], marker="x")

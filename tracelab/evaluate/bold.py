@@ -121,8 +121,8 @@ def bold_scores(
     scorers = _scorers(scorer)
     kept = _kept(prompts, groups)
     if texts is None:
-        for each in seeds:
-            require_seed(each, "a seed of sampling")
+        for one in seeds:
+            require_seed(one, "a seed of sampling")
         if not seeds or len(set(seeds)) < len(seeds):
             raise TracelabError(f"one or several different seeds are needed, not {list(seeds)}")
         made = [

@@ -139,11 +139,11 @@ def attention_gap(
     Raises:
         TracelabError: unknown option, layer or head out of range, or no pair with a differing token.
     """
+    require_seed(seed)
     require_choice("reduction", reduce, REDUCTIONS)
     require_choice("control", control, CONTROLS)
     require_int("keep_maps", keep_maps, 0)
     require_int("batch_tokens", batch_tokens)
-    require_seed(seed)
     info = model_info(model)
     require_int("layer", layer, -INT_MOST)
     layer = layer + info.n_layers if layer < 0 else layer

@@ -107,6 +107,7 @@ def causal_trace(
     Raises:
         TracelabError: nothing can be traced, a window larger than the model, or an unknown option.
     """
+    require_seed(seed)
     for component in components:
         require_choice("component", component, COMPONENTS)
     require_choice("positions", positions, POSITIONS)
@@ -122,7 +123,6 @@ def causal_trace(
     require_number("noise_factor", noise_factor, least=0)
     if noise_std is not None:
         require_number("noise_std", noise_std, least=0)
-    require_seed(seed)
     layers = require_layers(range(n_layers) if layers is None else layers, n_layers, model_info(model).model_id)
     if not layers or not components:
         raise TracelabError("nothing to trace: name at least one layer and one component")

@@ -20,6 +20,7 @@ from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Parts, measure
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
+from tracelab.tokens import encode
 
 __all__ = ["BIAS_TYPES", "PRESETS", "Parts", "report"]
 
@@ -62,6 +63,8 @@ def report(
     for edit in (interventions or {}).values():
         edit.hooks(model)  # refuses an edit of another model before anything is measured
     chosen = preset_of(preset, limit)
+    for prompt in prompts:
+        encode(model, prompt)  # refuses what has no token before hours of work, not after them
     out_dir = Path(out_dir)
     parts = measure(
         model,
