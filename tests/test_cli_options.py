@@ -259,6 +259,14 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out.startswith("tracelab 0.")
 
 
+@pytest.mark.parametrize("verb", BASE)
+def test_help_of_every_verb_shows_an_example(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: tracelab {verb}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_tells_the_ranges(capsys):
     for argv, told in ((["score"], "0 (default) to 4294967295"), (["trace"], "1 to 10000"), (["probe"], "1 to 1000")):
         with pytest.raises(SystemExit):

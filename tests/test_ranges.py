@@ -34,7 +34,8 @@ from tracelab.evaluate.costs import edit_costs
 from tracelab.evaluate.stereoset import stereoset_scores
 from tracelab.interventions import WeightDelta, to_peft
 from tracelab.interventions.biasedit import edited_layers
-from tracelab.localize.prober import ProberConfig
+from tracelab.interventions.editor import Editor
+from tracelab.localize.prober import ProberConfig, train_probers
 from tracelab.ranges import (
     SEED_MOST,
     WIDTH_MOST,
@@ -277,6 +278,15 @@ def test_what_is_out_of_range_is_one_sentence(tiny, delta, name, tmp_path, monke
             with pytest.raises(TracelabError):
                 call(tiny, delta, **{option: value})
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_no_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 2**10)  # a machine of 1 MiB
+    with pytest.raises(TracelabError, match="editors of rank 65536 need"):
+        Editor(32, 64, 1, rank=WIDTH_MOST)
+    rows = torch.zeros(8, 2, 16), torch.full((8, 2), 0.5), torch.arange(8)
+    with pytest.raises(TracelabError, match="probers of width 65536 need"):
+        train_probers(*rows, config=ProberConfig(hidden=WIDTH_MOST), seed=0)
 
 
 def test_samples_that_no_memory_holds_are_refused_before_any_is_drawn(tiny, monkeypatch):
