@@ -206,9 +206,7 @@ def test_a_wrong_word_is_refused_before_the_model_is_loaded(refused, argv, messa
     assert message in refused(argv)
 
 
-@pytest.mark.parametrize(
-    "device", ["meta", "cuda:99", "foo", "mps", "cuda:-1", "²", "cuda:99999999999999999999", "xla"]
-)
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "foo", "mps", "cuda:-1", "²", "cuda:99999999999999999999"])
 def test_a_device_that_cannot_compute_is_refused(tmp_path, monkeypatch, capsys, device):
     monkeypatch.chdir(tmp_path)
     assert main(["probe", "--bias", "gender", "--device", device]) == 2
@@ -259,6 +257,14 @@ def test_the_version_is_told(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("tracelab 0.")
+
+
+@pytest.mark.parametrize("verb", BASE)
+def test_help_of_every_verb_shows_an_example(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: tracelab {verb}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_tells_the_ranges(capsys):

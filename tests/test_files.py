@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tracelab import files
-from tracelab.files import atomic_file, atomic_folder
+from tracelab.errors import TracelabError
+from tracelab.files import atomic_file, atomic_folder, require_replaceable
 
 
 def names(folder: Path) -> list[str]:
@@ -265,3 +266,10 @@ def test_what_is_written_is_brought_to_the_disk_before_it_gets_its_name(tmp_path
     put(tmp_path / "file")
     assert order[0].startswith(".tmp-")
     assert order[1:] == ["renamed", tmp_path.name]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_never_replaced(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TracelabError, match="cannot be replaced by a new folder: name one inside it"):
+        require_replaceable(Path(name), ["*"], marker="x")

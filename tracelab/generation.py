@@ -72,13 +72,13 @@ def generate(
         TracelabError: no prompt, one that is with its continuation beyond the model's context, an argument that
             ``transformers`` refuses, or logits that are not finite.
     """
+    require_seed(seed)
     prompts = as_texts(prompts, "prompt")
     if not prompts:
         raise TracelabError("no prompt to continue")
     counts = {"batch_size": batch_size, "num_return_sequences": num_return_sequences, "num_beams": num_beams}
     for name, count in (counts | {"max_new_tokens": max_new_tokens}).items():
         require_int(name, count)
-    require_seed(seed)
     if do_sample:
         require_int("top_k", top_k, 0)
         require_number("temperature", temperature, above=0)

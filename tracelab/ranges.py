@@ -85,7 +85,7 @@ def require_number(what: str, value: Any, *, least: float | None = None, above: 
     return number
 
 
-def require_layers(layers: Iterable[int], n_layers: int, model_id: str) -> list[int]:
+def require_layers(layers: Iterable[Any], n_layers: int, model_id: str) -> list[int]:
     """Layer numbers, ascending and each once; stops at the first that does not exist, however many would follow.
 
     Raises:

@@ -126,3 +126,14 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
     Experts.fit(small, TEXTS, training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1), partial=tmp_path)
     assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
     assert isinstance(edit.expert, WeightDelta)
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e9, 1e30])
+def test_a_training_that_diverges_and_stays_finite_is_refused(small, lr, tmp_path):
+    before = logits(small)
+    training = FinetuneConfig(rank=2, modules=("mlp.out",), lr=lr, batch_size=4)
+    with pytest.raises(TracelabError, match=r"expert: the training diverged .*: lower the learning rate"):
+        Experts.fit(small, TEXTS, training=training, partial=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    assert torch.equal(logits(small), before)
+    assert all(parameter.grad is None for parameter in small.parameters())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.training import Chunks, Curves, train
+from tracelab.interventions.training import Chunks, Curves, largest_parameter, require_converged, train
 
 NAN = float("nan")
 
@@ -270,3 +272,39 @@ def test_other_errors_pass_through_at_once(error):
     with pytest.raises(type(error), match=str(error)):
         Chunks(8)(work.add, NUMBERS, work.restart)
     assert len(work.chunks) == 1
+
+
+# --- training that diverged -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "largest"),
+    [(4.0, 10.8, 1.0), (0.1, 1.2, 1.0), (4.0, 3.0, 3e9), (4.0, float("nan"), 1.0), (4.0, 3.0, float("nan"))],
+)
+def test_a_loss_far_above_its_start_or_a_huge_parameter_is_divergence(before, after, largest):
+    with pytest.raises(TracelabError, match=r"x: the training diverged \(loss .*\): lower the learning rate"):
+        require_converged("x", before, after, largest)
+
+
+@pytest.mark.parametrize(("before", "after", "largest"), [(4.0, 3.0, 20.0), (4.0, 5.5, 1.0), (0.1, 1.0, 1.0)])
+def test_noise_is_no_divergence(before, after, largest):
+    require_converged("x", before, after, largest)
+
+
+def test_a_parameter_that_is_not_a_number_is_the_largest():
+    module = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(module.weight, -7.0)
+    assert largest_parameter(module) == 7
+    torch.nn.init.constant_(module.bias, float("nan"))
+    assert math.isnan(largest_parameter(module))
+
+
+def test_a_run_that_found_a_better_state_has_not_diverged(tmp_path):
+    kept = tmp_path / "kept"
+    kept.touch()
+    for scores, diverged in (([5.0, 4.0, 9.0], False), ([5.0, 6.0, 9.0], True), ([5.0], False)):
+        curves = Curves([{"step": i, "split": "dev", "score": score} for i, score in enumerate(scores)])
+        with pytest.raises(TracelabError) if diverged else nullcontext():
+            curves.require_converged("x", kept)
+        assert kept.exists() != diverged
+        kept.touch()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tracelab.errors import TracelabError
 from tracelab.localize.prober import ProberConfig, Probers, train_probers
 
 N_LAYERS, D_MODEL, N_GROUPS, N_PROMPTS = 3, 12, 3, 50
@@ -104,3 +105,10 @@ def test_a_signal_in_one_layer_is_found_there_only():
     hits = (probers(activations[300:]).argmax(-1) == truth[300:]).float().mean(1)
     assert hits[1] > 0.95
     assert 0.3 < hits[0] < 0.7
+
+
+@pytest.mark.parametrize("lr", [1e4, 1e30, 1e300])
+def test_a_training_that_diverges_is_refused(data, lr):
+    activations, labels, train = data
+    with pytest.raises(TracelabError, match="the training of the probers diverged .*: lower lr="):
+        train_probers(activations, labels, train, config=ProberConfig(hidden=8, lr=lr, epochs=2), seed=5)

@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
 from tracelab.localize.attention_gap import attention_gap
+from tracelab.ranges import require_seed
 
 METRICS = ("sensitive", "other", "hit_rate")
 
@@ -58,6 +59,7 @@ def attention_scores(
     Raises:
         TracelabError: unknown reduction, layer out of range, no usable pair.
     """
+    require_seed(seed)
     gap = attention_gap(model, pairs, layer=layer, reduce=reduce, control="none", keep_maps=0, seed=seed)
     rows = gap.pairs[gap.pairs["selection"] == gap.selection].reset_index(drop=True)
     table = score_table(_samples(rows), benchmark="attention", edit=edit, seed=seed)

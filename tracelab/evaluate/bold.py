@@ -123,8 +123,8 @@ def bold_scores(
     seeds = list(seeds)
     kept = _kept(as_records(prompts, "prompt"), None if groups is None else as_texts(groups, "group"))
     if texts is None:
-        for given in seeds:
-            require_seed(given, "a seed of sampling")
+        for one in seeds:
+            require_seed(one, "a seed of sampling")
         if not seeds or len(set(seeds)) < len(seeds):
             raise TracelabError(f"one or several different seeds are needed, not {seeds}")
         made = [

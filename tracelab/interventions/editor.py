@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
+from tracelab.ranges import require_memory
 
 INITS = ("scaled", "normal")
 FORMS = ("auto", "primal", "dual")
@@ -98,6 +99,8 @@ class Editor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # With gradients and Adam's two moments, in fp32.
+        require_memory(f"editors of rank {rank}", 16 * n_blocks * 2 * (d_k + d_v) * rank)
         generator = torch.Generator().manual_seed(seed)
         self.d_k = d_k
         self.normaliser = Normaliser(d_k + d_v)

@@ -31,6 +31,7 @@ from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model import given_tokenizer, model_facts
 from tracelab.plain import plain_weights
+from tracelab.ranges import require_int
 
 MARKER = "tracelab_export.json"
 
@@ -46,6 +47,8 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
         TracelabError: no weight delta, a dense one without ``rank``, several at once, or maps that the model computes
             together with others.
     """
+    if rank is not None:
+        require_int("rank", rank)
     try:
         from peft import LoraConfig
     except ImportError:

@@ -28,6 +28,8 @@ from tracelab.model import model_facts
 from tracelab.ranges import require_int, require_layers, require_seed
 from tracelab.texts import Texts, as_texts
 
+_ALWAYS_TAKEN = 16  # the largest rank that a fit has by default: the smallest models are fitted too
+
 
 class MapShape(BaseModel):
     """A linear map with a delta: where it is, its sizes, and the rank (None: dense)."""
@@ -118,7 +120,7 @@ class WeightDelta(Intervention):
             modules: linear maps by TransformerLens name: ``mlp.in, mlp.gate, mlp.out, attn.q/k/v/o``.
 
         Raises:
-            TracelabError: no such layer or map, or a rank under 1.
+            TracelabError: no such layer or map, or a rank under 1 or above what any of the maps can have.
         """
         if rank is not None:
             require_int("the rank of a delta", rank)
@@ -134,7 +136,7 @@ class WeightDelta(Intervention):
         origin = Origin.of(model, points)
         sizes = _map_sizes(model, points)
         largest = max(min(size) for size in sizes)
-        if rank is not None and rank > largest:
+        if rank is not None and rank > max(largest, _ALWAYS_TAKEN):
             raise TracelabError(f"no delta of these maps has a rank above {largest}, their smaller side: not {rank}")
         shapes = tuple(
             MapShape(module=point.kind, layer=point.layer or 0, d_in=d_in, d_out=d_out, rank=rank)

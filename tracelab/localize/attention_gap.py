@@ -142,13 +142,14 @@ def attention_gap(
         TracelabError: unknown option, layer or head out of range, no pair with a differing token, one
             beyond the model's context, or attention that is not finite.
     """
+    require_seed(seed)
     require_choice("reduction", reduce, REDUCTIONS)
     require_choice("control", control, CONTROLS)
     require_int("keep_maps", keep_maps, 0)
     require_int("batch_tokens", batch_tokens)
-    require_seed(seed)
     info = model_facts(model)
-    require_int("layer", layer, -INT_MOST)
+    if not -info.n_layers <= require_int("layer", layer, -INT_MOST) < info.n_layers:
+        raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)

@@ -115,6 +115,7 @@ def causal_trace(
         TracelabError: nothing can be traced, a sentence beyond the model's context, a window larger than the model, an
             unknown option, or log-probabilities that are not finite.
     """
+    require_seed(seed)
     pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
     for component in components:
         require_choice("component", component, COMPONENTS)
@@ -132,7 +133,6 @@ def causal_trace(
     require_number("noise_factor", noise_factor, least=0)
     if noise_std is not None:
         require_number("noise_std", noise_std, least=0)
-    require_seed(seed)
     layers = require_layers(range(n_layers) if layers is None else layers, n_layers, model_facts(model).model_id)
     if not layers or not components:
         raise TracelabError("nothing to trace: name at least one layer and one component")

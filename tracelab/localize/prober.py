@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import learning
-from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number
+from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_memory, require_number
 
 _LARGEST_PARAMETER = 100.0  # they begin below 1
 
@@ -93,6 +93,8 @@ def train_probers(
         TracelabError: the training diverged.
     """
     _, n_layers, d_model = activations.shape
+    # With gradients and Adam's two moments, in fp32.
+    require_memory(f"probers of width {config.hidden}", 16 * n_layers * d_model * config.hidden)
     probers = Probers(n_layers, d_model, config.hidden, labels.shape[1], seed)
     optimizer = torch.optim.Adam(probers.parameters(), lr=config.lr, fused=True)
     order = torch.Generator().manual_seed(seed)

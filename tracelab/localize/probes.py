@@ -123,10 +123,10 @@ def probe_layers(
         TracelabError: a group without a usable word, one group the most likely for every prompt, or a
             corpus too small to hold anything out.
     """
+    require_seed(seed)
     require_choice("split", split, SPLITS)
     require_int("n_seeds", n_seeds, most=SEEDS_MOST)
     require_int("batch_tokens", batch_tokens)
-    require_seed(seed)
     n_layers = model_facts(model).n_layers
     top_k = max(1, round(9 / 32 * n_layers)) if top_k is None else top_k
     if not 1 <= require_int("top_k", top_k, -INT_MOST) <= n_layers:

@@ -13,7 +13,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import require_choice
 from tracelab.escaping import csv_table
 from tracelab.figures import save_figures
-from tracelab.files import atomic_file
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
 from tracelab.locks import locked
@@ -74,6 +73,8 @@ def report(
     for edit in (interventions or {}).values():
         edit.hooks(model)  # refuses an edit of another model before anything is measured
     chosen = preset_of(preset, limit)
+    for prompt in prompts:
+        encode(model, prompt)  # refuses what has no token before hours of work, not after them
     out_dir = Path(out_dir)
     require_report_folder(out_dir)
     data = Data.read(bias, chosen, seed)

@@ -167,3 +167,15 @@ def test_the_step_sizes_have_a_learning_rate_of_their_own_and_no_parameter_is_fo
     assert [id(p) for p in step_sizes["params"]] == [id(network.step) for network in editors.networks.values()]
     grouped = sorted(id(p) for group in (others, step_sizes) for p in group["params"])
     assert grouped == sorted(id(p) for p in editors.parameters())
+
+
+def test_an_editor_that_diverges_is_refused(tiny):
+    with pytest.raises(TracelabError, match="lower (the learning rate|meta_lr)"):
+        BiasEdit.fit(tiny("llama"), TRAIN, BiasEditConfig(**SMALL, meta_lr=1e9), layers="last1", dev=DEV)
+
+
+def test_a_direct_shift_that_diverges_is_refused_and_keeps_nothing(tiny, tmp_path):
+    config = BiasEditConfig.direct(**{**SMALL, "steps": 2}, delta_lr=1e9)
+    with pytest.raises(TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"):
+        BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV, partial=tmp_path / "kept")
+    assert not list(tmp_path.iterdir())

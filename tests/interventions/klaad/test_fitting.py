@@ -233,3 +233,10 @@ def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(model, monkeypat
     monkeypatch.setattr(klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan"))
     with pytest.raises(TracelabError, match=r"^klaad\(gender\), step 1: not finite .*: lower the learning rate$"):
         fit(model)
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e9])
+def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(model, lr, tmp_path):
+    with pytest.raises(TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"):
+        fit(model, lr=lr, partial=tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
