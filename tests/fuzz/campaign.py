@@ -3,8 +3,8 @@
 Each number of the campaign is one mutation of one bundle, the same whenever it is run. What has to come of it:
 
     executed            0    nothing is run, unpickled or started, and no file is written
-    accepted            0    damage that nobody signed: another edit, or the same in other bytes, is taken for the bundle
-    raw                 0    an error other than a TracelabError of one line, from load, hooks, attach or save
+    accepted            0    damage that nobody signed: a bundle in other bytes than were written is loaded
+    raw                 0    an error other than a TracelabError of one line, from load, hooks or attach
     broken              0    a forward pass that fails, though hooks and attach had nothing against the edit
 """
 

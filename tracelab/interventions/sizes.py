@@ -78,9 +78,9 @@ def require_layer(point: Point, path: str) -> None:
 def _linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """Input and output width of a ``Linear`` or of GPT-2's ``Conv1D``."""
     for names in (("in_features", "out_features"), ("nx", "nf")):
-        found = [getattr(module, name, None) for name in names]
-        if all(isinstance(width, int) for width in found):
-            return found[0], found[1]
+        d_in, d_out = (getattr(module, name, None) for name in names)
+        if isinstance(d_in, int) and isinstance(d_out, int):
+            return d_in, d_out
     return None
 
 
