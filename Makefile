@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share models, so they stay together; in the order of the files, which ends with small ones.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all fuzz lint clean
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ test: $(VENV)/.installed
 test-all: test
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow $(PARALLEL)
 	HF_HUB_OFFLINE=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 analyses
+
+# Mutations of bundles; FUZZ=1000 makes a thousand of them.
+FUZZ ?= 100000
+fuzz: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.campaign --count $(FUZZ)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tracelab.errors import TracelabError, cut, quoted
 from tracelab.interventions.base import Origin
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 LARGEST = 2**24
 """Bytes that a manifest may have; one with long notes has some ten thousand."""
 
