@@ -51,9 +51,16 @@ def command(request, place) -> Command:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_preset():
+def small_work():
+    """A preset that takes seconds, and no browser: it would outlive a killed process."""
+
+    def no_browser(*arguments, **options):
+        raise RuntimeError("no browser here")
+
     PRESETS["crash"] = Preset(prober_seeds=1, trace_pairs=2, trace_samples=1, layer_step=2)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plotly.io.write_images", no_browser)
+        yield
     del PRESETS["crash"]
 
 
