@@ -31,6 +31,7 @@ from tracelab.evaluate.interference import interference
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import UNEDITED
 from tracelab.interventions import Intervention, Stack
+from tracelab.ownership import require_folder
 from tracelab.progress import progress
 from tracelab.results import Result, run_settings
 
@@ -173,6 +174,8 @@ def evaluate(
         TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model. What
             goes wrong in one cell is told in the table instead.
     """
+    if folder is not None:
+        require_folder(folder)
     edits = _named(interventions)
     chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in benchmarks]
     if not chosen:
