@@ -6,9 +6,10 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ class Command:
 
     arguments: tuple[str, ...]
     bundle: bool = False
-    extra: tuple[str, ...] = field(default=())
 
     def start(self, out: Path, *, largest_file: int | None = None) -> int:
         """Fork; returns the process. Its words go to ``out``'s ``.log``, its rows to ``.json``."""
@@ -36,6 +36,7 @@ class Command:
             log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # not pytest's
             if largest_file is not None:  # like a disk that fills up while a file is written
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
