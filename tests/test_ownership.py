@@ -124,7 +124,7 @@ def test_a_file_of_the_right_kind_that_is_not_listed_is_somebodys(tmp_path, what
         "[]",
         "null",
         '{"files": ["x"]}',
-        b"\xff\xfe{}",
+        b"\xff{}",
         '{"settings": []}',
         "[" * 9999,
     ],

@@ -92,7 +92,8 @@ class Result:
                 else:
                     plain[name] = value
             files = {file.name: _hash(file) for file in sorted(made.iterdir())}
-            text = json.dumps({"result": type(self).__name__, "files": files, **plain}, indent=1)
+            content = {"result": type(self).__name__, "files": files, **plain}
+            text = json.dumps({"sha256": _content_hash(content), **content}, indent=1)
             (made / MARKER).write_text(text, encoding="utf-8")
         return folder
 
@@ -113,7 +114,7 @@ class Result:
             raise TracelabError(f"no saved result in {str(folder)!r}")
         try:
             values = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-            kind = values.pop("result")
+            kind = values["result"]
             if kind == cls.__name__:
                 return cls._read(folder, values)
         except Exception as error:  # damage surfaces as whatever a reader happens to raise
@@ -126,7 +127,11 @@ class Result:
     @classmethod
     def _read(cls, folder: Path, values: dict[str, Any]) -> Self:
         """What the files hold, given what stands in the JSON file."""
-        hashes = values.pop("files", None)  # 0.1 wrote none
+        digest = values.pop("sha256", None)  # 0.1 wrote none
+        if digest is not None and digest != _content_hash(values):
+            raise ValueError(f"{MARKER} is not the file that was written")
+        hashes = values.pop("files", None)
+        del values["result"]
         for name, digest in (hashes or {}).items():
             if _hash(folder / name) != digest:
                 raise ValueError(f"{name} is not the file that was written")
@@ -184,6 +189,10 @@ def read_marker(folder: Path) -> Any:
 def _hash(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _all_tensors(values: dict[str, Any]) -> bool:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tracelab.interventions.training import Curves, train
+from tracelab.errors import TracelabError
+from tracelab.interventions.training import Curves, require_partial, train
 
 # --- interruption ---------------------------------------------------------------------------------------------------
 
@@ -168,3 +169,19 @@ def test_a_partial_file_that_holds_code_is_ignored_and_not_run(tmp_path):
     fresh(partial=tmp_path / "partial.pt")
     assert fresh.steps == 20
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"notes of my own", b"", b"\x80\x02."])
+def test_a_file_of_somebodys_own_is_refused_before_any_fit_and_one_of_ours_is_not_even_if_damaged(tmp_path, content):
+    (tmp_path / "mine.pt").write_bytes(content)
+    with pytest.raises(TracelabError, match="mine.pt' was not written by tracelab"):
+        require_partial(tmp_path / "mine.pt")
+    interrupted(tmp_path / "partial.pt", 10)
+    (tmp_path / "partial.pt").write_bytes(content)
+    require_partial(tmp_path / "partial.pt")
+
+
+def test_a_partial_file_of_0_1_which_no_list_names_is_taken_up(tmp_path):
+    interrupted(tmp_path / "partial.pt", 10)
+    (tmp_path / ".tracelab").unlink()
+    require_partial(tmp_path / "partial.pt")

@@ -33,6 +33,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import UNEDITED
 from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention, Stack
+from tracelab.ownership import require_folder
 from tracelab.progress import progress
 from tracelab.ranges import require_limit, require_seed
 from tracelab.results import Result, run_settings
@@ -183,6 +184,8 @@ def evaluate(
     for most in limit.values() if isinstance(limit, Mapping) else [limit]:
         require_limit(most)
     require_unedited(model, "evaluate", allow_hooks=allow_hooks)
+    if folder is not None:
+        require_folder(folder)
     edits = _named(interventions)
     several = [benchmarks] if isinstance(benchmarks, str | Benchmark) else benchmarks
     chosen = [item if isinstance(item, Benchmark) else benchmark(item) for item in several]

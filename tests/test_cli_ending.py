@@ -1,0 +1,194 @@
+"""How a command ends that nobody reads, that is told to stop, or whose output is a pipe, a device or full."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_hf
+from tracelab.cli import ending, main
+from tracelab.cli.ending import ends_quietly
+from tracelab.cli.partial import partial_fit, require_partial_folder
+from tracelab.errors import TracelabError
+from tracelab.files import PREFIX
+
+ROOT = Path(__file__).parent.parent
+LIGHT = (  # without the package's imports, which take seconds
+    "import sys, types\n"
+    "for name in ('tracelab', 'tracelab.cli'):\n"
+    "    package = sys.modules[name] = types.ModuleType(name)\n"
+    "    package.__path__ = [name.replace('.', '/')]\n"
+    "from tracelab.cli.ending import ends_quietly\n"
+)
+PRINTS = LIGHT + (
+    "@ends_quietly\ndef main(argv=None):\n"
+    "    for number in range(int(sys.argv[1])):\n        print('a line of a table', number)\n"
+    "    return 0\n"
+    "sys.exit(main())"
+)
+
+
+@pytest.mark.parametrize("lines", ["3", "100000"])  # in the buffer until the end, and far more than that
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(lines):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", PRINTS, lines], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_device_is_one_line():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=subprocess.PIPE, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == ["tracelab: [Errno 28] No space left on device"]
+
+
+def test_without_any_output_a_command_still_runs():
+    shell, code = f'exec "{sys.executable}" -c "$CODE" 3 >&-', {**os.environ, "CODE": PRINTS}
+    done = subprocess.run(shell, shell=True, cwd=ROOT, env=code)
+    assert done.returncode == 0
+
+
+def test_sigterm_clears_up_and_ends_with_143(tmp_path):
+    cleared = []
+
+    @ends_quietly
+    def terminated(argv=None) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not break the clearing up
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleared.append(True)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert terminated() == ending.TERMINATED == 143
+    assert cleared == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- where results go -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_hf("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+SCORE = ("score", "crows-pairs", "--bias", "age", "--limit", "4")
+
+
+def test_json_to_the_standard_output_is_json_and_the_table_goes_to_stderr(model, capsys):
+    assert main([*SCORE, "--model", model, "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["results"]
+    assert "crows-pairs" in said.err
+
+
+def test_json_to_a_device_leaves_the_device(model):
+    assert main([*SCORE, "--model", model, "--json", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_pipe_that_nobody_reads_costs_no_file(model, tmp_path, monkeypatch):
+    def closed(*arguments, **options):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("builtins.print", closed)
+    out, file = tmp_path / "out", tmp_path / "x.json"
+    assert main([*SCORE, "--model", model, "--out", str(out), "--json", str(file)]) == 141
+    assert (out / "score-crows-pairs-age/result.json").is_file()
+    assert json.loads(file.read_text())["results"]
+
+
+VERBS = {
+    "score": SCORE,
+    "probe": ("probe", "--bias", "gender"),
+    "trace": ("trace", "--bias", "gender"),
+    "attention": ("attention",),
+    "fit": ("fit", "fairmed", "--bias", "gender"),
+    "compare": ("compare", "--edit", "/no/bundle"),
+    "inspect": ("inspect", "--edit", "/no/bundle", "--prompt", "x"),
+    "export": ("export", "/no/bundle", "--to", "merged"),
+    "report": ("report", "--bias", "gender"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("out", ["file", "file/under", "nowhere", "/dev/null", "", "/proc/deep"])
+def test_what_cannot_hold_a_folder_is_refused_before_the_model_is_looked_for(tmp_path, capsys, verb, out):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "no such thing")
+    path = out if out.startswith("/") or not out else str(tmp_path / out)
+    assert main([*VERBS[verb], "--model", "/no/model", "--out", path]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "--out" in said[0]
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "nowhere"]
+
+
+@pytest.mark.parametrize("name", ["index.html", "tables/headline.csv", "figures/mine.png", "parts/x", "bundles/x"])
+def test_a_site_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp_path, capsys, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    assert main([*VERBS["report"], "--model", "/no/model", "--out", str(tmp_path)]) == 2
+    assert "was not written by tracelab" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["attention-crows-pairs.html", "attention-crows-pairs-maps.png"])
+def test_a_figure_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine")
+    assert main([*VERBS["attention"], "--model", "/no/model", "--out", str(tmp_path)]) == 2
+    assert f"{name}' was not written by tracelab" in capsys.readouterr().err
+
+
+# --- partial fits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["klaad", "biasedit", "experts"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_somebody_keeps_under_the_name_of_a_partial_fit_is_refused_and_stays(tmp_path, capsys, method, kind):
+    mine = tmp_path / "K.partial" if kind == "file" else tmp_path / "K.partial" / "training"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    arguments = ["fit", method, "--bias", "gender", "--model", "/no/model", "--out", str(tmp_path / "K")]
+    assert main(arguments) == 2
+    assert "was not written by tracelab: move it away" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+
+
+def test_a_partial_fit_is_there_until_it_is_done(tmp_path):
+    out = str(tmp_path / "K")
+    with pytest.raises(KeyboardInterrupt), partial_fit(out) as folder:
+        (folder / "training").write_text("half")
+        raise KeyboardInterrupt
+    assert require_partial_folder(out) == folder
+    with partial_fit(out) as folder:
+        assert (folder / "training").read_text() == "half"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TracelabError), partial_fit(out):
+        raise TracelabError("refused before anything was kept")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_writer_in_a_partial_folder_is_nobodys(tmp_path):
+    with pytest.raises(KeyboardInterrupt), partial_fit(str(tmp_path / "K")) as folder:
+        (folder / f"{PREFIX}left").write_text("half")
+        raise KeyboardInterrupt
+    assert require_partial_folder(str(tmp_path / "K")) == folder
