@@ -171,11 +171,10 @@ def _names(folder: Path, bias: str | None) -> tuple[str, ...]:
     own = not set(there) <= {*CATEGORIES, *INTERSECTIONAL}
     if bias is None:
         return tuple(name for name in there if name not in INTERSECTIONAL) if own else CATEGORIES
-    if bias not in there:
-        bias = ALIASES.get(bias, bias)
-        if bias not in CATEGORIES + INTERSECTIONAL or (own and bias not in there):
-            require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
-    return (bias,)
+    name = bias if bias in there else ALIASES.get(bias, bias)
+    if name not in there and (own or name not in CATEGORIES + INTERSECTIONAL):
+        require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
+    return (name,)
 
 
 def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:

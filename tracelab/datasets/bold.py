@@ -83,9 +83,7 @@ def _file(path: Path, domain: str, changed: tuple[int, ...]) -> tuple[BoldText, 
         with place(f"{group}/{name}"):
             found = [text_in({str(number): text}, str(number)).strip() for number, text in enumerate(values)]
         return [
-            BoldText(f"{group}/{name}/{number}", domain, group, name, text)
-            for number, text in enumerate(found)
-            if text
+            BoldText(f"{group}/{name}/{number}", domain, group, name, text) for number, text in enumerate(found) if text
         ]
 
     def read() -> list[BoldText]:

@@ -173,7 +173,8 @@ def parse(what: str, make: Callable[[], list[R]]) -> list[R]:
         hints = [hint for kind, hint in _HINTS.items() if isinstance(error, kind)][-1:]
         more = ", ".join([*hints, *_notes(error)])
         raise TracelabError(
-            f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}" + (f" ({more})" if more else "")
+            f"{what} is not the benchmark it claims to be: {type(error).__name__} {error}"
+            + (f" ({more})" if more else "")
         ) from error
     if not records:
         raise TracelabError(f"{what} holds no records")

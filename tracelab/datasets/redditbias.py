@@ -190,9 +190,7 @@ def _folder(folder: Path) -> list[RedditBiasPhrase]:
 
 def _annotated(folder: Path, name: str, group: str, encoding: str | None) -> Iterator[tuple[int, str]]:
     """Row number and phrase of the rows annotated as biased; other labels are "0", "2" and none."""
-    path = file_in(
-        folder, f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv", "RedditBias", holds=_HOLDS
-    )
+    path = file_in(folder, f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv", "RedditBias", holds=_HOLDS)
     for number, row in enumerate(table_of(path, ("phrase", "bias_phrase"), "RedditBias", otherwise=encoding)):
         if row["bias_phrase"] == "1" and row["phrase"].strip():
             yield number, row["phrase"].strip()

@@ -17,7 +17,9 @@ import regex
 from tracelab.tokens import Span
 
 # ``\w`` of the ``regex`` package holds combining marks, that of ``re`` does not: with it no Hindi word is one.
-_UNSPACED = "".join(rf"\p{{{s}}}" for s in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"))
+_UNSPACED = "".join(
+    rf"\p{{{s}}}" for s in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
+)
 _ELIDED = r"(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|all|dell|dall|nell|sull|un|quest|quell)['’](?=\w{2})"
 _WORD = regex.compile(
     rf"(?=[{_UNSPACED}])\X|(?<!\w){_ELIDED}|[\w--{_UNSPACED}]+(?:['’][\w--{_UNSPACED}]+)*|[^\w\s]",

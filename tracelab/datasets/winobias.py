@@ -167,7 +167,9 @@ def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[s
     if None in named:
         return "no bracketed occupation and another one"
     pro, anti = (
-        WinoBiasSentence(text, *cast(tuple[Span, Span], named[side]), tuple(Span(*both[side].span()) for both in pronouns))
+        WinoBiasSentence(
+            text, *cast(tuple[Span, Span], named[side]), tuple(Span(*both[side].span()) for both in pronouns)
+        )
         for side, text in enumerate(texts)
     )
     return WinoBiasPair(key, kind, case, pro, anti)
