@@ -120,7 +120,6 @@ def test_a_block_that_stands_twice_is_two():
 
 def row(example_id, condition, polarity, **changes):
     made = item("", condition, polarity)
-    groups = dict(zip(made.answers, ("joven", "viejo", "ns"), strict=True))
     return {
         "example_id": example_id,
         "category": "Edad",
