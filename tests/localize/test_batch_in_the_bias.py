@@ -20,9 +20,9 @@ from tracelab.weight_directions import weight_directions
 
 SIZES = {"hidden_size": 32, "initializer_range": 0.25}
 CONFIGS = {
-    "bloom": {"n_layer": 3, "n_head": 4, **SIZES},
+    "bloom": {"n_layer": 4, "n_head": 4, **SIZES},
     "falcon": {
-        **{"num_hidden_layers": 3, "num_attention_heads": 4, "alibi": True},
+        **{"num_hidden_layers": 4, "num_attention_heads": 4, "alibi": True},
         **{"multi_query": False, "parallel_attn": False, **SIZES},
     },
 }
@@ -55,12 +55,11 @@ def test_tracing_falls_back_to_the_slow_way(model, pairs):
 
 
 def test_continuations_of_a_shared_prompt_are_those_of_whole_texts(model):
-    prompts = [
-        encode_continuations(model, p, [" a man.", " the old woman."]) for p in ("He is", "In the end she was not")
-    ]
-    both = [continuation_logprobs(model, prompts, share_prefix=share) for share in (None, False)]
-    for shared, plain in zip(*(sum(way, []) for way in both), strict=True):
-        assert torch.allclose(shared, plain, atol=1e-4)
+    texts = [" a man.", " the old woman."]
+    prompts = [encode_continuations(model, prompt, texts) for prompt in ("He is", "In the end she was not")]
+    shared, plain = (continuation_logprobs(model, prompts, share_prefix=share) for share in (None, False))
+    for ours, theirs in zip(shared, plain, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_directions_of_a_delta_are_named(model):
