@@ -132,3 +132,15 @@ def test_on_the_real_model_a_shared_prefix_changes_nothing(real_model, edited):
 
 def test_no_prompts_have_no_values(tiny_model):
     assert continuation_logprobs(tiny_model("llama"), []) == []
+
+
+def test_a_cache_that_breaks_is_no_error(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    made = encode_prompts(model, short(3))
+    plain = flat(continuation_logprobs(model, made, share_prefix=False))
+
+    def broken(*args):
+        raise NotImplementedError("this architecture has no cache")
+
+    monkeypatch.setattr(continuations, "_shared", broken)
+    assert torch.equal(flat(continuation_logprobs(model, made)), plain)

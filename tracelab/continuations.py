@@ -9,8 +9,8 @@ both passes.
 
 Both ways are here: :func:`~tracelab.scoring.token_logprobs` on whole sequences is what the shared one must equal. It
 does, but for an edit that ties positions of the prompt to those of the answer (FairMed with ``norm="code"`` at all
-positions), or a model whose cache does not do what it should. So that nobody has to know, two prompts are
-scored both ways first, and if they differ, all are scored the plain way.
+positions), or a model whose cache does not do what it should, or does not exist. So that nobody has to know, the
+shortest and the longest prompt are scored both ways first, and if the ways differ, all are scored the plain way.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def continuation_logprobs(
 
     Args:
         share_prefix: whether a prompt is run once for all its continuations, or once for each; default: once, if
-            that gives the same on the first two prompts.
+            that works and gives the same on the shortest and the longest prompt.
         batch_tokens: most tokens in a forward pass.
 
     Returns:
@@ -105,17 +105,28 @@ def continuation_logprobs(
     """
     require_context(model, (max(map(len, prompt.sequences)) for prompt in prompts), what="prompt")
     if share_prefix is None:
-        share_prefix = bool(prompts) and _agree(model, prompts[:2], batch_tokens)
+        share_prefix = bool(prompts) and _agree(model, _ends(prompts), batch_tokens)
     return (_shared if share_prefix else _plain)(model, prompts, batch_tokens)
 
 
+def _ends(prompts: Sequence[Continuations]) -> list[Continuations]:
+    """The shortest and the longest prompt: padded next to each other, and beyond a sliding window if any is."""
+    by_length = sorted(prompts, key=lambda prompt: prompt.shared)
+    return by_length if len(by_length) < 2 else [by_length[0], by_length[-1]]
+
+
 def _agree(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> bool:
-    plain, shared = (
-        torch.cat([values for options in way(model, prompts, batch_tokens) for values in options])
-        for way in (_plain, _shared)
-    )
+    plain = _flat(_plain(model, prompts, batch_tokens))
+    try:
+        shared = _flat(_shared(model, prompts, batch_tokens))
+    except Exception:  # whatever it is, the plain way has just been seen to work
+        return False
     close = CLOSE.get(next(model.original_model.parameters()).dtype, CLOSE_HALF)
     return torch.allclose(plain, shared, rtol=0, atol=close, equal_nan=True)
+
+
+def _flat(values: list[list[Tensor]]) -> Tensor:
+    return torch.cat([each for options in values for each in options])
 
 
 def _plain(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> list[list[Tensor]]:

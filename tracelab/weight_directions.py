@@ -135,7 +135,8 @@ def _normed(model: TransformerBridge, point: Point, direction: Float[Tensor, "d_
     """A direction that a map writes, after the norms between it and the unembedding, up to a positive factor."""
     block: Any = model.blocks[point.layer]
     after = block.hook_aliases[WRITERS[point.kind]].removesuffix(".hook_out")
-    norms = [block.get_submodule(after)] if after not in ("mlp", "attn") else []
+    # "mlp.out" (BLOOM, MPT, OPT) is the map itself, "ln2_post" (Gemma 2) a norm after it.
+    norms = [block.get_submodule(after)] if after.partition(".")[0] not in ("mlp", "attn") else []
     norms += [model.ln_final] if hasattr(model, "ln_final") else []
     for norm in norms:
         plain: nn.Module = copy.deepcopy(norm.original_component).float()

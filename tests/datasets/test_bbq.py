@@ -10,7 +10,7 @@ import pytest
 
 from tracelab import assets
 from tracelab.datasets import bbq, bbq_defects
-from tracelab.datasets.bbq import ALIASES, CATEGORIES, INTERSECTIONAL, METADATA
+from tracelab.datasets.bbq import ALIASES, CATEGORIES, INTERSECTIONAL, METADATA, blocks
 from tracelab.errors import TracelabError
 
 COUNTS = {
@@ -122,11 +122,12 @@ def test_fields_are_those_of_the_file(data, bias):
 
 
 def test_each_block_of_four_has_both_conditions_and_polarities_and_one_kind_of_name():
-    blocks = defaultdict(list)
-    for item in bbq():
-        blocks[item.block].append(item)
-    assert len(blocks) == 31_372 // 4
-    for items in blocks.values():
+    everything, found = bbq(), defaultdict(list)
+    for item, block in zip(everything, blocks(everything), strict=True):
+        found[block].append(item)
+    assert len(found) == 31_372 // 4
+    for items in found.values():
+        assert len({(item.bias_type, int(item.id.split("-")[1]) // 4) for item in items}) == 1  # as BBQ numbers them
         kinds = {(item.context_condition, item.question_polarity) for item in items}
         assert len(items) == len(kinds) == 4
         assert len({(item.question_index, item.named) for item in items}) == 1
@@ -140,14 +141,14 @@ def test_unknown_is_right_if_and_only_if_the_context_is_ambiguous():
 
 def test_the_biased_answer_is_the_metadatas_and_turns_with_the_question(metadata):
     targets = {(row["category"], row["example_id"]): row["target_loc"] for row in metadata}
-    blocks = defaultdict(dict)
-    for item in bbq():
+    everything, people = bbq(), defaultdict(dict)
+    for item, block in zip(everything, blocks(everything), strict=True):
         text = targets[item.bias_type, item.id.split("-")[1]]
         assert item.target_loc == (None if text == "NA" else int(text))
         if item.target_loc is not None:
             person = item.answers[item.target_loc].strip().lower()
-            blocks[item.block].setdefault(item.question_polarity, set()).add(person)
-    assert all(block["neg"].isdisjoint(block["nonneg"]) for block in blocks.values())
+            people[block].setdefault(item.question_polarity, set()).add(person)
+    assert all(block["neg"].isdisjoint(block["nonneg"]) for block in people.values())
 
 
 def test_names_stand_for_groups_in_half_the_templates_of_gender_and_race():
@@ -178,7 +179,7 @@ def test_a_limit_keeps_whole_blocks_spread_evenly(bias, limit):
     places = [order.index(item.id) for item in items]
     assert places == sorted(places)
     assert len(items) == min(limit // 4 * 4, len(everything))
-    assert set(Counter(item.block for item in items).values()) == {4}
+    assert set(Counter(blocks(items)).values()) == {4}
     gaps = {b - a for a, b in zip(places[::4], places[4::4], strict=False)}
     assert max(gaps) - min(gaps) <= 4
     # As much is left out before the first as after the last.
@@ -259,9 +260,10 @@ def test_an_empty_file_and_an_item_that_stands_twice_are_refused(written):
         (HEADER + KNOWN + "Age,1,0,1,label\n", "1 rows contradict another one of the same item, the first is on Age-0"),
         (HEADER + "Age,1,0,2,label\n", "target_loc of Age-0 is 2, not one of [0, 1]"),
         (HEADER + "Age,1,0,0,both\n", "unknown label_type 'both': choose one of label, name"),
-        (HEADER + "Age,1,x,0,label\n", "is not BBQ's metadata: ValueError"),
-        ("category,example_id\nAge,0\n", "is not BBQ's metadata: ValueError"),
-        ("", "is not BBQ's metadata: EmptyDataError"),
+        (HEADER + "Age,1,0,x,label\n", "is not BBQ's metadata: ValueError"),
+        (HEADER + "Age,1,x,0,label\n", "has no row on Age-0: which answer is biased is not known"),
+        ("category,example_id\nAge,0\n", "no column target_loc, label_type of BBQ's metadata among 'category', "),
+        ("", "additional_metadata.csv holds no records"),
     ],
 )
 def test_metadata_that_do_not_tell_the_biased_answer_are_refused(written, metadata, message):

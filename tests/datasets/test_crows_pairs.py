@@ -68,7 +68,7 @@ def test_a_bias_type_selects_its_pairs(bias):
 
 
 def test_race_is_taken_for_race_color():
-    assert crows_pairs("race", limit=7) == crows_pairs("race-color")[:7]
+    assert crows_pairs("race") == crows_pairs("race-color")
 
 
 def test_differing_words_are_where_the_sentences_differ():
@@ -130,12 +130,12 @@ def test_a_pair_that_stands_twice_is_refused(written):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (",gender,", ",zodiac,", "unknown bias type 'zodiac': choose one of age, "),
+        (",gender,", ",,", "pair 1 has no bias type (line 2, of "),
         (",stereo,", ",pro,", "unknown direction 'pro': choose one of stereo, antistereo"),
     ],
 )
 def test_unknown_values_in_a_file_are_refused(written, old, new, message):
-    with pytest.raises(TracelabError, match=message):
+    with pytest.raises(TracelabError, match=re.escape(message)):
         crows_pairs(source=written(HEADER + ROW.format(1).replace(old, new)))
 
 

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from tracelab import assets
 from tracelab.datasets import stereoset
+from tracelab.datasets.records import spread
 from tracelab.datasets.stereoset import BIAS_TYPES, HUB_ID, LABELS, attribute_words
 from tracelab.errors import TracelabError
 
@@ -148,8 +149,9 @@ def test_an_intersentence_pair_is_the_context_and_its_continuation():
         assert record.stereotype.filler == ()
 
 
-def test_the_limit_keeps_the_first_records():
-    assert stereoset("race", limit=5) == stereoset("race")[:5]
+def test_a_limit_is_spread_over_the_records():
+    assert stereoset("race", limit=5) == spread(stereoset("race"), 5)
+    assert len({record.target for record in stereoset("gender", limit=60)}) == 10
 
 
 def test_a_path_to_the_official_file_gives_the_same_records(raw):

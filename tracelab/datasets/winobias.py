@@ -8,7 +8,8 @@ syntax already in type 2. The gender that stereotypes give an occupation is that
 
 Line i of a pro file and line i of its anti file are one pair when they are the same but for their gendered pronouns.
 Of the 1,584 lines 20 are not (typing errors in one of the two, or another sentence) and are left out, as is a line
-without two occupations of the lists: :func:`left_out` names them, and a warning tells if they are many. Texts are the files' own, without brackets and double spaces. Licence of the data: MIT.
+without two occupations of the lists: :func:`left_out` names them, and a warning tells if they are many. Texts are the
+files' own, without brackets and double spaces, accents composed. Licence of the data: MIT.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ _ALL = (
     ),
     Benchmark(
         "perplexity",
-        lambda bias, limit, **where: neutral_sentences(limit or 500, **where),
+        lambda bias, limit, **where: neutral_sentences(500 if limit is None else limit, **where),
         perplexity,
         PerplexityScores,
         ("perplexity",),

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.datasets.records import say_unusable
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.ranges import require_seed
@@ -47,7 +48,8 @@ class Triples:
 def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Triples:
     """The triples of records that a causal model can be trained on.
 
-    A record is left out if a filler cannot be found in its sentence, or if no token of a filler has a token before it.
+    A record is left out if a filler cannot be found in its sentence, or if no token of a filler has a token before it;
+    a warning tells if these are many.
 
     Raises:
         TracelabError: no record is left, or one has a sentence beyond the model's context.
@@ -83,6 +85,7 @@ def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Tr
     if not kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items()) or "none were given"
         raise TracelabError(f"no usable triple among {len(records)} records ({reasons})")
+    say_unusable("records", left_out.elements(), len(records), "are left out of the training")
     return Triples(tuple(kept), tuple(sequences), tuple(fillers), dict(left_out))
 
 

@@ -42,7 +42,7 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import Pair
+from tracelab.datasets.records import Pair, say_unusable
 from tracelab.errors import TracelabError, require_choice
 from tracelab.finite import CAUSE
 from tracelab.gradients import measuring
@@ -166,6 +166,8 @@ def attention_gap(
     usable = [i for i, a in enumerate(aligned) if a.sensitive.any() and not a.sensitive.all()]
     if not usable:
         raise TracelabError(f"none of {len(records)} pairs has both equal and differing tokens")
+    lost = ["every token differs, or none"] * (len(records) - len(usable))
+    say_unusable("pairs", lost, len(records), "have no sensitive position and are left out")
     swaps: dict[int, NeutralSwap] = {}
     if control == "neutral":
         swaps = neutral_swaps(model, [(i, *encoded[i]) for i in usable], seed=seed)
