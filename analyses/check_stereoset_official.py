@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from tracelab.datasets import stereoset
-from tracelab.evaluate.stereoset import LABELS, stereoset_metrics
+from tracelab.evaluate.benchmarks.stereoset import LABELS, stereoset_metrics
 
 
 def main() -> None:

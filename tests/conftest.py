@@ -25,8 +25,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import tiny_hf
-from tracelab import assets
-from tracelab.model import from_hf, load
+from tracelab.model import assets
+from tracelab.model.load import from_hf, load
 
 _SHARED: list[TransformerBridge] = []
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tracelab
 from tests.interventions.edits import random_delta, random_experts
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.errors import TracelabError
-from tracelab.model import from_hf, model_info
+from tracelab.model import assets
+from tracelab.model.load import from_hf, model_info
 
 TEXT = "The baker came late."
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests import toy_wheel
-from tracelab import assets
 from tracelab import cache as cache_module
 from tracelab import gguf as gguf_module
-from tracelab.assets import Wheel
 from tracelab.errors import TracelabError
-from tracelab.model import fingerprint, load, model_info
-from tracelab.scoring import score
+from tracelab.model import assets
+from tracelab.model.assets import Wheel
+from tracelab.model.load import fingerprint, load, model_info
+from tracelab.model.scoring import score
 
 
 @pytest.fixture

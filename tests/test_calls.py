@@ -10,7 +10,7 @@ import torch
 
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
-from tracelab.calls import Call, current_call, reading, unwatch, watch
+from tracelab.model.forward_pass import Call, current_call, reading, unwatch, watch
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 LEFT = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

@@ -16,7 +16,7 @@ from tracelab.cli import ending, main
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.partial import partial_fit, require_partial_folder
 from tracelab.errors import TracelabError
-from tracelab.files import PREFIX
+from tracelab.storage.files import PREFIX
 
 ROOT = Path(__file__).parent.parent
 LIGHT = (  # without the package's imports, which take seconds

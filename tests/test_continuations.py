@@ -10,11 +10,11 @@ import torch
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import KINDS
 from tracelab import continuations
-from tracelab.continuations import continuation_logprobs, encode_continuations
 from tracelab.datasets import BBQItem, bbq
 from tracelab.errors import TracelabError
-from tracelab.evaluate.bbq import FORMATS
+from tracelab.evaluate.benchmarks.bbq import FORMATS
 from tracelab.interventions import FairMedConfig, Stack
+from tracelab.model.continuations import continuation_logprobs, encode_continuations
 
 
 def short(n: int, bias: str | None = None) -> list[BBQItem]:

@@ -10,7 +10,7 @@ import torch
 
 import tracelab
 from tests.interventions.edits import random_delta, random_fairmed
-from tracelab.hook_points import LINEAR_MAPS
+from tracelab.model.hook_points import LINEAR_MAPS
 
 PROMPT = "The nurse said that the doctor"
 

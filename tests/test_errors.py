@@ -17,10 +17,10 @@ def test_an_unknown_choice_is_named_with_the_choices():
 
 
 def test_every_annotation_can_be_checked_at_run_time(real_model):
-    import tracelab.evaluate.crows_pairs
-    import tracelab.evaluate.stereoset
-    import tracelab.localize.causal_trace
-    import tracelab.localize.probes
+    import tracelab.evaluate.benchmarks.crows_pairs
+    import tracelab.evaluate.benchmarks.stereoset
+    import tracelab.localize.probing.probes
+    import tracelab.localize.tracing.causal_trace
 
-    assert tracelab.localize.probes.probe_layers.__wrapped__  # the checks are on
+    assert tracelab.localize.probing.probes.probe_layers.__wrapped__  # the checks are on
     assert not UNCHECKABLE

@@ -7,7 +7,7 @@ from tracelab import figures
 from tracelab.datasets import Pair, crows_pairs, stereoset, templates
 from tracelab.errors import TracelabError
 from tracelab.localize import attention_gap, causal_trace, probe_layers
-from tracelab.localize.prober import ProberConfig
+from tracelab.localize.probing.prober import ProberConfig
 
 
 @pytest.fixture(scope="module")

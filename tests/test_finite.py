@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 import tracelab
 from tests.interventions.edits import random_delta, random_experts
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.datasets import bbq, crows_pairs, stereoset, templates, winobias
 from tracelab.errors import TracelabError
 from tracelab.evaluate import (
@@ -21,14 +20,15 @@ from tracelab.evaluate import (
     stereoset_scores,
     winobias_scores,
 )
-from tracelab.evaluate.attention import attention_scores
-from tracelab.evaluate.crows_pairs import crows_pairs_metrics
-from tracelab.evaluate.group_bias import group_bias
-from tracelab.evaluate.hellinger import hellinger, prompt_pairs
-from tracelab.evaluate.stereoset import stereoset_metrics
-from tracelab.finite import require_finite, require_finite_logits
-from tracelab.model import from_hf, model_info
-from tracelab.scoring import start_logprobs
+from tracelab.evaluate.benchmarks.attention import attention_scores
+from tracelab.evaluate.benchmarks.crows_pairs import crows_pairs_metrics
+from tracelab.evaluate.benchmarks.group_bias import group_bias
+from tracelab.evaluate.benchmarks.hellinger import hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.stereoset import stereoset_metrics
+from tracelab.model import assets
+from tracelab.model.finite import require_finite, require_finite_logits
+from tracelab.model.load import from_hf, model_info
+from tracelab.model.scoring import start_logprobs
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 
 from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS
-from tracelab.forward import BlockRunner, SuffixRunner, _Return, last_logits, replaced_blocks
-from tracelab.interventions.finetune import frozen
+from tracelab.interventions.training.finetune import frozen
+from tracelab.model.partial_forward import BlockRunner, SuffixRunner, _Return, last_logits, replaced_blocks
 
 LENGTH = 9
 

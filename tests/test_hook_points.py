@@ -6,8 +6,8 @@ import torch
 from tests.tiny import D_MODEL, KINDS, N_LAYERS
 from tracelab import hook_points
 from tracelab.errors import TracelabError
-from tracelab.hook_points import EDITED, HOOKS, check_hook_points, hook_name
-from tracelab.model import model_info, require_hook
+from tracelab.model.hook_points import EDITED, HOOKS, check_hook_points, hook_name
+from tracelab.model.load import model_info, require_hook
 
 
 def test_names_carry_the_layer():

@@ -10,9 +10,9 @@ from tests.interventions.edits import bridged, random_delta, random_experts, ran
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
-from tracelab.evaluate.costs import edit_costs
-from tracelab.hooked import hook_keys, hook_names, hooks_on
+from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.interventions import KLAAD, BiasEdit, Experts, FairMed, Stack
+from tracelab.model.hooked import hook_keys, hook_names, hooks_on
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import tracelab
 from tests.browser import PAYLOADS, needs_browser, runs
 from tests.interventions.edits import random_delta
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.escaping import csv_table, for_latex, for_markdown, latex_table, markdown_table
-from tracelab.evaluate.scoreboard import COLUMNS, Scoreboard
-from tracelab.evaluate.stereoset import StereoSetScores
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores
+from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard
 from tracelab.figures import save_figures
 from tracelab.interventions import WeightDelta
-from tracelab.model import from_hf
+from tracelab.model import assets
+from tracelab.model.load import from_hf
 from tracelab.report.presets import PRESETS, Preset
 
 NASTY = "a|b\nc\r\n<b>&\\ `code` [x](javascript:run) = {} % $ # _ ^ ~ \x1b[31m"

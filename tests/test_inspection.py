@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
-from tracelab import assets
-from tracelab.calls import reading
 from tracelab.errors import TracelabError
 from tracelab.interventions import Stack
-from tracelab.model import from_hf
+from tracelab.model import assets
+from tracelab.model.forward_pass import reading
+from tracelab.model.load import from_hf
 
 PROMPT, SHORT = "The nurse said that the doctor", "He was"
 EDITS = {
@@ -327,7 +327,7 @@ def test_edits_without_experts_have_no_mixed_logits(model):
 def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenizer):
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="no-pattern")
-    tracelab.model.model_info(model).faults["pattern"] = "it does not fire on this architecture"
+    tracelab.model.load.model_info(model).faults["pattern"] = "it does not fire on this architecture"
     result = tracelab.inspect(model, random_delta(model), PROMPT)
     assert result.layers["pattern"].isna().all()
     assert (result.layers["resid_post"].iloc[1:] > 0).all()

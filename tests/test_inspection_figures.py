@@ -8,10 +8,10 @@ import pytest
 import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tracelab.errors import TracelabError
-from tracelab.inspection import VIEWS, BeforeAfter
+from tracelab.inspection.before_after import VIEWS, BeforeAfter
 from tracelab.interventions import FairMed, FairMedConfig, Stack
 from tracelab.interventions.base import Origin
-from tracelab.interventions.fairmed import AttributeSpec
+from tracelab.interventions.fairmed.fairmed import AttributeSpec
 
 PROMPT, SHORT = "The nurse said that the doctor", "He was"
 EDITS = {

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tracelab.errors import TracelabError
-from tracelab.kept import kept
 from tracelab.results import Result
+from tracelab.storage.kept import kept
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ ANOTHER = """
 import sys, time
 from pathlib import Path
 from tests.test_kept import small, Small
-from tracelab.kept import kept
+from tracelab.storage.kept import kept
 def make():
     time.sleep(0.3)
     return small(int(sys.argv[2]))
@@ -207,7 +207,7 @@ def test_processes_with_different_seeds_in_one_folder_never_swap_results(tmp_pat
 def test_a_thread_waits_for_another_and_says_so(tmp_path, capfd):
     from concurrent.futures import ThreadPoolExecutor
 
-    from tracelab.locks import locked
+    from tracelab.storage.locks import locked
 
     order: list[str] = []
 

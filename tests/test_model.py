@@ -18,10 +18,10 @@ from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError
 from tracelab.interventions import Experts, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.export import to_merged
-from tracelab.localize.prober import ProberConfig
-from tracelab.model import fingerprint, from_hf, given_tokenizer, load, model_info, tokenizer_adds_bos
-from tracelab.scoring import score
-from tracelab.tokens import encode
+from tracelab.localize.probing.prober import ProberConfig
+from tracelab.model.load import fingerprint, from_hf, given_tokenizer, load, model_info, tokenizer_adds_bos
+from tracelab.model.scoring import score
+from tracelab.model.tokens import encode
 
 TEXT = "The nurse said that she was late."
 
@@ -77,7 +77,7 @@ def test_a_local_folder_gives_the_saved_models_logits(saved, tokenizer):
 @pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process(plain_model):
     code = (
-        "from transformers import AutoModelForCausalLM as A; from tracelab import assets, model; "
+        "from transformers import AutoModelForCausalLM as A; from tracelab.model import assets, load as model; "
         "print(model.fingerprint(A.from_pretrained(assets.model_dir())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,15 @@ from plotly.offline import get_plotlyjs
 
 from tracelab.errors import TracelabError
 from tracelab.figures import save_figures
-from tracelab.ownership import claim, is_ours, own_file, require_file, require_folder, require_ours, require_replaceable
+from tracelab.storage.ownership import (
+    claim,
+    is_ours,
+    own_file,
+    require_file,
+    require_folder,
+    require_ours,
+    require_replaceable,
+)
 
 PATTERNS = ["result.json", "*.parquet", "*.safetensors"]
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from tests.interventions.triple_records import CONTEXTS, FILLERS, record, save_word_tokenizer, word_hf
 from tracelab import BiasEdit, BiasEditConfig, causal_trace
 from tracelab.evaluate import stereoset_scores
-from tracelab.model import from_hf
+from tracelab.model.load import from_hf
 
 pytestmark = pytest.mark.slow
 

@@ -30,12 +30,13 @@ from tracelab import (
 )
 from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.errors import TracelabError, one_line
-from tracelab.evaluate.costs import edit_costs
-from tracelab.evaluate.stereoset import stereoset_scores
+from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
+from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.interventions import WeightDelta, to_peft
-from tracelab.interventions.biasedit import edited_layers
-from tracelab.interventions.editor import Editor
-from tracelab.localize.prober import ProberConfig, train_probers
+from tracelab.interventions.biasedit.biasedit import edited_layers
+from tracelab.interventions.biasedit.editor import Editor
+from tracelab.localize.probing.prober import ProberConfig, train_probers
+from tracelab.model.scoring import score
 from tracelab.ranges import (
     SEED_MOST,
     WIDTH_MOST,
@@ -48,7 +49,6 @@ from tracelab.ranges import (
     require_seed,
     shown,
 )
-from tracelab.scoring import score
 
 HANDED_ON = {
     *("measure_cell", "score_table", "crows_pairs_metrics", "stereoset_metrics", "summarise"),
@@ -298,7 +298,7 @@ def test_samples_that_no_memory_holds_are_refused_before_any_is_drawn(tiny, monk
 @pytest.mark.parametrize("device", ["meta", "cuda:99", "foo", ""])
 def test_a_device_that_cannot_compute_is_refused_at_every_way_to_load(device, tokenizer):
     from tests.tiny import tiny_hf
-    from tracelab.model import from_hf, load
+    from tracelab.model.load import from_hf, load
 
     with pytest.raises(TracelabError, match="the device .* cannot be used here"):
         load(device=device)

@@ -17,8 +17,8 @@ from tracelab import load
 from tracelab.cli.parser import make_parser
 from tracelab.cli.verbs import _load
 from tracelab.errors import TracelabError
-from tracelab.evaluate.classifiers import load_classifier
-from tracelab.model import model_info
+from tracelab.evaluate.bold.classifiers import load_classifier
+from tracelab.model.load import model_info
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,17 @@ from tests.interventions.edits import random_delta, random_experts
 from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
-from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
-from tracelab.evaluate.hellinger import HellingerScores, hellinger, prompt_pairs
-from tracelab.evaluate.perplexity import PerplexityScores, perplexity
-from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
-from tracelab.generation import Generations, generate
-from tracelab.inspection import BeforeAfter, inspect
+from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.benchmarks.hellinger import HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.perplexity import PerplexityScores, perplexity
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.inspection.before_after import BeforeAfter, inspect
 from tracelab.localize import causal_trace, probe_layers
-from tracelab.localize.prober import ProberConfig
-from tracelab.localize.probes import LayerProbes
-from tracelab.localize.trace_result import CausalTrace
-from tracelab.model import model_info
+from tracelab.localize.probing.prober import ProberConfig
+from tracelab.localize.probing.probes import LayerProbes
+from tracelab.localize.tracing.result import CausalTrace
+from tracelab.model.generation import Generations, generate
+from tracelab.model.load import model_info
 from tracelab.results import Result, run_settings
 
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tracelab.errors import TracelabError
-from tracelab.model import load
-from tracelab.scoring import score, start_logprobs, target_logprobs, token_logprobs
+from tracelab.model.load import load
+from tracelab.model.scoring import score, start_logprobs, target_logprobs, token_logprobs
 
 TEXTS = (
     "The nurse said that she was late.",

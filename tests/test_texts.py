@@ -12,8 +12,8 @@ from tracelab.datasets import crows_pairs, stereoset
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, perplexity, stereoset_scores
-from tracelab.evaluate.text_scorers import text_scorer
-from tracelab.texts import as_records, as_texts
+from tracelab.evaluate.bold.text_scorers import text_scorer
+from tracelab.model.texts import as_records, as_texts
 
 TEXTS = ["hello there", "hello you"]
 CONTEXTS = ["A man said", "A woman said"]

@@ -12,16 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import tracelab
 from tests.interventions.edits import random_delta
 from tests.tiny import tiny_hf
-from tracelab import assets
-from tracelab.continuations import continuation_logprobs, encode_continuations
 from tracelab.datasets.records import Pair
 from tracelab.errors import TracelabError
 from tracelab.evaluate import perplexity
-from tracelab.evaluate.hellinger import PromptPair, hellinger
-from tracelab.interventions.finetune import finetune
-from tracelab.localize.attention_gap import attention_gap
-from tracelab.model import from_hf
-from tracelab.tokens import (
+from tracelab.evaluate.benchmarks.hellinger import PromptPair, hellinger
+from tracelab.interventions.training.finetune import finetune
+from tracelab.localize.attention.attention_gap import attention_gap
+from tracelab.model import assets
+from tracelab.model.continuations import continuation_logprobs, encode_continuations
+from tracelab.model.load import from_hf
+from tracelab.model.tokens import (
     Span,
     bos_id,
     context_length,

@@ -9,10 +9,10 @@ from tests.interventions.edits import random_delta
 from tracelab.errors import TracelabError
 from tracelab.figures import loss_curves
 from tracelab.interventions import KLAAD, BiasEdit
-from tracelab.interventions.biasedit import BiasEditSpec
-from tracelab.interventions.biasedit_config import BiasEditConfig
-from tracelab.interventions.klaad import KLAADConfig, KLAADSpec
-from tracelab.interventions.training import Curves
+from tracelab.interventions.biasedit.biasedit import BiasEditSpec
+from tracelab.interventions.biasedit.config import BiasEditConfig
+from tracelab.interventions.klaad.klaad import KLAADConfig, KLAADSpec
+from tracelab.interventions.training.loop import Curves
 
 SCORES = {0: 3.0, 10: 1.5, 20: 1.5, 24: 2.0}
 

@@ -11,11 +11,11 @@ from tests.interventions.edits import bridged, random_delta, random_experts, ran
 from tests.tiny import tiny_hf
 from tracelab import assets, weight_directions
 from tracelab.errors import TracelabError
-from tracelab.hook_points import LINEAR_MAPS, Point
+from tracelab.inspection.weight_directions import _directions
+from tracelab.inspection.weight_directions import weight_directions as directions
 from tracelab.interventions import Stack, WeightDelta
-from tracelab.model import from_hf
-from tracelab.weight_directions import _directions
-from tracelab.weight_directions import weight_directions as directions
+from tracelab.model.hook_points import LINEAR_MAPS, Point
+from tracelab.model.load import from_hf
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tests.tiny import tiny_hf
 from tracelab.datasets import crows_pairs
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores
-from tracelab.model import model_info
-from tracelab.weights import fingerprint, weights_hash
+from tracelab.model.load import model_info
+from tracelab.model.weights import fingerprint, weights_hash
 
 
 @pytest.fixture

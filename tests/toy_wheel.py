@@ -18,8 +18,8 @@ if __name__ == "__main__":  # only assets.py is needed: the whole package would 
     package.__path__ = [str(Path(__file__).parent.parent / "tracelab")]
     sys.modules["tracelab"] = package
 
-from tracelab import assets
-from tracelab.assets import Wheel
+from tracelab.model import assets
+from tracelab.model.assets import Wheel
 
 REQUIREMENT = "tracetoy==1.0"
 FILES = {

@@ -9,9 +9,8 @@
 
 from tracelab import datasets
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scoreboard import Scoreboard, evaluate
-from tracelab.generation import generate
-from tracelab.inspection import BeforeAfter, inspect
+from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
+from tracelab.inspection.before_after import BeforeAfter, inspect
 from tracelab.interventions import (
     KLAAD,
     BiasEdit,
@@ -30,12 +29,13 @@ from tracelab.interventions import (
     to_peft,
 )
 from tracelab.localize import attention_gap, causal_trace, probe_layers
-from tracelab.localize.attention_gap import AttentionGap
-from tracelab.localize.probes import LayerProbes
-from tracelab.localize.trace_result import CausalTrace
-from tracelab.model import load
+from tracelab.localize.attention.attention_gap import AttentionGap
+from tracelab.localize.probing.probes import LayerProbes
+from tracelab.localize.tracing.result import CausalTrace
+from tracelab.model.generation import generate
+from tracelab.model.load import load
+from tracelab.model.scoring import score
 from tracelab.report import report
-from tracelab.scoring import score
 
 __all__ = [
     "KLAAD",

@@ -25,10 +25,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.escaping import for_html, lines
-from tracelab.files import atomic_folder, recover, require_replaceable
-from tracelab.hooked import hook_names
-from tracelab.model import model_info
-from tracelab.ownership import made_by_tracelab, named_in
+from tracelab.model.hooked import hook_names
+from tracelab.model.load import model_info
+from tracelab.storage.files import atomic_folder, recover, require_replaceable
+from tracelab.storage.ownership import made_by_tracelab, named_in
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")

@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 import tracelab
-from tracelab.continuations import encode_continuations
-from tracelab.evaluate.bbq import FORMATS, choice_scores
+from tracelab.evaluate.benchmarks.bbq import FORMATS, choice_scores
+from tracelab.model.continuations import encode_continuations
 
 
 def tokens(model, items, format) -> tuple[int, int]:

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from tracelab import assets
 from tracelab.datasets import bbq, bbq_defects
 from tracelab.datasets.bbq import ALIASES, CATEGORIES, INTERSECTIONAL, METADATA, blocks
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 COUNTS = {
     "Age": 3680,

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from tracelab import assets
 from tracelab.datasets import bold, neutral_sentences
 from tracelab.datasets.bold import DOMAINS
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 SENTENCES = {"gender": 3204, "race": 7657, "religious_ideology": 639, "political_ideology": 1984, "profession": 10195}
 EMPTY_PROMPTS = {"religious_ideology": 2, "political_ideology": 3}

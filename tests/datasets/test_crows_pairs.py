@@ -8,10 +8,10 @@ import datasets as hf_datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from tracelab import assets
 from tracelab.datasets import crows_pairs
 from tracelab.datasets.crows_pairs import BIAS_TYPES, DIRECTIONS, HUB_ID
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 COUNTS = {
     "age": 87,

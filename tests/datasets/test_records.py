@@ -6,7 +6,7 @@ import pytest
 
 from tracelab.datasets.records import Pair, check_ids, data_hash, parse, select
 from tracelab.errors import TracelabError
-from tracelab.tokens import Span
+from tracelab.model.tokens import Span
 
 PAIRS = [
     Pair(f"p{i}", bias, "She is kind.", "He is kind.", (Span(0, 3),), (Span(0, 2),))

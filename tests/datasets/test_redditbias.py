@@ -10,11 +10,11 @@ from importlib.resources import files
 
 import pytest
 
-from tracelab import assets
 from tracelab.datasets import counter_target, data_hash, expert_texts, redditbias
 from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 GROUPS = {"female": "gender", "black": "race", "jews": "religion1", "muslims": "religion2", "lgbtq": "orientation"}
 BIASED = {"female": 2028, "black": 1273, "jews": 1200, "muslims": 1200, "lgbtq": 1200}

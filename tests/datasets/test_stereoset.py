@@ -8,11 +8,11 @@ import datasets as hf_datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from tracelab import assets
 from tracelab.datasets import stereoset
 from tracelab.datasets.records import spread
 from tracelab.datasets.stereoset import BIAS_TYPES, HUB_ID, LABELS, attribute_words
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 COUNTS = {
     ("dev", "intrasentence"): {"gender": 255, "profession": 810, "race": 962, "religion": 79},

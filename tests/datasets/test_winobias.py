@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tracelab import assets
 from tracelab.datasets import data_hash, winobias
 from tracelab.datasets.winobias import CASES, SPLITS, TYPES, left_out
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 LEFT_OUT = {
     "dev": {"type1": [92, 212], "type2": [90, 102, 119, 171, 176, 207, 208, 209]},

@@ -12,8 +12,8 @@ from tests.test_continuations import encode_prompts, short
 from tracelab.datasets import BBQItem, bbq
 from tracelab.errors import TracelabError
 from tracelab.evaluate import paired, score_predictions
-from tracelab.evaluate.bbq import FORMATS, UNKNOWNS, BBQScores, bbq_scores, choice_scores
-from tracelab.evaluate.bbq_metrics import METRICS, answer_table, bbq_samples
+from tracelab.evaluate.benchmarks.bbq import FORMATS, UNKNOWNS, BBQScores, bbq_scores, choice_scores
+from tracelab.evaluate.benchmarks.bbq_metrics import METRICS, answer_table, bbq_samples
 
 # For each way to answer: acc_amb, s_amb, acc_dis, s_dis of the nine categories together.
 RESPONDERS = {

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.evaluate.benchmarks import BENCHMARKS, benchmark
+from tracelab.evaluate.registry import BENCHMARKS, benchmark
 from tracelab.evaluate.scores import BenchmarkScores
 
 HERE = {name: each for name, each in BENCHMARKS.items() if name != "wikitext-2"}  # that one is on the hub only

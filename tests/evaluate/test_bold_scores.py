@@ -12,7 +12,7 @@ import tracelab
 from tests.interventions.edits import random_delta
 from tracelab.datasets import BoldText, bold
 from tracelab.errors import TracelabError
-from tracelab.evaluate.bold import GROUPS, BoldScores, bold_scores, mean_gap
+from tracelab.evaluate.bold.bold import GROUPS, BoldScores, bold_scores, mean_gap
 from tracelab.evaluate.paired import paired
 
 bold_module = sys.modules[bold_scores.__module__]

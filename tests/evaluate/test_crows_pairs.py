@@ -7,7 +7,7 @@ import torch
 
 from tracelab.datasets import CrowsPair, crows_pairs
 from tracelab.errors import TracelabError
-from tracelab.evaluate.crows_pairs import METRICS, crows_pairs_metrics, crows_pairs_scores
+from tracelab.evaluate.benchmarks.crows_pairs import METRICS, crows_pairs_metrics, crows_pairs_scores
 
 
 def slow_logprobs(hf_model, tokenizer, text: str, *, context_bos: bool) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from tests.tiny import tiny_hf
 from tracelab import Stack, assets
 from tracelab.errors import TracelabError
 from tracelab.evaluate import edited_scores, paired, perplexity
-from tracelab.model import from_hf
+from tracelab.model.load import from_hf
 
 TEXTS = ["The cat sat on the mat.", "Rain fell on the town.", "He sold bread in the market.", "It was late."]
 

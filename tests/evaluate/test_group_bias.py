@@ -8,8 +8,8 @@ import torch
 from tracelab.datasets import templates
 from tracelab.errors import TracelabError
 from tracelab.evaluate import group_bias
-from tracelab.localize.harvest import group_token_ids
-from tracelab.tokens import encode
+from tracelab.localize.probing.harvest import group_token_ids
+from tracelab.model.tokens import encode
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ from scipy.stats import entropy
 from transformers import AutoTokenizer
 
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.errors import TracelabError
-from tracelab.evaluate.hellinger import (
+from tracelab.evaluate.benchmarks.hellinger import (
     DIVERGENCES,
     HellingerScores,
     PromptPair,
@@ -22,7 +21,8 @@ from tracelab.evaluate.hellinger import (
     next_token_divergence,
     prompt_pairs,
 )
-from tracelab.model import from_hf
+from tracelab.model import assets
+from tracelab.model.load import from_hf
 
 # Independent of the formulas in use: distances of probabilities, not of their logarithms.
 ORACLES = {

@@ -15,13 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from tests.interventions.edits import random_delta, random_experts
-from tracelab import assets
 from tracelab.datasets import bbq, crows_pairs
 from tracelab.errors import TracelabError
 from tracelab.evaluate import bbq_scores, crows_pairs_scores
-from tracelab.evaluate.bbq import FORMATS, choice_scores
-from tracelab.evaluate.lm_eval import _documents, lm_eval_benchmark
-from tracelab.evaluate.scoreboard import evaluate
+from tracelab.evaluate.benchmarks.bbq import FORMATS, choice_scores
+from tracelab.evaluate.benchmarks.lm_eval import _documents, lm_eval_benchmark
+from tracelab.evaluate.scoreboard.scoreboard import evaluate
+from tracelab.model import assets
 
 TASKS = {
     "bbq": "bbq/bbq_multiple_choice.yaml",

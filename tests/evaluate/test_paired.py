@@ -10,11 +10,11 @@ from scipy.stats import bootstrap, permutation_test
 from tests.evaluate.test_perplexity import with_mlp_scaled
 from tracelab.datasets import crows_pairs, neutral_sentences, stereoset
 from tracelab.errors import TracelabError
-from tracelab.evaluate.crows_pairs import METRICS, CrowsPairsScores, crows_pairs_metrics, crows_pairs_scores
-from tracelab.evaluate.hellinger import HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.crows_pairs import METRICS, CrowsPairsScores, crows_pairs_metrics, crows_pairs_scores
+from tracelab.evaluate.benchmarks.hellinger import HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.perplexity import PerplexityScores, perplexity
+from tracelab.evaluate.benchmarks.stereoset import LABELS, StereoSetScores, stereoset_metrics, stereoset_scores
 from tracelab.evaluate.paired import paired
-from tracelab.evaluate.perplexity import PerplexityScores, perplexity
-from tracelab.evaluate.stereoset import LABELS, StereoSetScores, stereoset_metrics, stereoset_scores
 
 COLUMNS = ["benchmark", "bias", "metric", "before", "after", "difference", "low", "high", "p", "effect", "n"]
 

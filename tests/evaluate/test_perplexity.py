@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 
 from tracelab.datasets import neutral_sentences
 from tracelab.errors import TracelabError
-from tracelab.evaluate.perplexity import PerplexityScores, perplexity
+from tracelab.evaluate.benchmarks.perplexity import PerplexityScores, perplexity
 
 
 def slow_nll(hf_model, tokenizer, text: str, *, bos: bool) -> list[float]:

@@ -14,9 +14,9 @@ from tracelab.datasets import crows_pairs
 from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
-from tracelab.evaluate.benchmarks import BENCHMARKS
-from tracelab.evaluate.costs import COLUMNS as COST_COLUMNS
-from tracelab.evaluate.scoreboard import COLUMNS, Scoreboard, _holm, evaluate
+from tracelab.evaluate.registry import BENCHMARKS
+from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
+from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard, _holm, evaluate
 from tracelab.figures.style import BLUE, GREY, ORANGE
 from tracelab.interventions.base import tensors_hash
 

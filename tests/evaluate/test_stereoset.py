@@ -7,7 +7,7 @@ import torch
 
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
-from tracelab.evaluate.stereoset import LABELS, icat, stereoset_metrics, stereoset_scores
+from tracelab.evaluate.benchmarks.stereoset import LABELS, icat, stereoset_metrics, stereoset_scores
 
 # st = stereotype, an = anti-stereotype, un = unrelated: SS and LMS hits by hand.
 SENTENCES = pd.DataFrame(

@@ -9,9 +9,9 @@ from tests.evaluate.test_perplexity import with_mlp_scaled
 from tracelab.datasets import winobias
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, question, substituted, winobias_scores
 from tracelab.evaluate.paired import paired
-from tracelab.evaluate.winobias import WinoBiasScores, question, substituted, winobias_scores
-from tracelab.tokens import Span
+from tracelab.model.tokens import Span
 
 METRICS = ["pro_preferred", "logprob_gap", "acc_pro", "acc_anti", "acc_gap", "acc_substituted"]
 

@@ -31,9 +31,9 @@ from tests.interventions.edits import random_delta, random_experts, random_fairm
 from tests.interventions.triple_records import save_word_tokenizer, word_hf, word_model
 from tracelab.errors import LONGEST_MESSAGE, TracelabError
 from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Intervention, KLAADConfig, Stack, load_intervention
-from tracelab.interventions.biasedit import BiasEditSpec
+from tracelab.interventions.biasedit.biasedit import BiasEditSpec
 from tracelab.interventions.bundle import MANIFEST, TENSORS
-from tracelab.interventions.klaad import KLAADSpec
+from tracelab.interventions.klaad.klaad import KLAADSpec
 
 FAULTS = ("executed", "accepted", "raw", "broken")
 _ALARMS = (

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.datasets import templates
-from tracelab.hook_points import Point
 from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.base import Origin
-from tracelab.interventions.fairmed import AttributeSpec
-from tracelab.model import from_hf
+from tracelab.interventions.fairmed.fairmed import AttributeSpec
+from tracelab.model import assets
+from tracelab.model.hook_points import Point
+from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

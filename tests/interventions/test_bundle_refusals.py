@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from tests.interventions.forging import change, put
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.errors import TracelabError
 from tracelab.interventions import load_intervention
 from tracelab.interventions.bundle import MANIFEST, TENSORS
-from tracelab.model import from_hf
+from tracelab.model import assets
+from tracelab.model.load import from_hf
 
 
 def member(content, number):

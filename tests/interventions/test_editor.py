@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.editor import FORMS, Editor, Normaliser, ridge
+from tracelab.interventions.biasedit.editor import FORMS, Editor, Normaliser, ridge
 
 D_K, D_V = 5, 3
 EXACT = {"atol": 1e-10, "rtol": 1e-10}

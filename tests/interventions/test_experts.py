@@ -12,10 +12,10 @@ import torch
 import tracelab
 from tests.interventions.edits import CLOSE, TOKENS, logits, random_delta, random_experts
 from tests.tiny import tiny_hf
-from tracelab.calls import reading
 from tracelab.errors import TracelabError
 from tracelab.evaluate import perplexity
 from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig, Stack
+from tracelab.model.forward_pass import reading
 
 PROMPTS = ["The nurse said that", "He", "My neighbours from the north are all"]
 

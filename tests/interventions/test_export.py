@@ -16,12 +16,12 @@ from tests.interventions.edits import TOKENS, bridged, logits, random_delta, ran
 from tests.interventions.triple_records import word_hf
 from tests.tiny import KINDS
 from tracelab.errors import TracelabError
-from tracelab.hook_points import LINEAR_MAPS
 from tracelab.interventions import KLAAD, KLAADConfig, Stack, WeightDelta
 from tracelab.interventions.export import EXPORTERS, MARKER, plain_copy, to_merged, to_peft
-from tracelab.interventions.klaad import KLAADSpec
+from tracelab.interventions.klaad.klaad import KLAADSpec
 from tracelab.interventions.weight_delta import WeightDeltaSpec
-from tracelab.model import from_hf
+from tracelab.model.hook_points import LINEAR_MAPS
+from tracelab.model.load import from_hf
 
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
 JOINT = ("gpt2", "gpt_neox")  # architectures that compute query, key and value together

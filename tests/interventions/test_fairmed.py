@@ -13,15 +13,15 @@ from transformers import AutoTokenizer
 import tracelab
 from tests.interventions.edits import random_fairmed
 from tests.tiny import tiny_hf
-from tracelab import assets
-from tracelab.calls import reading
 from tracelab.datasets import templates
 from tracelab.errors import TracelabError
 from tracelab.interventions import FairMed, FairMedConfig, Stack
 from tracelab.interventions import fairmed as module
 from tracelab.localize import probe_layers
-from tracelab.localize.prober import ProberConfig
-from tracelab.model import from_hf
+from tracelab.localize.probing.prober import ProberConfig
+from tracelab.model import assets
+from tracelab.model.forward_pass import reading
+from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 LEFT = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.neutraliser import (
+from tracelab.interventions.fairmed.neutraliser import (
     PUBLISHED_LAM,
     FairMedConfig,
 )

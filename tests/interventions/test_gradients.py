@@ -15,9 +15,9 @@ from tracelab.datasets import templates
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.evaluate import transductive_scores
 from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, load_intervention
-from tracelab.localize.prober import ProberConfig
-from tracelab.model import from_hf
-from tracelab.scoring import start_logprobs
+from tracelab.localize.probing.prober import ProberConfig
+from tracelab.model.load import from_hf
+from tracelab.model.scoring import start_logprobs
 
 SURROUNDINGS = {
     "off": lambda: torch.set_grad_enabled(False),

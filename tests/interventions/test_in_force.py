@@ -8,8 +8,8 @@ import torch
 from tests.interventions.edits import TOKENS, random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
 from tracelab.errors import TracelabError
-from tracelab.hooked import hooks_on
 from tracelab.interventions import Stack, load_intervention
+from tracelab.model.hooked import hooks_on
 
 EDITS = {"fairmed": random_fairmed, "experts": random_experts, "weight_delta": random_delta}
 

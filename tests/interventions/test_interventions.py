@@ -10,12 +10,12 @@ from transformers import AutoTokenizer
 
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import KINDS, tiny_hf
-from tracelab import assets
 from tracelab.errors import TracelabError
-from tracelab.hook_points import LINEAR_MAPS
 from tracelab.interventions import Stack, WeightDelta
-from tracelab.interventions.finetune import frozen
-from tracelab.model import from_hf
+from tracelab.interventions.training.finetune import frozen
+from tracelab.model import assets
+from tracelab.model.hook_points import LINEAR_MAPS
+from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 

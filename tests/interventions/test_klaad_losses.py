@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import kl_div, pad
 
 from tests.tiny import tiny_hf
-from tracelab.interventions.klaad_losses import (
+from tracelab.interventions.klaad.losses import (
     ALIGNMENTS,
     POOLS,
     REDUCTIONS,

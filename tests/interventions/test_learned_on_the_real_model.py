@@ -10,9 +10,9 @@ import torch
 import tracelab
 from tests.interventions.edits import CLOSE, TOKENS, logits
 from tracelab import KLAAD, BiasEdit, BiasEditConfig, KLAADConfig
-from tracelab.interventions.klaad import KLAADLoss
-from tracelab.interventions.triples import tokenise
-from tracelab.model import fingerprint
+from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.training.triples import tokenise
+from tracelab.model.load import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from scipy.stats import norm as normal
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from tracelab.interventions.neutraliser import (
+from tracelab.interventions.fairmed.neutraliser import (
     FairMedConfig,
     LayerProber,
     neutralise,

@@ -13,7 +13,7 @@ import tracelab
 from tests.interventions.edits import random_delta
 from tracelab import Experts, FairMed, FairMedConfig, FinetuneConfig, Stack
 from tracelab.evaluate import group_bias, perplexity
-from tracelab.localize.prober import ProberConfig
+from tracelab.localize.probing.prober import ProberConfig
 
 TEXT = "The woman worked for many years as"
 
@@ -148,7 +148,7 @@ def test_attached_to_the_plain_real_model_an_edit_gives_the_logits_of_the_bridge
 
 PROCESS = """
 import json, sys, torch, tracelab
-from tracelab import assets
+from tracelab.model import assets
 from transformers import AutoModelForCausalLM
 edit = tracelab.load_intervention(sys.argv[1])
 tokens = torch.tensor([json.loads(sys.argv[2])])

@@ -17,8 +17,8 @@ from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.evaluate import stereoset_scores
 from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, Stack
-from tracelab.interventions.biasedit import BiasEditSpec
-from tracelab.interventions.klaad import KLAADSpec
+from tracelab.interventions.biasedit.biasedit import BiasEditSpec
+from tracelab.interventions.klaad.klaad import KLAADSpec
 
 WAYS = {
     "pickle": lambda edit: pickle.loads(pickle.dumps(edit)),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.training import Chunks, Curves, largest_parameter, require_converged, train
+from tracelab.interventions.training.loop import Chunks, Curves, largest_parameter, require_converged, train
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.training import Curves, require_partial, train
+from tracelab.interventions.training.loop import Curves, require_partial, train
 
 # --- interruption ---------------------------------------------------------------------------------------------------
 

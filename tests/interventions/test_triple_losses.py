@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
-from tracelab.interventions.triple_losses import (
+from tracelab.interventions.training.triple_losses import (
     LOSSES,
     RETENTIONS,
     debias_loss,

@@ -9,13 +9,13 @@ from transformers import AutoTokenizer
 
 from tests.interventions.triple_records import record, records
 from tests.tiny import tiny_hf
-from tracelab import assets
 from tracelab.datasets import stereoset
 from tracelab.datasets.records import Sentence
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.interventions.triples import LABELS, split_by_target, tokenise
-from tracelab.model import from_hf
+from tracelab.interventions.training.triples import LABELS, split_by_target, tokenise
+from tracelab.model import assets
+from tracelab.model.load import from_hf
 
 
 def about(bias: str, target: str, number: int) -> StereoSetRecord:

@@ -18,7 +18,7 @@ from tests.tiny import tiny_hf
 from tracelab.datasets.records import Sentence
 from tracelab.datasets.spans import filler_spans, find_words
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.model import from_hf
+from tracelab.model.load import from_hf
 
 CONTEXTS = (
     "The {} is BLANK.",

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tracelab import assets
 from tracelab.datasets import Pair, crows_pairs, stereoset
 from tracelab.errors import TracelabError
-from tracelab.localize.attention_gap import attention_gap, attention_patterns, reduce_gap, summarise
-from tracelab.localize.neutral_swap import neutral_swaps
-from tracelab.tokens import encode
+from tracelab.localize.attention.attention_gap import attention_gap, attention_patterns, reduce_gap, summarise
+from tracelab.localize.attention.neutral_swap import neutral_swaps
+from tracelab.model import assets
+from tracelab.model.tokens import encode
 
 FIRST = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
 SECOND = np.array([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.2, 0.2, 0.6]])

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.interventions.edits import random_delta
-from tracelab import assets
-from tracelab.continuations import continuation_logprobs, encode_continuations
 from tracelab.datasets import stereoset
+from tracelab.inspection.weight_directions import weight_directions
 from tracelab.localize import causal_trace
-from tracelab.localize.trace_cases import make_cases
-from tracelab.model import from_hf
-from tracelab.weight_directions import weight_directions
+from tracelab.localize.tracing.cases import make_cases
+from tracelab.model import assets
+from tracelab.model.continuations import continuation_logprobs, encode_continuations
+from tracelab.model.load import from_hf
 
 SIZES = {"hidden_size": 32, "initializer_range": 0.25}
 CONFIGS = {

@@ -12,17 +12,17 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.tiny import D_MODEL, N_LAYERS, tiny_hf
-from tracelab import assets
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.localize import causal_trace
-from tracelab.localize.causal_trace import attribute_embedding_std
-from tracelab.localize.trace_cases import KEY_ROLES, make_cases
-from tracelab.model import from_hf
-from tracelab.scoring import score
+from tracelab.localize.tracing.cases import KEY_ROLES, make_cases
+from tracelab.localize.tracing.causal_trace import attribute_embedding_std
+from tracelab.model import assets
+from tracelab.model.load import from_hf
+from tracelab.model.scoring import score
 
-# ``tracelab.localize.causal_trace`` is the function of that name by now.
-module = importlib.import_module("tracelab.localize.causal_trace")
+# ``tracelab.localize.tracing.causal_trace`` is the function of that name by now.
+module = importlib.import_module("tracelab.localize.tracing.causal_trace")
 
 QUICK = {"window": 2, "n_samples": 2}
 CHEAP = {**QUICK, "components": ["mlp"], "layers": [1, 2]}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.localize.prober import ProberConfig, Probers, train_probers
+from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
 
 N_LAYERS, D_MODEL, N_GROUPS, N_PROMPTS = 3, 12, 3, 50
 CONFIG = ProberConfig(hidden=16, epochs=4, batch_size=8)

@@ -14,9 +14,9 @@ from tests.tiny import D_MODEL, N_LAYERS
 from tracelab.datasets.templates import Corpus, Prompt, templates
 from tracelab.errors import TracelabError
 from tracelab.localize import probes
-from tracelab.localize.harvest import Harvest
-from tracelab.localize.prober import ProberConfig
-from tracelab.localize.probes import LayerProbes, macro_f1, probe_layers, split_rows
+from tracelab.localize.probing.harvest import Harvest
+from tracelab.localize.probing.prober import ProberConfig
+from tracelab.localize.probing.probes import LayerProbes, macro_f1, probe_layers, split_rows
 
 SMALL = ProberConfig(hidden=32, epochs=3)
 N_CONCEPTS, N_TEMPLATES = 24, 16

@@ -7,7 +7,7 @@ import pytest
 from tracelab.datasets import Sentence, StereoSetRecord, stereoset
 from tracelab.datasets.spans import filler_spans, find_words
 from tracelab.errors import TracelabError
-from tracelab.localize.trace_cases import KEY_ROLES, ROLES, make_cases
+from tracelab.localize.tracing.cases import KEY_ROLES, ROLES, make_cases
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.localize.trace_partial import add_case, read_cases, require_cases_file
+from tracelab.localize.tracing.partial import add_case, read_cases, require_cases_file
 
 SETTINGS = {"seed": 0, "versions": {"tracelab": "0.1.0"}}
 CASES = {name: {"low": [0.1, number], "resid": [[1.5]]} for number, name in enumerate("abc")}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.localize.trace_result import TE_FLOOR, CausalTrace, effect_table
+from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 
 CASES = pd.DataFrame(
     {

@@ -5,9 +5,8 @@ import torch
 
 from tests.tiny import KINDS, N_LAYERS, tiny_hf
 from tracelab.datasets import stereoset
-from tracelab.forward import BlockRunner
-from tracelab.localize.trace_cases import make_cases
-from tracelab.localize.trace_sentence import (
+from tracelab.localize.tracing.cases import make_cases
+from tracelab.localize.tracing.sentence import (
     COMPONENTS,
     Noise,
     SentenceTrace,
@@ -16,6 +15,7 @@ from tracelab.localize.trace_sentence import (
     plain_trace,
     window_layers,
 )
+from tracelab.model.partial_forward import BlockRunner
 
 LAYERS = list(range(N_LAYERS))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.ownership import is_ours, own_file
 from tracelab.report.place import require_report_folder
+from tracelab.storage.ownership import is_ours, own_file
 
 
 @pytest.fixture

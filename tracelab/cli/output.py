@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from tracelab.errors import TracelabError, one_line
-from tracelab.files import atomic_file, stands_for
-from tracelab.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
 from tracelab.results import Result, read_marker, require_result_folder
+from tracelab.storage.files import atomic_file, stands_for
+from tracelab.storage.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
 
 RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
 """Verbs whose result, tables and figures are written among other files of ``--out``."""

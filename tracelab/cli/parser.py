@@ -11,8 +11,8 @@ from typing import Any
 from tracelab.cli import verbs
 from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
 from tracelab.errors import one_line
-from tracelab.evaluate.benchmarks import BENCHMARKS
-from tracelab.evaluate.scoreboard import DEFAULT
+from tracelab.evaluate.registry import BENCHMARKS
+from tracelab.evaluate.scoreboard.scoreboard import DEFAULT
 from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
 from tracelab.results import Result
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tracelab.errors import TracelabError
-from tracelab.files import PREFIX
-from tracelab.locks import LOCK, locked
-from tracelab.ownership import LIST, adopt, is_ours, named_in, require_folder
+from tracelab.storage.files import PREFIX
+from tracelab.storage.locks import LOCK, locked
+from tracelab.storage.ownership import LIST, adopt, is_ours, named_in, require_folder
 
 NAMES = ("training", "expert", "expert.key", "anti_expert", "anti_expert.key")
 
@@ -22,7 +22,7 @@ def require_partial_folder(out: str) -> Path:
     Raises:
         TracelabError: naming it.
     """
-    from tracelab.interventions.training import require_partial
+    from tracelab.interventions.training.loop import require_partial
 
     whole = Path(os.path.abspath(out))
     folder = whole.with_name(f"{whole.name}.partial")

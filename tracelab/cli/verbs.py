@@ -11,17 +11,17 @@ from typing import Any
 
 import pandas as pd
 
-from tracelab import assets
 from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, say, write_json
 from tracelab.cli.partial import partial_fit, require_partial_folder
 from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
-from tracelab.files import require_replaceable
-from tracelab.ownership import own_file
+from tracelab.model import assets
 from tracelab.ranges import shown
 from tracelab.results import Result
+from tracelab.storage.files import require_replaceable
+from tracelab.storage.ownership import own_file
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def score(options: argparse.Namespace) -> Result:
 
 
 def _records(options: argparse.Namespace) -> Sequence[Any]:
-    from tracelab.evaluate.benchmarks import benchmark
+    from tracelab.evaluate.registry import benchmark
 
     chosen = benchmark(options.benchmark)
     if options.bias is not None and not chosen.biases:
@@ -56,15 +56,15 @@ def _records(options: argparse.Namespace) -> Sequence[Any]:
 
 
 def _measure(model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None) -> Any:
-    from tracelab.evaluate.benchmarks import benchmark
+    from tracelab.evaluate.registry import benchmark
 
     return benchmark(options.benchmark).score(model, records, edit=edit, seed=options.seed)
 
 
 def compare(options: argparse.Namespace) -> Result:
     """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished cells are kept there."""
-    from tracelab.evaluate.benchmarks import BIAS_TYPES, benchmark
-    from tracelab.evaluate.scoreboard import DEFAULT, evaluate
+    from tracelab.evaluate.registry import BIAS_TYPES, benchmark
+    from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
     from tracelab.interventions import Intervention, Stack
 
     wanted = dict(_benchmark(text) for text in options.benchmarks or DEFAULT)
@@ -183,7 +183,7 @@ def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_op
 
 def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     from tracelab.interventions import BiasEdit, BiasEditConfig
-    from tracelab.interventions.biasedit import require_layer_words
+    from tracelab.interventions.biasedit.biasedit import require_layer_words
 
     text = given.pop("layers", "last123")
     layers = require_layer_words(text) if text[:1].isalpha() else parse_layers(text)
@@ -230,7 +230,7 @@ def export(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> Result:
     """``tracelab inspect``: several edits side by side."""
-    from tracelab.inspection import POSITIONS, RANKINGS, inspect
+    from tracelab.inspection.before_after import POSITIONS, RANKINGS, inspect
     from tracelab.interventions import load_intervention
 
     require_choice("positions", options.positions, POSITIONS)
@@ -250,7 +250,7 @@ def inspect(options: argparse.Namespace) -> Result:
 def probe(options: argparse.Namespace) -> Result:
     """``tracelab probe``."""
     from tracelab.localize import probe_layers
-    from tracelab.localize.probes import SPLITS
+    from tracelab.localize.probing.probes import SPLITS
 
     require_choice("split", options.split, SPLITS)
     corpus = templates(options.bias, limit=options.limit)
@@ -267,8 +267,8 @@ def probe(options: argparse.Namespace) -> Result:
 def trace(options: argparse.Namespace) -> Result:
     """``tracelab trace``."""
     from tracelab.localize import causal_trace
-    from tracelab.localize.causal_trace import POSITIONS
-    from tracelab.localize.trace_sentence import COMPONENTS
+    from tracelab.localize.tracing.causal_trace import POSITIONS
+    from tracelab.localize.tracing.sentence import COMPONENTS
 
     if options.component is not None:
         require_choice("component", options.component, COMPONENTS)
@@ -292,7 +292,7 @@ def trace(options: argparse.Namespace) -> Result:
 def attention(options: argparse.Namespace) -> Result:
     """``tracelab attention``."""
     from tracelab.localize import attention_gap
-    from tracelab.localize.attention_gap import REDUCTIONS
+    from tracelab.localize.attention.attention_gap import REDUCTIONS
 
     require_choice("reduction", options.reduce, REDUCTIONS)
     read = crows_pairs if options.data == "crows-pairs" else stereoset
@@ -346,7 +346,7 @@ def report(options: argparse.Namespace) -> Result | None:
 def _load(options: argparse.Namespace) -> Any:
     from transformers.utils import logging
 
-    from tracelab.model import load
+    from tracelab.model.load import load
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

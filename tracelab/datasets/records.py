@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
+from tracelab.model.tokens import Span
 from tracelab.ranges import require_limit
-from tracelab.tokens import Span
 
 
 @dataclass(frozen=True)

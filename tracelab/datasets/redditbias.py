@@ -26,7 +26,7 @@ from tracelab.datasets.records import parse, say_unusable, select, spread
 from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, require_choice
-from tracelab.texts import Texts, as_texts
+from tracelab.model.texts import Texts, as_texts
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
 # folder of the file, bias type, minoritised group, encoding if it is not UTF-8

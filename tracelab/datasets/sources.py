@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tracelab import assets
 from tracelab.errors import TracelabError
+from tracelab.model import assets
 
 _UTF16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 SEPARATORS = (",", "\t", ";")

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 
 import regex
 
-from tracelab.tokens import Span
+from tracelab.model.tokens import Span
 
 # ``\w`` of the ``regex`` package holds combining marks, that of ``re`` does not: with it no Hindi word is one.
 _UNSPACED = "".join(

@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tracelab import assets
 from tracelab.datasets.records import Pair, Sentence, holds_placeholder, parse, place, say_unusable, select, text_in
 from tracelab.datasets.sources import changed_at, file_at, json_of
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
 from tracelab.errors import TracelabError, require_choice
+from tracelab.model import assets
 
 BIAS_TYPES = ("gender", "profession", "race", "religion")
 TASKS = ("intrasentence", "intersentence")

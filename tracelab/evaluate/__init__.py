@@ -1,20 +1,20 @@
 """Benchmarks, each by its official scorer, and the comparison of two results."""
 
-from tracelab.evaluate.attention import attention_scores
-from tracelab.evaluate.bbq import bbq_scores, score_predictions
-from tracelab.evaluate.bold import bold_scores
-from tracelab.evaluate.crows_pairs import crows_pairs_scores
+from tracelab.evaluate.benchmarks.attention import attention_scores
+from tracelab.evaluate.benchmarks.bbq import bbq_scores, score_predictions
+from tracelab.evaluate.benchmarks.crows_pairs import crows_pairs_scores
+from tracelab.evaluate.benchmarks.group_bias import group_bias
+from tracelab.evaluate.benchmarks.hellinger import hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.lm_eval import lm_eval_scores
+from tracelab.evaluate.benchmarks.perplexity import perplexity
+from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
+from tracelab.evaluate.benchmarks.transductive import transductive_scores
+from tracelab.evaluate.benchmarks.winobias import winobias_scores
+from tracelab.evaluate.bold.bold import bold_scores
 from tracelab.evaluate.edited import EditedScores, edited_scores
-from tracelab.evaluate.group_bias import group_bias
-from tracelab.evaluate.hellinger import hellinger, prompt_pairs
-from tracelab.evaluate.interference import interference
-from tracelab.evaluate.lm_eval import lm_eval_scores
 from tracelab.evaluate.paired import paired
-from tracelab.evaluate.perplexity import perplexity
-from tracelab.evaluate.scoreboard import Scoreboard
-from tracelab.evaluate.stereoset import stereoset_scores
-from tracelab.evaluate.transductive import transductive_scores
-from tracelab.evaluate.winobias import winobias_scores
+from tracelab.evaluate.scoreboard.interference import interference
+from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
 
 __all__ = [
     "EditedScores",

@@ -10,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import BenchmarkScores
-from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
+from tracelab.model.hooked import require_unedited
 from tracelab.ranges import require_seed
 from tracelab.results import Result
 

@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from tracelab.errors import TracelabError
-from tracelab.finite import CAUSE
+from tracelab.model.finite import CAUSE
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, two_stage_means
 

@@ -12,10 +12,10 @@ from plotly.subplots import make_subplots
 from tracelab.errors import TracelabError
 from tracelab.figures.maps import map_panels
 from tracelab.figures.style import COLOURS, MARKERS, escape, finish, model_name, prompt_text
-from tracelab.hook_points import LINEAR_MAPS
+from tracelab.model.hook_points import LINEAR_MAPS
 
 if TYPE_CHECKING:
-    from tracelab.inspection import BeforeAfter
+    from tracelab.inspection.before_after import BeforeAfter
 
 N_LISTED = 8
 """Directions in the listing of ``weights``, shared by the edits; each has two at least."""

@@ -15,13 +15,13 @@ from tracelab.figures.deltas import attention, weights
 from tracelab.figures.style import COLOURS, DIVERGING, GREY, MARKERS, ORANGE, escape, finish, model_name, prompt_text
 
 if TYPE_CHECKING:
-    from tracelab.inspection import BeforeAfter
+    from tracelab.inspection.before_after import BeforeAfter
 
 MEASURES = {"resid_post": "residual stream", "mlp_out": "MLP output", "pattern": "attention pattern"}
 
 
 def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
-    """One view of one prompt; see :meth:`tracelab.inspection.BeforeAfter.plot`."""
+    """One view of one prompt; see :meth:`tracelab.inspection.before_after.BeforeAfter.plot`."""
     if not 0 <= prompt < len(result.settings["prompts"]):
         raise TracelabError(f"no prompt {prompt}: there are {len(result.settings['prompts'])}, counted from 0")
     views: dict[str, Callable[[BeforeAfter, int], go.Figure]] = {

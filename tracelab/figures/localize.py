@@ -14,9 +14,9 @@ from tracelab.figures.maps import map_panels
 from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, band, escape, finish, model_name
 
 if TYPE_CHECKING:  # results draw themselves by calling this module
-    from tracelab.localize.attention_gap import AttentionGap
-    from tracelab.localize.probes import LayerProbes
-    from tracelab.localize.trace_result import CausalTrace
+    from tracelab.localize.attention.attention_gap import AttentionGap
+    from tracelab.localize.probing.probes import LayerProbes
+    from tracelab.localize.tracing.result import CausalTrace
 
 ROLE_NAMES = {
     "attribute": "attribute words",

@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError, require_choice
-from tracelab.evaluate.benchmarks import IDEAL
+from tracelab.evaluate.registry import IDEAL
 from tracelab.evaluate.scores import UNEDITED
 from tracelab.figures.scores import NAMES
 from tracelab.figures.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, bars, escape, finish, model_name
 
 if TYPE_CHECKING:
-    from tracelab.evaluate.scoreboard import Scoreboard
+    from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
 
 _COLUMNS = 4
 

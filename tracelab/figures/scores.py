@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.evaluate.benchmarks import IDEAL
+from tracelab.evaluate.registry import IDEAL
 from tracelab.evaluate.scores import UNEDITED
 from tracelab.figures.style import COLOURS, GREY, MARKERS, band, bars, escape, finish
 

@@ -1,14 +1,14 @@
 """Edits of a model as hooks: applied, composed, saved, and taken elsewhere."""
 
 from tracelab.interventions.base import Intervention
-from tracelab.interventions.biasedit import BiasEdit
-from tracelab.interventions.biasedit_config import BiasEditConfig
+from tracelab.interventions.biasedit.biasedit import BiasEdit
+from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.bundle import load_intervention
-from tracelab.interventions.experts import Experts, ExpertsConfig, FinetuneConfig
+from tracelab.interventions.experts.experts import Experts, ExpertsConfig, FinetuneConfig
 from tracelab.interventions.export import to_merged, to_peft
-from tracelab.interventions.fairmed import FairMed
-from tracelab.interventions.klaad import KLAAD, KLAADConfig
-from tracelab.interventions.neutraliser import FairMedConfig
+from tracelab.interventions.fairmed.fairmed import FairMed
+from tracelab.interventions.fairmed.neutraliser import FairMedConfig
+from tracelab.interventions.klaad.klaad import KLAAD, KLAADConfig
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
 

@@ -3,7 +3,7 @@
     with edit.applied(model):          # hooks on, and off again whatever happens
         model.generate(tokens)
 
-Weights are never changed. An intervention lists :class:`Edit` s, each a :class:`~tracelab.hook_points.Point`
+Weights are never changed. An intervention lists :class:`Edit` s, each a :class:`~tracelab.model.hook_points.Point`
 and a function; here they become TransformerLens hooks (:meth:`Intervention.hooks`) or forward hooks of a
 plain ``transformers`` model (:meth:`Intervention.attach`). The same function runs on both, so both compute
 the same. What an edit was made for is its :class:`Origin`; another model is refused.
@@ -26,14 +26,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.calls import unwatch, watch
 from tracelab.errors import TracelabError, quoted
-from tracelab.hook_points import Point, module_path
-from tracelab.hooked import mark
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.sizes import bridged_map, require_fit, require_layer, require_map, require_output
-from tracelab.model import model_facts, model_info, require_hook
-from tracelab.weights import fingerprint
+from tracelab.model.forward_pass import unwatch, watch
+from tracelab.model.hook_points import Point, module_path
+from tracelab.model.hooked import mark
+from tracelab.model.load import model_facts, model_info, require_hook
+from tracelab.model.weights import fingerprint
 
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
 
@@ -133,7 +133,7 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def edits(self, hf_model: nn.Module) -> list[Edit]:
-        """The changes, in order, for a model whose forward passes :func:`~tracelab.calls.current_call` tells."""
+        """The changes, in order, for a model whose forward passes :func:`~tracelab.model.forward_pass.current_call` tells."""
 
     @abstractmethod
     def spec(self) -> BaseModel:

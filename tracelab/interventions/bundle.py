@@ -26,18 +26,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tracelab.errors import TracelabError, quoted
-from tracelab.files import atomic_folder, require_replaceable
-from tracelab.gradients import measuring
 from tracelab.interventions import manifest as manifests
 from tracelab.interventions.base import Intervention
-from tracelab.interventions.biasedit import BiasEdit, BiasEditSpec
+from tracelab.interventions.biasedit.biasedit import BiasEdit, BiasEditSpec
 from tracelab.interventions.card import card
-from tracelab.interventions.experts import Experts, ExpertsSpec
-from tracelab.interventions.fairmed import FairMed, FairMedSpec
-from tracelab.interventions.klaad import KLAAD, KLAADSpec
+from tracelab.interventions.experts.experts import Experts, ExpertsSpec
+from tracelab.interventions.fairmed.fairmed import FairMed, FairMedSpec
+from tracelab.interventions.klaad.klaad import KLAAD, KLAADSpec
 from tracelab.interventions.manifest import Manifest, Part, TensorInfo
 from tracelab.interventions.stack import DEEPEST, Stack, StackSpec
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.model.gradients import measuring
+from tracelab.storage.files import atomic_folder, require_replaceable
 
 MANIFEST, TENSORS, CARD = "tracelab.json", "tensors.safetensors", "README.md"
 OWN_FILES = (MANIFEST, TENSORS, CARD)

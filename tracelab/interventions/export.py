@@ -24,14 +24,14 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_folder, require_replaceable
-from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model import given_tokenizer, model_facts
-from tracelab.plain import plain_weights
+from tracelab.model.gradients import measuring
+from tracelab.model.load import given_tokenizer, model_facts
+from tracelab.model.plain import plain_weights
 from tracelab.ranges import require_int
+from tracelab.storage.files import atomic_folder, require_replaceable
 
 MARKER = "tracelab_export.json"
 

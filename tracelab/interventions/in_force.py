@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.hooked import hooks_on
+from tracelab.model.hooked import hooks_on
 
 
 class InForce:

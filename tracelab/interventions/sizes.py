@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, quoted
-from tracelab.hook_points import Point
+from tracelab.model.hook_points import Point
 
 
 def require_fit(point: Point, where: str, found: int | None, wanted: int | None, side: str) -> None:

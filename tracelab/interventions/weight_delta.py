@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
-from tracelab.gradients import measuring
-from tracelab.hook_points import LINEAR_MAPS, Point
 from tracelab.interventions.base import Edit, Intervention, Origin, flat_input
-from tracelab.model import model_facts
+from tracelab.model.gradients import measuring
+from tracelab.model.hook_points import LINEAR_MAPS, Point
+from tracelab.model.load import model_facts
+from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_int, require_layers, require_seed
-from tracelab.texts import Texts, as_texts
 
 _ALWAYS_TAKEN = 16  # the largest rank that a fit has by default: the smallest models are fitted too
 

@@ -13,19 +13,19 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import require_choice
 from tracelab.escaping import csv_table
 from tracelab.figures import save_figures
-from tracelab.hooked import require_unedited
 from tracelab.interventions import Intervention
-from tracelab.locks import locked
-from tracelab.model import model_facts
-from tracelab.ownership import claim, own_file
+from tracelab.model.hooked import require_unedited
+from tracelab.model.load import model_facts
+from tracelab.model.texts import Texts, as_texts
+from tracelab.model.tokens import encode, require_context
 from tracelab.ranges import require_seed
 from tracelab.report import editing
 from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Data, Parts, measure
 from tracelab.report.place import require_report_folder
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
-from tracelab.texts import Texts, as_texts
-from tracelab.tokens import encode, require_context
+from tracelab.storage.locks import locked
+from tracelab.storage.ownership import claim, own_file
 
 __all__ = ["BIAS_TYPES", "PRESETS", "Parts", "report"]
 

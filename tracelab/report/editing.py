@@ -19,9 +19,9 @@ from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
 from tracelab.datasets.records import spread
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scoreboard import UNEDITED, Scoreboard, evaluate
-from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
-from tracelab.inspection import BeforeAfter, inspect
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard, evaluate
+from tracelab.inspection.before_after import BeforeAfter, inspect
 from tracelab.interventions import (
     KLAAD,
     BiasEdit,
@@ -34,12 +34,12 @@ from tracelab.interventions import (
     Stack,
     load_intervention,
 )
-from tracelab.interventions.triples import split_by_target
-from tracelab.kept import kept
-from tracelab.localize.probes import LayerProbes
-from tracelab.model import model_key
+from tracelab.interventions.training.triples import split_by_target
+from tracelab.localize.probing.probes import LayerProbes
+from tracelab.model.load import model_key
 from tracelab.report.presets import Preset
 from tracelab.results import Result, run_settings
+from tracelab.storage.kept import kept
 
 LMS_LOSS = 1.0
 PROMPTS = {

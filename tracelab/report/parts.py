@@ -15,19 +15,19 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import Corpus, CrowsPair, StereoSetRecord, crows_pairs, stereoset
 from tracelab.datasets.templates import templates
-from tracelab.evaluate.crows_pairs import CrowsPairsScores, crows_pairs_scores
-from tracelab.evaluate.scoreboard import Scoreboard
-from tracelab.evaluate.stereoset import StereoSetScores, stereoset_scores
-from tracelab.inspection import BeforeAfter
-from tracelab.kept import kept
-from tracelab.localize.attention_gap import AttentionGap, attention_gap
-from tracelab.localize.causal_trace import causal_trace
-from tracelab.localize.probes import LayerProbes, probe_layers, split_rows
-from tracelab.localize.trace_result import CausalTrace
-from tracelab.model import model_facts, model_key
+from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
+from tracelab.inspection.before_after import BeforeAfter
+from tracelab.localize.attention.attention_gap import AttentionGap, attention_gap
+from tracelab.localize.probing.probes import LayerProbes, probe_layers, split_rows
+from tracelab.localize.tracing.causal_trace import causal_trace
+from tracelab.localize.tracing.result import CausalTrace
+from tracelab.model.load import model_facts, model_key
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result, run_settings
+from tracelab.storage.kept import kept
 
 R = TypeVar("R", bound=Result)
 

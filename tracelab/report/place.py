@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tracelab.ownership import LIST, adopt, made_by_tracelab, require_folder, require_ours
+from tracelab.storage.ownership import LIST, adopt, made_by_tracelab, require_folder, require_ours
 
 NAMES = ("index.html", "parts", "bundles", "tables", "figures")
 

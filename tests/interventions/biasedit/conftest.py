@@ -8,7 +8,7 @@ import pytest
 
 from tests.interventions.biasedit.models import DEV, FITTED, KINDS, SMALL, TRAIN
 from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
-from tracelab.model import fingerprint
+from tracelab.model.load import fingerprint
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import torch
 from tests.interventions.edits import logits as logits_of
 from tests.interventions.triple_records import OTHER_TARGETS, records, word_hf
 from tracelab.interventions import BiasEditConfig, WeightDelta
-from tracelab.interventions.biasedit_training import TripleModel
-from tracelab.interventions.triple_losses import debias_loss, retention_loss
-from tracelab.interventions.triples import LABELS, tokenise
+from tracelab.interventions.biasedit.triple_model import TripleModel
+from tracelab.interventions.training.triple_losses import debias_loss, retention_loss
+from tracelab.interventions.training.triples import LABELS, tokenise
 
 KINDS = ("llama", "gpt2")
 LAYERS = (1, 3)

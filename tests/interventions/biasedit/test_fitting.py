@@ -25,9 +25,9 @@ from tests.interventions.biasedit.models import (
 from tests.interventions.edits import without_time
 from tests.interventions.triple_records import records
 from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
-from tracelab.interventions.biasedit_shift import EditorShift
-from tracelab.interventions.biasedit_training import Editors, TripleModel
-from tracelab.model import fingerprint
+from tracelab.interventions.biasedit.shift import EditorShift
+from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
+from tracelab.model.load import fingerprint
 
 # --- the edit -------------------------------------------------------------------------------------------------------
 

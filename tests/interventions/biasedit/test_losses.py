@@ -23,7 +23,7 @@ from tests.interventions.biasedit.models import (
     triple_model,
 )
 from tracelab.interventions import BiasEditConfig
-from tracelab.interventions.triples import LABELS, tokenise
+from tracelab.interventions.training.triples import LABELS, tokenise
 
 # --- what is cached -------------------------------------------------------------------------------------------------
 

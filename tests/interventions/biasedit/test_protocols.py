@@ -11,12 +11,12 @@ import torch
 from tests.interventions.biasedit.models import DEV, KINDS, OWN, SMALL, TRAIN, dense_delta, shapes_of, triple_model
 from tests.interventions.triple_records import records
 from tracelab.errors import TracelabError
-from tracelab.evaluate.stereoset import stereoset_scores
-from tracelab.evaluate.transductive import transductive_scores
+from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
+from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.interventions import BiasEdit, BiasEditConfig
-from tracelab.interventions.biasedit import _batches
-from tracelab.interventions.biasedit_training import Editors
-from tracelab.interventions.triples import LABELS, tokenise
+from tracelab.interventions.biasedit.biasedit import _batches
+from tracelab.interventions.biasedit.triple_model import Editors
+from tracelab.interventions.training.triples import LABELS, tokenise
 
 # --- refusals -------------------------------------------------------------------------------------------------------
 

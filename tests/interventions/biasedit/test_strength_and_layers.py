@@ -20,10 +20,10 @@ from tests.interventions.biasedit.models import (
     triple_model,
 )
 from tracelab.errors import TracelabError
-from tracelab.evaluate.transductive import transductive_scores
+from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, biasedit, load_intervention
-from tracelab.interventions.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
-from tracelab.interventions.biasedit_training import TripleModel
+from tracelab.interventions.biasedit.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
+from tracelab.interventions.biasedit.triple_model import TripleModel
 
 # --- without an editor ----------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ def test_automatic_layers_are_the_three_whose_mlp_has_the_largest_traced_effect(
     import tracelab.localize
 
     model = tiny("llama")
-    trace = bound(tracelab.localize.causal_trace, n_samples=1)
+    trace = bound(tracelab.localize.tracing.causal_trace, n_samples=1)
     monkeypatch.setattr(tracelab.localize, "causal_trace", trace)
     found = edited_layers(model, "auto", TRAIN[:2])
     effects = trace(model, TRAIN[:2], components=("mlp",), window=3).effects

@@ -6,10 +6,10 @@ import torch
 
 from tests.interventions.triple_records import records
 from tracelab.interventions import KLAAD, KLAADConfig
-from tracelab.interventions.klaad import KLAADLoss
-from tracelab.interventions.klaad_losses import aligned_positions, attention_loss, triplet_loss
-from tracelab.interventions.triples import LABELS, tokenise
-from tracelab.tokens import encode
+from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.klaad.losses import aligned_positions, attention_loss, triplet_loss
+from tracelab.interventions.training.triples import LABELS, tokenise
+from tracelab.model.tokens import encode
 
 LAST = 3
 KINDS = ("llama", "gpt2", "gpt_neo")

@@ -14,8 +14,8 @@ from tracelab import model as models
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.interventions import KLAAD, KLAADConfig, klaad, load_intervention
-from tracelab.interventions.klaad import KLAADLoss
-from tracelab.interventions.triples import tokenise
+from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.training.triples import tokenise
 
 # --- training -----------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,10 @@ from tests.interventions.klaad.models import (
     one_by_one,
     only,
 )
-from tracelab.hook_points import LINEAR_MAPS
 from tracelab.interventions import KLAADConfig
-from tracelab.interventions.finetune import frozen
-from tracelab.interventions.klaad import KLAADLoss
+from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.training.finetune import frozen
+from tracelab.model.hook_points import LINEAR_MAPS
 
 # --- the losses of a batch ----------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""BOLD: texts that the model writes, and what scores them."""

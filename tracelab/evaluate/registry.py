@@ -1,0 +1,174 @@
+"""The benchmarks by name: which records of a bias type, what scores them, which numbers belong on a scoreboard.
+
+A benchmark calls a bias type by its own name ("race-color", "Race_ethnicity"); here each is asked for by
+StereoSet's (gender, race, religion, profession) or by its own. :data:`IDEAL` is the value an unbiased and capable
+model would have, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tracelab.datasets import bbq, bold, crows_pairs, neutral_sentences, stereoset, wikitext, winobias
+from tracelab.datasets.records import spread
+from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks.attention import AttentionScores, attention_scores
+from tracelab.evaluate.benchmarks.bbq import BBQScores, bbq_scores
+from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
+from tracelab.evaluate.benchmarks.hellinger import WORD_PAIRS, HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.perplexity import WINDOW, PerplexityScores, perplexity
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, winobias_scores
+from tracelab.evaluate.bold.bold import GROUPS, BoldScores, bold_scores
+from tracelab.evaluate.scores import BenchmarkScores
+
+BIAS_TYPES = ("gender", "race", "religion", "profession")
+"""Bias types of which edits are made: StereoSet's."""
+
+IDEAL = {
+    "ss": 50.0,
+    "lms": 100.0,
+    "icat": 100.0,
+    "crows_sum": 50.0,
+    "crows_mean": 50.0,
+    "crows_shared": 50.0,
+    "acc_amb": 100.0,
+    "acc_dis": 100.0,
+    "s_amb": 0.0,
+    "s_dis": 0.0,
+    "pro_preferred": 50.0,
+    "acc_gap": 0.0,
+    "hellinger": 0.0,
+    "sentiment_gap": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark is read and scored.
+
+    Attributes:
+        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the file (WikiText: the
+            first lines); without ``bias`` those of all types.
+        score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the moment.
+        kind: the class of its scores.
+        metrics: those that belong on a scoreboard (none: all); the others are in the scores themselves.
+        biases: bias types it has, as they are asked for here; none: it measures no bias.
+        where: what ``read`` can be told beside: ``source``, ``split``.
+        every_bias: whether a scoreboard also shows it on bias types that an edit was not made for.
+    """
+
+    name: str
+    read: Callable[..., Sequence[Any]]
+    score: Callable[..., BenchmarkScores]
+    kind: type[BenchmarkScores]
+    metrics: tuple[str, ...]
+    biases: tuple[str, ...] = ()
+    where: tuple[str, ...] = ("source",)
+    every_bias: bool = False
+
+
+def _stereoset(task: str) -> Callable[..., Sequence[Any]]:
+    return lambda bias, limit, **where: spread(stereoset(bias, task=task, **where), limit)
+
+
+def _winobias(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
+    return spread(winobias(**where), limit)  # type: ignore[arg-type]
+
+
+def _bold(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
+    prompts = bold(bias, **where)  # type: ignore[arg-type]
+    return spread([p for p in prompts if p.group in GROUPS.get(p.bias_type, (p.group,))], limit)
+
+
+_GENDER_RACE_RELIGION = BIAS_TYPES[:3]
+_STEREOSET: dict[str, Any] = {
+    "score": stereoset_scores,
+    "kind": StereoSetScores,
+    "metrics": ("ss", "lms", "icat"),
+    "biases": BIAS_TYPES,
+    "where": ("source", "split"),
+}
+_ALL = (
+    Benchmark("stereoset", _stereoset("intrasentence"), **_STEREOSET, every_bias=True),
+    Benchmark("stereoset-intersentence", _stereoset("intersentence"), **_STEREOSET),
+    Benchmark(
+        "crows-pairs",
+        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
+        crows_pairs_scores,
+        CrowsPairsScores,
+        ("crows_sum",),
+        _GENDER_RACE_RELIGION,
+    ),
+    Benchmark(
+        "bbq",
+        lambda bias, limit, **where: bbq(bias, limit=limit, **where),
+        bbq_scores,
+        BBQScores,
+        ("acc_amb", "acc_dis", "s_amb", "s_dis"),
+        _GENDER_RACE_RELIGION,
+    ),
+    Benchmark(
+        "winobias",
+        _winobias,
+        winobias_scores,
+        WinoBiasScores,
+        ("pro_preferred", "acc_gap"),
+        ("gender",),
+        where=("source", "split"),
+    ),
+    Benchmark("bold", _bold, bold_scores, BoldScores, ("sentiment_gap",), _GENDER_RACE_RELIGION),
+    Benchmark(
+        "local-bias",
+        lambda bias, limit: spread(prompt_pairs(bias), limit),
+        hellinger,
+        HellingerScores,
+        ("hellinger",),
+        tuple(WORD_PAIRS),
+        where=(),
+    ),
+    Benchmark(
+        "attention",
+        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
+        attention_scores,
+        AttentionScores,
+        ("sensitive", "other"),
+        _GENDER_RACE_RELIGION,
+    ),
+    Benchmark(
+        "perplexity",
+        lambda bias, limit, **where: neutral_sentences(500 if limit is None else limit, **where),
+        perplexity,
+        PerplexityScores,
+        ("perplexity",),
+    ),
+    Benchmark(
+        "wikitext-2",
+        lambda bias, limit, **where: wikitext(limit=limit, **where),
+        partial(perplexity, max_length=WINDOW, benchmark="wikitext-2"),
+        PerplexityScores,
+        ("perplexity",),
+        where=("source", "split"),
+    ),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+"""Every benchmark that a scoreboard can hold."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of a name, ``lm-eval/TASK`` included.
+
+    Raises:
+        TracelabError: unknown name.
+    """
+    if name.startswith("lm-eval/"):
+        from tracelab.evaluate.benchmarks.lm_eval import lm_eval_benchmark
+
+        return lm_eval_benchmark(name)
+    if name not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        raise TracelabError(f"unknown benchmark {name!r}: choose one of {known}, or lm-eval/TASK")
+    return BENCHMARKS[name]

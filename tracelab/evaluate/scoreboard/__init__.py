@@ -1,0 +1,1 @@
+"""Edits beside each other: cells, costs, interference."""

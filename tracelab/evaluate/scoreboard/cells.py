@@ -1,0 +1,111 @@
+"""One cell of a scoreboard: the scores of a benchmark on one bias type under one edit.
+
+A cell that fails tells why and stops nothing; one that is done is kept in a folder under everything it depends on
+(model, edit with its tensors, benchmark, records, options, seed, versions) and not measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.datasets.records import Sentence
+from tracelab.evaluate.registry import Benchmark
+from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.interventions import Intervention
+from tracelab.model.load import model_key
+from tracelab.results import run_settings
+from tracelab.storage.kept import kept
+
+FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
+"""What makes a cell fail: everything but being interrupted. A TracelabError is a ValueError, a full memory a
+RuntimeError."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A benchmark on one bias type: its records, or why they cannot be read.
+
+    Attributes:
+        bias: as it was asked for; empty for a benchmark without bias types.
+        options: keyword arguments of the scorer.
+    """
+
+    benchmark: Benchmark
+    bias: str
+    records: Sequence[Any] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @classmethod
+    def read(cls, benchmark: Benchmark, bias: str, limit: int | None, options: Mapping[str, Any]) -> Question:
+        """Read the records; what goes wrong becomes the reason."""
+        try:
+            return cls(benchmark, bias, benchmark.read(bias or None, limit), options)
+        except FAILURES as error:
+            return cls(benchmark, bias, (), options, _reason(error))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The scores, or the reason why there are none."""
+
+    scores: BenchmarkScores | None
+    reason: str = ""
+
+
+def measure_cell(
+    model: TransformerBridge,
+    question: Question,
+    edit: Intervention | None,
+    name: str | None,
+    *,
+    folder: Path | None,
+    seed: int,
+) -> Cell:
+    """Score the model under an edit (None: as it is), or take the scores from ``folder``.
+
+    Args:
+        name: of the edit, for the table.
+        folder: of finished cells; None keeps none.
+    """
+    benchmark = question.benchmark
+    if question.reason:
+        return Cell(None, question.reason)
+
+    def make() -> BenchmarkScores:
+        with nullcontext() if edit is None else edit.applied(model):
+            return benchmark.score(model, question.records, edit=name, seed=seed, **question.options)
+
+    try:
+        if folder is None:
+            return Cell(make())
+        request = run_settings(
+            model,
+            [Sentence(str(k), each) if isinstance(each, str) else each for k, each in enumerate(question.records)],
+            benchmark=benchmark.name,
+            bias=question.bias,
+            options={key: repr(value) for key, value in question.options.items()},
+            edit=None if edit is None else edit.identity(),
+            seed=seed,
+        )
+        request |= model_key(model)
+        label = "-".join(filter(None, (benchmark.name.replace("/", "-"), question.bias)))
+        print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
+        return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
+    except FAILURES as error:
+        return Cell(None, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        text = f"out of memory: {text}"
+    return text

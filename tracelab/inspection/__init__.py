@@ -1,0 +1,1 @@
+"""What an edit did, before and after."""

@@ -1,0 +1,1 @@
+"""BiasEdit: editor networks that make weight deltas of triples."""

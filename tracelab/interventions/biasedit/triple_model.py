@@ -1,0 +1,246 @@
+"""How BiasEdit's editor is trained and used: what is cached of a group of triples, the shift, the losses under it.
+
+One step, for a group of triples (MALMEN's scheme): the unedited model's debiasing loss gives each edited map its keys
+and output gradients; the editor turns them into shifts; the loss of the shifted model, on the same or on other
+triples, is backpropagated through shift, ridge and editor. The model's weights take part as constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.interventions.biasedit.config import BiasEditConfig
+from tracelab.interventions.biasedit.editor import Editor
+from tracelab.interventions.training.finetune import frozen
+from tracelab.interventions.training.loop import Chunks
+from tracelab.interventions.training.triple_losses import (
+    debias_loss,
+    hits,
+    mean_over,
+    retention_loss,
+    scored,
+    token_logprobs,
+)
+from tracelab.interventions.training.triples import LABELS, Triples
+from tracelab.interventions.weight_delta import MapShape, WeightDelta
+from tracelab.model.gradients import measuring
+from tracelab.model.partial_forward import SuffixRunner
+
+Cached = tuple[list[Float[Tensor, "n _d_k"]], list[Float[Tensor, "n _d_v"]]]
+
+
+class Editors(nn.Module):
+    """The editor networks of several linear maps, one a shape."""
+
+    def __init__(self, shapes: Sequence[MapShape], config: BiasEditConfig) -> None:
+        super().__init__()
+        self.shapes = tuple(shapes)
+        sizes = [(shape.d_in, shape.d_out) for shape in shapes]
+        self.networks = nn.ModuleDict(
+            {
+                _name(size): Editor(
+                    *size,
+                    sizes.count(size),
+                    rank=config.rank,
+                    n_blocks=config.n_blocks,
+                    lr=config.lr,
+                    ridge=config.ridge,
+                    init=config.init,
+                    seed=config.seed,
+                )
+                for size in dict.fromkeys(sizes)
+            }
+        )
+        # Which map of its shape each is.
+        self._places = [(_name(size), sizes[:i].count(size)) for i, size in enumerate(sizes)]
+
+    def groups(self, config: BiasEditConfig) -> list[dict[str, Any]]:
+        """The parameters with their learning rates, for the optimiser."""
+        steps = [network.step for network in self.networks.values()]
+        others = [parameter for parameter in self.parameters() if not any(parameter is step for step in steps)]
+        return [{"params": others, "lr": config.meta_lr}, {"params": steps, "lr": config.step_lr}]
+
+    def update(self, cached: Cached) -> None:
+        """Let the normalisers see the rows of a group."""
+        for (name, _), keys, grads in zip(self._places, *cached, strict=True):
+            self.networks[name].normaliser.update(torch.cat([keys, grads], dim=1))  # type: ignore[union-attr,operator]
+
+    def shifts(self, cached: Cached) -> list[Float[Tensor, "_d_k _d_v"]]:
+        """The shift of each map for a group of triples."""
+        return [
+            self.networks[name].shift(keys, grads, index)  # type: ignore[operator]
+            for (name, index), keys, grads in zip(self._places, *cached, strict=True)
+        ]
+
+
+def _name(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+class TripleModel:
+    """A model's losses and scores on fixed triples, from the first edited block on."""
+
+    def __init__(
+        self, model: TransformerBridge, triples: Triples, shapes: Sequence[MapShape], config: BiasEditConfig
+    ) -> None:
+        self.model, self.triples, self.shapes, self.config = model, triples, shapes, config
+        self.runner = SuffixRunner(model, triples.sequences, min(shape.layer for shape in shapes))
+        self._chunked = Chunks(config.batch_size)
+        self._rows_of: dict[int, Cached] = {}
+
+    def __len__(self) -> int:
+        return len(self.triples.records)
+
+    def cached(self, group: Sequence[int]) -> Cached:
+        """Keys and output gradients of the unedited model's debiasing loss at the cached positions, by map.
+
+        Both are constants of a triple, so each triple's are computed once and kept in memory.
+        """
+        missing = [i for i in group if i not in self._rows_of]
+        self._chunked(self._cache, missing, lambda: None)
+        rows = [self._rows_of[i] for i in group]
+        device = self.model.cfg.device
+        keys, grads = (
+            [torch.cat([row[side][m] for row in rows]).to(device) for m in range(len(self.shapes))] for side in (0, 1)
+        )
+        return keys, grads
+
+    def _cache(self, chunk: Sequence[int]) -> None:
+        seen: dict[str, Tensor] = {}
+        names = [str(shape.point) for shape in self.shapes]
+        with frozen(self.model), self.model.hooks(fwd_hooks=self._recorders(seen)):
+            loss, _, mask = self._debias(chunk)
+            grads = torch.autograd.grad(loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names])
+        chosen = _positions(mask, self.config.positions)
+        for row, i in enumerate(chunk):
+            own = [(r, chosen[r]) for r in (row, row + len(chunk))]  # the anti-stereotype, then the stereotype
+            self._rows_of[i] = (
+                [torch.cat([seen[f"{n}.key"][r][at].float() for r, at in own]).cpu() for n in names],
+                [torch.cat([grad[r][at].float() for r, at in own]).cpu() for grad in grads],
+            )
+
+    def _recorders(self, seen: dict[str, Tensor]) -> list[tuple[str, Any]]:
+        def key(value: Tensor, hook: Any) -> None:
+            seen[hook.name.replace(".hook_in", ".key")] = value.detach()
+
+        def output(value: Tensor, hook: Any) -> Tensor:
+            probe = torch.zeros_like(value, requires_grad=True)  # the gradient at the output, blocks before it constant
+            seen[hook.name.replace(".hook_out", ".grad")] = probe
+            return value + probe
+
+        names = [str(shape.point) for shape in self.shapes]
+        return [hook for n in names for hook in ((f"{n}.hook_in", key), (f"{n}.hook_out", output))]
+
+    def backward(self, delta: WeightDelta, group: Sequence[int]) -> dict[str, float]:
+        """Losses of a group under a delta, of weight 0 as 0; their gradients are left in the delta's parameters."""
+        totals = np.zeros(2)
+
+        def accumulate(chunk: Sequence[int]) -> None:
+            before = self._retained_logits(chunk) if self.config.lam else None
+            with frozen(self.model), delta.applied(self.model):
+                debias, _, _ = self._debias(chunk)
+                retention = torch.zeros_like(debias) if before is None else self._retention(chunk, before)[0]
+                ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
+            totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
+
+        def restart() -> None:
+            totals[:] = 0
+            delta.zero_grad()
+
+        self._chunked(accumulate, group, restart)
+        return _figures(totals / len(group), self.config)
+
+    @measuring()
+    def measure(self, delta: WeightDelta | None, group: Sequence[int]) -> dict[str, float]:
+        """Losses of a group under a delta, and its ``ss``, ``lms`` and ``gap`` by mean log-probability a token."""
+        totals = np.zeros(2)
+        lbars: list[Tensor] = []
+
+        def add(chunk: Sequence[int]) -> None:
+            before = self._retained_logits(chunk)
+            with _perhaps(delta, self.model):
+                debias, lbar, _ = self._debias(chunk)
+                retention, unrelated = self._retention(chunk, before)
+            totals[:] += debias.sum().item(), retention.sum().item()
+            lbars.append(torch.stack([*lbar, unrelated]))
+
+        def restart() -> None:
+            totals[:] = 0
+            lbars.clear()
+
+        self._chunked(add, group, restart)
+        found = hits(*torch.cat(lbars, dim=1).double())
+        return _figures(totals / len(group), self.config) | {name: value.item() for name, value in found.items()}
+
+    def _rows(self, chunk: Sequence[int], label: str) -> list[int]:
+        return [self.triples.index(i, label) for i in chunk]
+
+    def _debias(self, chunk: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """The debiasing loss of each triple, both mean log-probabilities, and the mask of [anti; stereo] rows."""
+        anti_rows, stereo_rows = self._rows(chunk, "anti_stereotype"), self._rows(chunk, "stereotype")
+        rows = [*anti_rows, *stereo_rows]  # the reference's order
+        tokens, mask, logits = self.runner(rows)
+        logprobs = token_logprobs(logits, tokens)
+        every = scored(mask)
+        fillers = None if self.config.span == "sentence" else [self.triples.fillers[i] for i in rows]
+        chosen = scored(mask, fillers)
+        n = len(chunk)
+        loss = debias_loss(
+            self.config.loss,
+            logprobs[n:],
+            chosen[n:],
+            logprobs[:n],
+            chosen[:n],
+            beta=self.config.beta,
+            margin=self.config.margin,
+        )
+        lbar = mean_over(logprobs, every)
+        return loss, (lbar[n:], lbar[:n]), mask
+
+    def _retained_rows(self, chunk: Sequence[int]) -> list[int]:
+        labels = LABELS if self.config.retain_on == "all" else ("unrelated",)
+        return [i for label in labels for i in self._rows(chunk, label)]
+
+    @measuring()
+    def _retained_logits(self, chunk: Sequence[int]) -> Tensor:
+        return self.runner(self._retained_rows(chunk))[2]
+
+    def _retention(self, chunk: Sequence[int], before: Tensor) -> tuple[Tensor, Tensor]:
+        """The retention loss of each triple, and the mean log-probability of its unrelated sentence."""
+        tokens, mask, after = self.runner(self._retained_rows(chunk))
+        each = retention_loss(self.config.retention, before, after, tokens, mask)
+        lbar = mean_over(token_logprobs(after, tokens), scored(mask))
+        return each.reshape(-1, len(chunk)).mean(dim=0), lbar[-len(chunk) :]  # the unrelated ones come last
+
+
+def _figures(means: np.ndarray, config: BiasEditConfig) -> dict[str, float]:
+    debias, retention = map(float, means)
+    return {"loss": debias + config.lam * retention, "debias": debias, "retention": retention}
+
+
+def _positions(mask: Tensor, rule: str) -> Tensor:
+    """Which positions are cached."""
+    real = mask.bool()
+    last = real & ~torch.nn.functional.pad(real[:, 1:], (0, 1))
+    if rule == "predicting":
+        return real & ~last  # those whose logits are scored: the last token predicts nothing
+    chosen = real.clone()
+    chosen[:, 0] = False  # as released: the scored tokens themselves
+    return chosen
+
+
+@contextmanager
+def _perhaps(delta: WeightDelta | None, model: TransformerBridge) -> Iterator[None]:
+    if delta is None:
+        yield
+    else:
+        with delta.applied(model):
+            yield

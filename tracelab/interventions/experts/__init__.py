@@ -1,0 +1,1 @@
+"""Expert / anti-expert decoding."""

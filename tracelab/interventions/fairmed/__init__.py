@@ -1,0 +1,1 @@
+"""FairMed: the neutraliser of MLP activations."""

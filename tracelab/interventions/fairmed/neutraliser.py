@@ -1,0 +1,282 @@
+"""FairMed's adversarial step: push an activation until its prober cannot tell the group.
+
+For an activation ``a``, a frozen prober with group distribution ``p(a) = softmax(W2 ReLU(W1 a + b1) + b2)`` over C
+groups and ``U`` uniform, find a bounded perturbation ``δ`` that lowers
+
+    KL(U ‖ p(a + δ)) = -log C - (1/C) Σ_g log p_g(a + δ)
+
+by steps of size ``α = ε · step_frac`` against the gradient, inside a ball of radius ``ε = lam · std‖a‖`` (FairMed,
+arXiv 2504.07787, and its code). The gradient is written out: with ``h = W1 a + b1`` and ``r = p - U`` it is
+``W1ᵀ ((W2ᵀ r) ⊙ [h > 0])``, which needs no autograd inside a hook.
+
+Two geometries. ``norm="l2"`` (default): each position's δ lies in an L2 ball over features and follows the gradient's
+direction; δ = 0 is the first candidate, so an activation that is neutral already is left alone. ``norm="code"``: what
+the released code does; it normalises over positions instead of features, which for one position is a box of
+half-width ε (‖δ‖ up to ε√d), sums the KL over a sequence's positions with one stop for all, and starts from noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import log
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import ConfigDict
+from torch import Tensor
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import require_int, require_number, require_seed
+
+NORMS = ("l2", "code")
+GRADS = ("l2", "sign")
+INITS = ("zero", "random")
+RADII = ("fixed", "adaptive")
+DIRECTIONS = ("adversarial", "random")
+POSITIONS = ("predictive", "published", "all")
+GROUPS = ("scored", "all")
+
+PUBLISHED_LAM = {
+    "age": 4.0,
+    "disability": 3.0,
+    "gender": 5.0,
+    "nationality": 4.0,
+    "physical_appearance": 6.0,
+    "race": 8.0,
+    "religion": 7.0,
+    "ses": 9.0,
+    "sexual_orientation": 6.0,
+}
+"""The paper's radius for LLaMA-2-Chat 7B on BBQ, by attribute."""
+
+
+@dataclass(frozen=True)
+class FairMedConfig:
+    """How activations are neutralised.
+
+    Attributes:
+        lam: the radius ε of a layer in standard deviations of its activation norm over training prompts.
+        steps: most gradient steps.
+        step_frac: step size in radii.
+        tol: an activation with KL below it is neutral.
+        norm: ``"l2"`` or ``"code"`` (see the module's docstring).
+        grad: step along the gradient's direction (``"l2"``) or its signs.
+        init: ``"zero"``, or ``"random"`` inside the ball, as the released code.
+        radius: ``"fixed"``, or ``"adaptive"``: a quarter of ε, doubled up to 4 ε for those activations (layer by
+            layer, input by input) that are not yet neutral; our answer to an open question of the paper.
+        direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same length.
+        positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens when scoring, the
+            last three prompt tokens and each new one when generating; ``"all"``. What is read, tracelab's own
+            functions say (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every token.
+        groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter the probers' F1;
+            ``"all"``, as the paper; or their names. A group that the model hardly ever names draws most of a
+            perturbation to itself.
+        seed: of random directions.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
+
+    lam: float = 3.0
+    steps: int = 20
+    step_frac: float = 1 / 15
+    tol: float = 0.03
+    norm: str = "l2"
+    grad: str = "l2"
+    init: str = "zero"
+    radius: str = "fixed"
+    direction: str = "adversarial"
+    positions: str = "predictive"
+    groups: str | tuple[str, ...] = "scored"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "tol"):
+            require_number(f"{name} of FairMed", getattr(self, name), least=0)
+        require_number("step_frac of FairMed", self.step_frac, above=0)
+        require_int("steps of FairMed", self.steps, 0, 1000)
+        require_seed(self.seed)
+        if isinstance(self.groups, str):
+            require_choice("groups", self.groups, GROUPS)
+        elif len(self.groups) == 1:
+            raise TracelabError(
+                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two or more"
+            )
+        choices = {"norm": NORMS, "grad": GRADS, "init": INITS, "radius": RADII}
+        for name, known in {**choices, "direction": DIRECTIONS, "positions": POSITIONS}.items():
+            require_choice(name, getattr(self, name), known)
+
+    @classmethod
+    def published(cls, attribute: str, **changes: Any) -> FairMedConfig:
+        """What the released code does, with the paper's radius for an attribute (the mean of them for another)."""
+        lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
+        code = cls(lam=lam, norm="code", grad="sign", init="random", positions="published", groups="all")
+        return replace(code, **changes)
+
+    def settings(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class LayerProber:
+    """One layer's prober: ``w1`` [d, hidden], ``b1``, ``w2`` [hidden, groups], ``b2``, all fp32."""
+
+    w1: Float[Tensor, "d hidden"]
+    b1: Float[Tensor, "1 hidden"]
+    w2: Float[Tensor, "hidden groups"]
+    b2: Float[Tensor, "1 groups"]
+
+    def log_probs(self, a: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows groups"]:
+        """Group log-probabilities."""
+        return ((a @ self.w1 + self.b1[0]).relu() @ self.w2 + self.b2[0]).log_softmax(dim=-1)
+
+    def kl(self, a: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+        """``KL(U ‖ p)``."""
+        return _kl(self.log_probs(a))
+
+    def kl_and_gradient(self, a: Float[Tensor, "*rows d"]) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows d"]]:
+        """``KL(U ‖ p)`` and its gradient with respect to ``a``."""
+        h = a @ self.w1 + self.b1[0]
+        log_p = (h.relu() @ self.w2 + self.b2[0]).log_softmax(dim=-1)
+        residual = log_p.exp() - 1 / log_p.shape[-1]
+        return _kl(log_p), ((residual @ self.w2.T) * (h > 0)) @ self.w1.T
+
+
+def _kl(log_p: Float[Tensor, "*rows groups"]) -> Float[Tensor, "*rows"]:
+    n_groups = log_p.shape[-1]
+    return -log_p.mean(dim=-1) - log(n_groups)
+
+
+@dataclass(frozen=True)
+class Neutralised:
+    """What was found for each activation: the perturbation and how many gradient steps were taken."""
+
+    delta: Float[Tensor, "seq pos d"]
+    steps: Int[Tensor, "seq pos"]
+
+
+def neutralise(
+    a: Float[Tensor, "seq pos d"],
+    mask: Bool[Tensor, "seq pos"],
+    probers: Sequence[LayerProber],
+    epsilon: float,
+    config: FairMedConfig,
+    noise: Float[Tensor, "seq pos d"] | None = None,
+) -> Neutralised:
+    """The perturbation of each masked activation; 0 elsewhere, and where anything is not finite.
+
+    Args:
+        a: activations, fp32.
+        mask: those to neutralise.
+        probers: of one or several attributes; their KL are summed, and all must be below ``tol`` to stop.
+        epsilon: the radius.
+        noise: standard normal draws, needed for ``init="random"`` and ``direction="random"``.
+    """
+    delta = torch.zeros_like(a)
+    steps = torch.zeros(mask.shape, dtype=torch.long, device=a.device)
+    found = Neutralised(delta, steps)
+    if epsilon == 0 or not mask.any():
+        return found
+    if config.norm == "l2":  # every position stands alone: [n, 1, d]
+        rows = mask.nonzero(as_tuple=True)
+        problem = _Problem(a[rows][:, None], torch.ones_like(steps[rows][:, None], dtype=torch.bool), probers)
+        start = None if noise is None else noise[rows][:, None]
+    else:
+        rows = mask.any(dim=1).nonzero(as_tuple=True)
+        problem = _Problem(a[rows], mask[rows], probers)
+        start = None if noise is None else noise[rows]
+    factors = (0.25, 0.5, 1.0, 2.0, 4.0) if config.radius == "adaptive" else (1.0,)
+    best = torch.zeros_like(problem.a)
+    taken = torch.zeros_like(problem.mask, dtype=torch.long)
+    for number, factor in enumerate(factors):
+        todo = problem.worst(best) >= config.tol if number else torch.ones(len(best), dtype=torch.bool, device=a.device)
+        if todo.any():
+            part = problem.select(todo)
+            origin = _start(part, start[todo] if start is not None else None, epsilon * factor, config)
+            improved, used = _descend(part, origin if number == 0 else best[todo], epsilon * factor, config)
+            best[todo], taken[todo] = improved, taken[todo] + used[:, None]
+    best = best * problem.mask[..., None]
+    best = torch.where(best.isfinite().all(dim=-1, keepdim=True), best, torch.zeros_like(best))
+    if config.direction == "random" and start is not None:
+        lengths = best.norm(dim=-1, keepdim=True)
+        best = start / start.norm(dim=-1, keepdim=True).clamp_min(1e-12) * lengths
+    if config.norm == "l2":
+        delta[rows], steps[rows] = best[:, 0], taken[:, 0]
+    else:
+        delta[rows], steps[rows] = best, taken * problem.mask
+    return found
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Activations ``[seq, pos, d]`` whose KL, summed over masked positions, is to fall."""
+
+    a: Tensor
+    mask: Tensor
+    probers: Sequence[LayerProber]
+
+    def select(self, rows: Tensor) -> _Problem:
+        return _Problem(self.a[rows], self.mask[rows], self.probers)
+
+    def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per sequence: the summed KL, the largest KL of an attribute; and the gradient."""
+        found = [prober.kl_and_gradient(self.a + delta) for prober in self.probers]
+        kl = torch.stack([self._summed(kl) for kl, _ in found])
+        gradient = torch.stack([slope for _, slope in found]).sum(dim=0)
+        return kl.sum(dim=0), kl.amax(dim=0), gradient.where(self.mask[..., None], torch.zeros_like(gradient))
+
+    def worst(self, delta: Tensor) -> Tensor:
+        """Per sequence the largest KL of an attribute."""
+        return torch.stack([self._summed(p.kl(self.a + delta)) for p in self.probers]).amax(dim=0)
+
+    def _summed(self, kl: Tensor) -> Tensor:
+        # A product with the mask would let a NaN outside it through.
+        return kl.where(self.mask, torch.zeros_like(kl)).sum(dim=1)
+
+
+def _start(problem: _Problem, noise: Tensor | None, epsilon: float, config: FairMedConfig) -> Tensor:
+    if config.init == "zero" or noise is None:
+        return torch.zeros_like(problem.a)
+    # A length between 0 and ε made of the same draw: its first feature through the normal distribution function.
+    length = epsilon * torch.special.ndtr(noise[..., :1])
+    return noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * length * problem.mask[..., None]
+
+
+def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig) -> tuple[Tensor, Tensor]:
+    """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps taken."""
+    best, best_kl = (
+        torch.zeros_like(delta),
+        torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device),
+    )
+    taken = torch.zeros(delta.shape[0], dtype=torch.long, device=delta.device)
+    active = torch.arange(delta.shape[0], device=delta.device)
+    # From zero, the first evaluation is of the activation as it is.
+    evaluations = config.steps + (config.init == "zero")
+    for number in range(1, evaluations + 1):
+        kl, worst, gradient = problem.select(active).evaluate(delta[active])
+        # Never true of a KL that is not a number. Neutral for all attributes is best even if the sum was lower before.
+        better = (kl < best_kl[active]) | (worst < config.tol)
+        best_kl[active[better]], best[active[better]] = kl[better], delta[active[better]]
+        going = (worst >= config.tol) & kl.isfinite()
+        active, gradient = active[going], gradient[going]
+        if not len(active) or number == evaluations:
+            break
+        stepped = delta[active] - epsilon * config.step_frac * _direction(gradient, config)
+        delta[active] = _project(stepped, epsilon, config)
+        taken[active] += 1
+    return best, taken
+
+
+def _direction(gradient: Tensor, config: FairMedConfig) -> Tensor:
+    if config.grad == "sign":
+        return gradient.sign()
+    norm = gradient.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, gradient / norm.clamp_min(1e-30), torch.zeros_like(gradient))
+
+
+def _project(delta: Tensor, epsilon: float, config: FairMedConfig) -> Tensor:
+    axis = -1 if config.norm == "l2" else 1  # the released code normalises over positions
+    norm = delta.norm(dim=axis, keepdim=True)
+    return delta * (epsilon / norm.clamp_min(1e-30)).clamp(max=1.0)

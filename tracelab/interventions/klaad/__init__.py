@@ -1,0 +1,1 @@
+"""KLAAD: attention alignment."""

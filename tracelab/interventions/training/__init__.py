@@ -1,0 +1,1 @@
+"""What trains an intervention: the loop, fine-tuning, triples and their losses."""

@@ -1,0 +1,1 @@
+"""Attention gaps on bias-sensitive tokens."""

@@ -1,0 +1,352 @@
+"""Where does a stereotype act? Causal tracing of the gap between a stereotype and its opposite.
+
+For the two sentences of a pair, which differ in the filler f only,
+
+    gap = log p(stereotype from f on) − log p(anti-stereotype from f on)
+
+is measured in a *clean* run, a *corrupted* run (noise on the embeddings of the attribute words) and runs
+*restored*: corrupted, but with one state put back to its clean value. With ``high``, ``low`` and ``gap`` these,
+
+    total effect      TE  = high − low
+    indirect effect   IE  = gap − low                     (signed: towards the stereotype)
+    normalised        NIE = Σ_cases sign(TE) · IE / Σ_cases |TE|      (1 = the state carries all of it)
+
+after ROME (Meng et al., 2022) and BiasEdit's bias tracing (arXiv 2503.08588, bias_tracing/). BiasEdit plots
+``|mean log p(anti) − mean log p(stereo)|`` over all tokens, of pairs of equal length; as everything before the
+filler cancels there, it is ``|gap| / tokens``, and is reported as ``biasedit``. The sign it drops tells a restored
+stereotype from a restored anti-stereotype, so the signed effects come first here.
+
+A state is the residual stream after a block (``resid``), or the MLP's or attention's contribution over a window
+of layers (``mlp``, ``attn``). Noise has 3 times the standard deviation of the attribute words' own embeddings.
+A large effect of a state is evidence that it carries the information, not that the stereotype is stored there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
+
+from tracelab.datasets.stereoset import StereoSetRecord
+from tracelab.errors import TracelabError, require_choice
+from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.tracing.partial import add_case, read_cases, require_cases_file
+from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
+from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
+from tracelab.model.finite import CAUSE
+from tracelab.model.gradients import measuring
+from tracelab.model.load import model_facts, model_key, require_hook
+from tracelab.model.partial_forward import BlockRunner
+from tracelab.model.scoring import BATCH_TOKENS
+from tracelab.model.texts import Texts, as_records, as_texts
+from tracelab.model.tokens import length_batches, pad, token_texts
+from tracelab.progress import progress
+from tracelab.ranges import (
+    INT_MOST,
+    SAMPLES_MOST,
+    require_int,
+    require_layers,
+    require_memory,
+    require_number,
+    require_seed,
+)
+from tracelab.results import run_settings
+from tracelab.storage.locks import locked
+
+POSITIONS = ("roles", "all")
+RUNS = ("auto", "fast", "plain")
+CHECKED_SAMPLES = 2
+"""Noise samples on which the fast way is checked: enough to be several rows."""
+
+
+@measuring()
+def causal_trace(
+    model: TransformerBridge,
+    pairs: Iterable[StereoSetRecord],
+    *,
+    components: Texts = COMPONENTS,
+    positions: str = "roles",
+    layers: Sequence[int] | None = None,
+    n_samples: int = 10,
+    noise_factor: float = 3.0,
+    noise_std: float | None = None,
+    noise: Mapping[str, Float[Tensor, "samples noised d_model"]] | None = None,
+    window: int | None = None,
+    mentions: str = "all",
+    max_cases: int | None = None,
+    prepend_bos: bool | None = None,
+    run: str = "auto",
+    partial: Path | str | None = None,
+    seed: int = 0,
+) -> CausalTrace:
+    """Trace pairs of StereoSet's intrasentence task.
+
+    Args:
+        components: of ``resid``, ``mlp`` and ``attn``.
+        positions: ``"roles"`` restores the attribute words, the token before the filler and the filler;
+            ``"all"`` restores every token (for heatmaps of a sentence).
+        layers: where states are restored; default: every layer.
+        n_samples: noise samples a sentence.
+        noise_factor: standard deviation of the noise in those of the attribute words' embeddings.
+        noise_std: standard deviation of the noise itself, instead of ``noise_factor``.
+        noise: the noise itself by record id, ``[samples, noised columns, d_model]``, instead of drawing it; for
+            comparison with another implementation on the same draw. A record it lacks is an error.
+        window: layers restored together for ``mlp`` and ``attn``; default 10, or all of a smaller model.
+        mentions: ``"all"`` mentions of attribute words are noised, or the ``"first"`` only.
+        max_cases: trace a random sample of so many of the pairs that can be traced.
+        run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast where a
+            check on this model shows the same numbers.
+        partial: file that keeps finished cases (JSON lines); a run with the same settings goes on from it.
+        seed: of the noise and the bootstrap.
+
+    Raises:
+        TracelabError: nothing can be traced, a sentence beyond the model's context, a window larger than the model, an
+            unknown option, or log-probabilities that are not finite.
+    """
+    require_seed(seed)
+    pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
+    for component in components:
+        require_choice("component", component, COMPONENTS)
+    partial = None if partial is None else require_cases_file(partial)
+    require_choice("positions", positions, POSITIONS)
+    require_choice("run", run, RUNS)
+    require_choice("mentions", mentions, ("all", "first"))
+    n_layers = model_facts(model).n_layers
+    window = min(10, n_layers) if window is None else window
+    if not 1 <= require_int("window", window, -INT_MOST) <= n_layers:
+        raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
+    require_int("n_samples", n_samples, most=SAMPLES_MOST)
+    if max_cases is not None:
+        require_int("max_cases", max_cases)
+    require_number("noise_factor", noise_factor, least=0)
+    if noise_std is not None:
+        require_number("noise_std", noise_std, least=0)
+    layers = require_layers(range(n_layers) if layers is None else layers, n_layers, model_facts(model).model_id)
+    if not layers or not components:
+        raise TracelabError("nothing to trace: name at least one layer and one component")
+    for layer in layers:
+        require_hook(model, "resid_post", layer)
+    cases, skipped = make_cases(model, pairs, mentions=mentions, prepend_bos=prepend_bos)
+    n_traceable = len(cases)
+    if noise_std is None and noise is None:  # of all of them, so that a sample gets the same noise
+        noise_std = noise_factor * attribute_embedding_std(model, cases)
+    if max_cases is not None:
+        order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
+        cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
+    draws = _draws(model, cases, noise, noise_std, n_samples, seed)
+    runner = BlockRunner(model)
+    if run == "auto":
+        longest = max(cases, key=lambda case: len(case.stereotype.ids))
+        same = _fast_is_exact(runner, longest, draws[longest.id], components, positions, layers, window)
+        run = "fast" if same else "plain"
+        if run == "plain":
+            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=3)
+    tracer: Tracer = fast_trace if run == "fast" else plain_trace
+    settings = run_settings(
+        model,
+        pairs,
+        components=list(components),
+        positions=positions,
+        layers=layers,
+        n_samples=n_samples,
+        noise_std=noise_std,
+        noise_hash=_hash_of(draws),
+        noise_factor=noise_factor,
+        window=window,
+        mentions=mentions,
+        max_cases=max_cases,
+        prepend_bos=model_facts(model).prepend_bos if prepend_bos is None else prepend_bos,
+        te_floor=TE_FLOOR,
+        run=run,
+        seed=seed,
+    )
+    with nullcontext() if partial is None else locked(partial.parent):
+        done = {} if partial is None else read_cases(partial, settings | model_key(model))
+        with progress(total=len(cases), what="tracing", unit="pair") as bar:
+            for case in cases:
+                if case.id not in done:
+                    values = _trace_case(runner, tracer, case, draws[case.id], components, positions, layers, window)
+                    done[case.id] = values
+                    if partial is not None:
+                        add_case(partial, case.id, values)
+                bar.update()
+    settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
+    case_table, states = _tables(model, cases, done, layers)
+    return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
+
+
+@measuring()
+def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
+    """Standard deviation of all entries of the attribute words' embeddings, where noise will be added."""
+    name = require_hook(model, "embed")
+    found = []
+    for batch in length_batches((len(case.stereotype.ids) for case in cases), BATCH_TOKENS):
+        tokens, _ = pad(model, [cases[i].stereotype.ids for i in batch])
+        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
+        for row, i in enumerate(batch):
+            found.append(cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float())
+    return float(torch.cat(found).std())
+
+
+def _trace_case(
+    runner: BlockRunner,
+    tracer: Tracer,
+    case: Case,
+    values: Float[Tensor, "samples noised d_model"],
+    components: Sequence[str],
+    positions: str,
+    layers: Sequence[int],
+    window: int,
+) -> dict[str, Any]:
+    """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by component."""
+    columns = _restored_columns(case, positions)
+    traces = []
+    for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
+        noise = Noise(tuple(case.columns[c][side] for c in case.noised), values)
+        where = [case.columns[c][side] for c in columns]
+        unique = sorted(set(where))  # a short filler's last token stands for several columns
+        ids = torch.tensor(encoding.ids)
+        traces.append(
+            (
+                tracer(runner, ids, noise, case.first, unique, layers, components, window),
+                where,
+                unique,
+            )
+        )
+    (stereo, where, unique), (anti, anti_where, anti_unique) = traces
+    restored = {
+        component: (
+            stereo.restored[component][[unique.index(p) for p in where]]
+            - anti.restored[component][[anti_unique.index(p) for p in anti_where]]
+        ).tolist()
+        for component in components
+    }
+    high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
+    if not np.isfinite([high, low, *(gap for table in restored.values() for row in table for gap in row)]).all():
+        raise TracelabError(f"the log-probabilities of pair {case.id} are not finite: {CAUSE}")
+    return {"high": high, "low": low, "columns": columns, "gap": restored}
+
+
+def _tables(
+    model: TransformerBridge,
+    cases: Sequence[Case],
+    done: dict[str, dict[str, Any]],
+    layers: Sequence[int],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    case_rows, parts = [], []
+    for case in cases:
+        values = done[case.id]
+        row: dict[str, Any] = {"case": case.id, "bias_type": case.bias_type, "target": case.target}
+        row |= {"stereotype": case.stereotype.text, "anti_stereotype": case.anti_stereotype.text}
+        row |= {"high": values["high"], "low": values["low"], "te": values["high"] - values["low"]}
+        row["n_tokens"] = len(case.stereotype.ids) - 1  # all but the first have a log-probability
+        case_rows.append(row | {"equal_length": case.equal_length})
+        texts = _column_texts(model, case)
+        for component, gaps in values["gap"].items():
+            table = np.asarray(gaps)  # columns x layers
+            column = np.repeat(values["columns"], table.shape[1])
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "case": case.id,
+                        "component": component,
+                        "column": column,
+                        "role": [case.roles[c] for c in column],
+                        "token": [texts[c] for c in column],
+                        "layer": np.tile(layers, len(table)),
+                        "gap": table.ravel(),
+                    }
+                )
+            )
+    return pd.DataFrame(case_rows), pd.concat(parts, ignore_index=True)
+
+
+def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
+    """A label a column; the filler's shows both sentences' tokens."""
+    stereo = token_texts(model, case.stereotype.ids)
+    anti = token_texts(model, case.anti_stereotype.ids)
+    return [
+        stereo[s] if role != "filler" else f"{stereo[s]} / {anti[a]}"
+        for (s, a), role in zip(case.columns, case.roles, strict=True)
+    ]
+
+
+def _draws(
+    model: TransformerBridge,
+    cases: Sequence[Case],
+    noise: Mapping[str, Tensor] | None,
+    noise_std: float | None,
+    n_samples: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Noise by case: given, or drawn with a standard deviation from the seed and the case's id."""
+    shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
+    if noise is None:
+        assert noise_std is not None
+        require_memory(f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values())))
+        return {
+            key: noise_std
+            * torch.randn(shape, generator=derive_generator(seed, "noise", key), dtype=torch.float32, device="cpu")
+            for key, shape in shapes.items()
+        }
+    for key, shape in shapes.items():
+        found = tuple(noise[key].shape) if key in noise else "nothing"
+        if found != shape:
+            raise TracelabError(f"noise of record {key} must have the shape {shape}, found {found}")
+    return {key: noise[key] for key in shapes}
+
+
+def _hash_of(draws: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws."""
+    digest = hashlib.sha256()
+    for key, values in draws.items():
+        digest.update(key.encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fast_is_exact(
+    runner: BlockRunner,
+    case: Case,
+    values: Float[Tensor, "samples noised d_model"],
+    components: Sequence[str],
+    positions: str,
+    layers: Sequence[int],
+    window: int,
+) -> bool:
+    """Whether one sentence has the same scores both ways here, in the shapes of the real run.
+
+    Several noise samples and layers make a batch of rows: some models (BLOOM, Falcon with ALiBi) put the number of rows
+    into what they give their blocks. The longest sentence is beyond a sliding window if any is; the first and the last
+    position that is restored are the longest and the shortest suffix that is run; and restored at the first of the
+    layers, the sentence runs through all later ones, of whatever kind they are.
+    """
+    noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:CHECKED_SAMPLES])
+    ids = torch.tensor(case.stereotype.ids)
+    restored = {case.columns[c][0] for c in _restored_columns(case, positions)}
+    where = sorted(p for p in restored if min(noise.positions) <= p < len(ids) - 1)
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    args = (ids, noise, case.first, sorted({where[0], where[-1]}), chosen, components, window)
+    plain = plain_trace(runner, *args).restored
+    try:
+        fast = fast_trace(runner, *args).restored
+    except Exception:  # whatever it is, the plain way has just been seen to work
+        return False
+    # Half-precision logits are themselves rounded to eighths of a nat.
+    tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.5
+    return all(torch.allclose(fast[c], plain[c], atol=tolerance) for c in components)
+
+
+def _restored_columns(case: Case, positions: str) -> list[int]:
+    return [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]

@@ -1,0 +1,323 @@
+"""Load a causal language model as a TransformerLens bridge, and know what was loaded.
+
+:func:`load` takes the embedded default, a hub id, a local folder or a GGUF file. What identifies the
+model and how it is to be read does not change and is kept (:class:`ModelFacts`); its weights, dtype and device may, and
+are looked at when they are asked for (:class:`ModelInfo`, which every result records).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from tracelab.errors import TracelabError, require_choice
+from tracelab.model import assets
+from tracelab.model.forward_pass import watch
+from tracelab.model.gradients import leave_inference_mode, measuring
+from tracelab.model.hook_points import check_hook_points, hook_name
+from tracelab.model.hooked import hook_keys
+from tracelab.model.loading import why_not
+from tracelab.model.weights import fingerprint, weights_hash
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What stays the same of a loaded model, whatever becomes of its weights."""
+
+    model_id: str
+    revision: str | None
+    prepend_bos: bool  # whether texts get a BOS token, unless a call says otherwise
+    n_layers: int
+    faults: dict[str, str] = field(default_factory=dict)  # hook-point kind -> why it is refused
+    adapter: str | None = None  # the PEFT adapter that was merged into the weights when they were loaded
+    trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
+
+
+@dataclass(frozen=True)
+class ModelInfo(ModelFacts):
+    """What identifies a model, as it is now, and how tracelab reads it."""
+
+    fingerprint: str = ""  # of the weights; the same for float32 and bfloat16 of one checkpoint
+    dtype: str = ""
+    device: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON values, for the settings of a result; what is seldom so only where it is."""
+        plain = {key: value for key, value in asdict(self).items() if key != "faults"}
+        return {key: value for key, value in plain.items() if value or key not in ("adapter", "trust_remote_code")}
+
+
+_FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
+_TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
+
+
+@measuring()
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device | None = None,
+    prepend_bos: bool | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Load a causal language model as a ``TransformerBridge`` in evaluation mode.
+
+    Args:
+        name_or_path: a hub id, a local folder, a GGUF file, or None for the embedded default
+            (SmolLM2-135M-Instruct, 4-bit weights de-quantised).
+        dtype: ``torch.dtype`` or its name; log-probabilities are summed in fp32 whatever it is.
+        device: default: CUDA if there is one, else the CPU.
+        prepend_bos: whether texts get a BOS token. Default: what the model's own tokenizer does
+            (SmolLM2 and GPT-2 add none, Gemma does).
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: whether Python code that comes with the model may run; nothing ever asks for it.
+
+    Raises:
+        TracelabError: no such model, no way to reach the hub, a model that needs code of its own, or an
+            architecture that the bridge does not support.
+    """
+    if isinstance(dtype, str):
+        dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
+    device = _usable_device(device)
+    model_id, folder, gguf = _locate(name_or_path)
+    where: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
+    adapter = None
+    try:
+        if gguf is None and find_adapter_config_file(folder, revision=revision) is not None:
+            hf_model, tokenizer = _merged(folder, dtype, where)
+            adapter = model_id
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+            hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    except TracelabError:
+        raise
+    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
+        raise TracelabError(
+            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be reached, a "
+            "folder with config.json, weights and tokenizer, or a .gguf file"
+        ) from error
+    model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    _FACTS[model] = replace(_FACTS[model], adapter=adapter, trust_remote_code=trust_remote_code)
+    return model
+
+
+def _merged(folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any, Any]:
+    """The base model of an adapter with the adapter's change in its weights, and the tokenizer."""
+    try:
+        from peft import AutoPeftModelForCausalLM
+    except ImportError:
+        raise TracelabError(f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first") from None
+    wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    base = wrapped.peft_config["default"].base_model_name_or_path
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        kind = wrapped.peft_config["default"].peft_type
+        raise TracelabError(f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}")
+    merged = wrapped.merge_and_unload(safe_merge=True)
+    warnings.warn(f"the adapter {folder!r} was merged into the weights of its base {base!r}", stacklevel=3)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (OSError, ValueError):  # an adapter alone
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=where["trust_remote_code"])
+    return merged, tokenizer
+
+
+def _usable_device(device: str | torch.device | None) -> str:
+    name = str(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    try:
+        torch.zeros(1, device=name).item()  # read back: "meta" takes tensors and computes nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise TracelabError(f"the device {name!r} cannot be used here ({reason}): try device='cpu'") from error
+    return name
+
+
+@measuring()
+def from_hf(
+    hf_model: Any,
+    tokenizer: Any,
+    *,
+    model_id: str,
+    device: str | torch.device = "cpu",
+    prepend_bos: bool | None = None,
+) -> TransformerBridge:
+    """Wrap a ``transformers`` model and its tokenizer as a bridge that tracelab knows.
+
+    The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
+    of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy that puts BOS before texts.
+
+    Raises:
+        TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the model, adapters that
+            are not merged, or an architecture that the bridge does not support.
+    """
+    _require_whole(hf_model, model_id)
+    device = _usable_device(device)
+    if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
+        prepend_bos = tokenizer_adds_bos(tokenizer)
+    if prepend_bos and tokenizer.bos_token_id is None:
+        raise TracelabError(f"{model_id!r} has no BOS token: load it with prepend_bos=False")
+    leave_inference_mode(hf_model)
+    config = hf_model.config
+    if not config.architectures:  # empty on a model read from GGUF
+        config.architectures = [type(hf_model).__name__]
+    dtype = next(hf_model.parameters()).dtype
+    hf_model.eval().to(device)
+    try:
+        model = TransformerBridge.boot_transformers(
+            model_id, hf_model=hf_model, tokenizer=_adding_bos(tokenizer), device=device, dtype=dtype
+        )
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TracelabError(f"TransformerLens cannot bridge {model_id!r}: {reason}") from error
+    model.eval()
+    _TOKENIZERS[model] = tokenizer
+    _FACTS[model] = _describe(model, model_id, prepend_bos)
+    return model
+
+
+def given_tokenizer(model: TransformerBridge) -> Any:
+    """The tokenizer as it was given to :func:`from_hf`; of a bridge that you booted yourself, the bridge's."""
+    return _TOKENIZERS.get(model, model.tokenizer)
+
+
+def _adding_bos(tokenizer: Any) -> Any:
+    """A copy that puts BOS before texts, as a bridge wants it; TransformerLens would read one from disk instead."""
+    made = copy.deepcopy(tokenizer)
+    if made.bos_token is not None and not tokenizer_adds_bos(made):
+        with suppress(ValueError):  # a BOS token that tokenizers' templates cannot name
+            made.add_bos_token = True
+    made.init_kwargs = {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
+    return made
+
+
+def _require_whole(hf_model: Any, model_id: str) -> None:
+    """Refuse what wraps a model, or parts of it: its weights are not where its configuration says."""
+    adapted = sum(type(module).__module__.startswith("peft.tuners") for module in hf_model.modules())
+    if adapted or type(hf_model).__module__.startswith("peft."):
+        raise TracelabError(
+            f"{model_id!r} holds PEFT adapters: give the merged model, model.merge_and_unload(), or load the adapter's "
+            "folder by name"
+        )
+    if not isinstance(hf_model, PreTrainedModel):
+        raise TracelabError(
+            f"{model_id!r} is a {type(hf_model).__name__}, not a transformers model: give the model inside it"
+        )
+
+
+def model_facts(model: TransformerBridge) -> ModelFacts:
+    """What stays the same of a model; made on first use for a bridge that you booted yourself."""
+    if model not in _FACTS:
+        _FACTS[model] = _describe(model, model.cfg.model_name, _habit_before_booting(model))
+    return _FACTS[model]
+
+
+def model_info(model: TransformerBridge) -> ModelInfo:
+    """What tracelab knows of a model, its weights, dtype and device as they are now."""
+    facts = model_facts(model)
+    first = next(model.original_model.parameters())
+    return ModelInfo(
+        **{each.name: getattr(facts, each.name) for each in fields(ModelFacts)},
+        fingerprint=fingerprint(model.original_model),
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=str(first.device),
+    )
+
+
+def model_key(model: TransformerBridge) -> dict[str, Any]:
+    """What a model computes depends on this: for the key under which something is kept and handed out again."""
+    return {
+        "model": model_info(model).settings(),
+        "weights": weights_hash(model.original_model),
+        "hooks": hook_keys(model),
+    }
+
+
+def tokenizer_adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts its BOS token before a text when left to itself."""
+    ids = tokenizer("a").input_ids
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _habit_before_booting(model: TransformerBridge) -> bool:
+    """Whether the tokenizer of a bridge that you booted yourself adds BOS as published.
+
+    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before: the published
+    one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
+    """
+    try:
+        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, trust_remote_code=False)
+        if published.get_vocab() == model.tokenizer.get_vocab():
+            return tokenizer_adds_bos(published)
+    except (OSError, ValueError):
+        pass
+    return bool(model.cfg.default_prepend_bos)
+
+
+def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) -> str:
+    """The name of a hook point, if this model has it and it does what it should.
+
+    Raises:
+        TracelabError: the layer does not exist, or the check at load found the hook point wanting.
+    """
+    info = model_facts(model)
+    if layer is not None and not 0 <= layer < info.n_layers:
+        raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
+    if kind in info.faults:
+        name = hook_name(kind, layer)
+        raise TracelabError(f"{name} cannot be used on {info.model_id}: {info.faults[kind]}")
+    return hook_name(kind, layer)
+
+
+def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
+    """(model id, what to hand to ``from_pretrained``, GGUF file name or None)."""
+    if name_or_path is None:
+        folder = assets.model_dir()
+        return folder.name, str(folder), None
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return path.name, *_converted(path)
+    if path.is_dir():
+        return path.resolve().name, str(path), None
+    if path.is_file() or path.suffix == ".gguf" or str(name_or_path).startswith((".", "/", "~")):
+        raise TracelabError(f"no model folder and no .gguf file at {str(name_or_path)!r}")
+    return str(name_or_path), str(name_or_path), None
+
+
+def _converted(gguf: Path) -> tuple[str, str | None]:
+    """The folder of a GGUF file's conversion in the cache; where that cannot be written, the file itself."""
+    try:
+        return str(assets.gguf_dir(gguf)), None
+    except OSError as error:
+        warnings.warn(
+            f"{gguf.name} is converted for this run only, the cache cannot be written ({error})", stacklevel=4
+        )
+        return str(gguf.parent), gguf.name
+    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
+        raise TracelabError(f"cannot load the model {gguf.name!r}: {why_not(error)} Give another .gguf file") from error
+
+
+def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:
+    watch(model.original_model)
+    faults = check_hook_points(model)
+    if "not finite" in faults.get("logits", ""):
+        warnings.warn(f"nothing can be measured on {model_id!r}: {faults['logits']}", stacklevel=3)
+    return ModelFacts(
+        model_id=model_id,
+        revision=getattr(model.original_model.config, "_commit_hash", None),
+        prepend_bos=prepend_bos,
+        n_layers=model.cfg.n_layers,
+        faults=faults,
+    )

@@ -1,0 +1,202 @@
+"""Log-probabilities of sentences and continuations.
+
+    log p(w_1 … w_m | context) = Σ_j log p(w_j | context, w_<j)
+
+Sequences are batched by length and padded on the right, the normaliser is summed in fp32 at the needed
+positions only, and the result does not depend on the batch a sequence fell into. Hooks that are on the
+model are in force, so an edited model is scored by the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError
+from tracelab.model.finite import require_finite, require_finite_logits
+from tracelab.model.forward_pass import reading
+from tracelab.model.gradients import measuring
+from tracelab.model.load import model_facts
+from tracelab.model.texts import Texts, as_texts
+from tracelab.model.tokens import Span, bos_id, encode, length_batches, pad, require_context
+from tracelab.progress import progress
+from tracelab.results import run_settings
+
+BATCH_TOKENS = 1024
+"""Default size of a batch in tokens: fills two cores or a GPU, and keeps the logits below 1 GB."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities (natural logarithm) of texts.
+
+    Attributes:
+        texts: the scored texts.
+        logprobs: per text, one value a scored token: float32 ``[scored tokens]``.
+        tokens: per text, the ids of the scored tokens.
+        settings: the model, the hooks on it, and how it was scored.
+    """
+
+    texts: tuple[str, ...]
+    logprobs: tuple[Float[np.ndarray, "_scored"], ...]
+    tokens: tuple[tuple[int, ...], ...]
+    settings: dict[str, Any]
+
+    @property
+    def sum(self) -> Float[np.ndarray, "texts"]:
+        """Log-probability of each text."""
+        return np.array([values.sum() for values in self.logprobs])
+
+    @property
+    def mean(self) -> Float[np.ndarray, "texts"]:
+        """Mean log-probability a token of each text."""
+        return np.array([values.mean() for values in self.logprobs])
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a text: ``text, n_tokens, logprob, logprob_mean``."""
+        counts = [len(values) for values in self.logprobs]
+        columns = {"n_tokens": counts, "logprob": self.sum, "logprob_mean": self.mean}
+        return pd.DataFrame({"text": self.texts, **columns})
+
+
+def score(
+    model: TransformerBridge,
+    texts: Texts,
+    contexts: Texts | None = None,
+    *,
+    prepend_bos: bool | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Scores:
+    """Log-probability of each text, alone or as the continuation of a context.
+
+    Args:
+        texts: what is scored: one string, or several in anything that can be gone through (a list, a pandas column).
+        contexts: text before each, joined to it by a space and not scored. Tokens are those of the joint
+            text; a token that holds a character of the continuation belongs to it.
+        prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context the
+            first token has no log-probability and is not scored.
+        batch_tokens: most tokens in a forward pass.
+
+    Raises:
+        TracelabError: no text, unequal numbers of texts and contexts, a text with no token to score or beyond the
+            model's context, or log-probabilities that are not finite.
+    """
+    texts = as_texts(texts)
+    contexts = None if contexts is None else as_texts(contexts, "context")
+    if not texts:
+        raise TracelabError("no text to score")
+    if contexts is not None and len(contexts) != len(texts):
+        raise TracelabError(f"{len(texts)} texts but {len(contexts)} contexts")
+    sequences, firsts = [], []
+    for index, text in enumerate(texts):
+        before = f"{contexts[index]} " if contexts is not None else ""
+        encoding = encode(model, before + text, prepend_bos=prepend_bos)
+        # The space that joins the two may belong to the first token: it is not asked for.
+        inside = encoding.positions(Span(len(before), len(before) + len(text)))
+        if not inside or len(encoding.ids) < 2:
+            raise TracelabError(f"no token to score in text {index} ({text!r}): prepend BOS or give a context")
+        sequences.append(encoding.ids)
+        firsts.append(max(inside[0], 1))
+    values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
+    tokens = tuple(ids[first:] for ids, first in zip(sequences, firsts, strict=True))
+    bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
+    settings = run_settings(model, prepend_bos=bos, with_contexts=contexts is not None)
+    return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens, settings)
+
+
+def token_logprobs(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Float[Tensor, "_scored"]]:
+    """``log p(token_j | tokens before j)`` for ``j >= firsts[i] >= 1`` of each sequence.
+
+    Returns:
+        One float32 CPU tensor ``[len(sequences[i]) - firsts[i]]`` a sequence, in the order given.
+
+    Raises:
+        TracelabError: a sequence beyond the model's context, or log-probabilities that are not finite.
+    """
+    require_context(model, map(len, sequences))
+    return logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens)
+
+
+@measuring()
+def logprobs_within(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    *,
+    batch_tokens: int,
+    owners: Sequence[int] | None = None,
+    what: str = "text",
+) -> list[Float[Tensor, "_scored"]]:
+    """:func:`token_logprobs` of sequences that are known to be within the context.
+
+    Args:
+        owners, what: number and kind of what each sequence is of, for the message; default: the text itself.
+    """
+    owners = range(len(sequences)) if owners is None else owners
+    results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
+    lengths = [len(ids) for ids in sequences]
+    with progress(total=sum(lengths), unit="token", what="scoring") as bar:
+        for batch in length_batches(lengths, batch_tokens):
+            tokens, mask = pad(model, [sequences[i] for i in batch])
+            with reading(torch.tensor([firsts[i] - 1 for i in batch])):
+                logits = model(tokens, attention_mask=mask)
+            scored = [(row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])]
+            if not scored:  # texts of one token, which nothing predicts
+                continue
+            index, position = torch.tensor(scored).T
+            values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
+            pieces = values.split([lengths[i] - firsts[i] for i in batch])
+            require_finite(pieces, [owners[i] for i in batch], what)
+            for i, piece in zip(batch, pieces, strict=True):
+                results[i] = piece
+                bar.update(lengths[i])
+    return results
+
+
+def target_logprobs(
+    logits: Float[Tensor, "batch pos vocab"],
+    rows: Int[Tensor, "n"],
+    positions: Int[Tensor, "n"],
+    targets: Int[Tensor, "n"],
+    chunk: int = 256,
+) -> Float[Tensor, "n"]:
+    """Log-probability in fp32 of ``targets`` under the logits at ``(rows, positions)``.
+
+    ``chunk`` positions at a time are turned to fp32, which bounds the memory.
+    """
+    pieces = []
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        chosen = logits[rows[part], positions[part]].float()
+        picked = chosen.gather(-1, targets[part, None].to(chosen.device)).squeeze(-1)
+        pieces.append(picked - chosen.logsumexp(-1))
+    return torch.cat(pieces)
+
+
+def start_logprobs(model: TransformerBridge) -> Float[Tensor, "vocab"]:
+    """``log p(token | BOS)`` of every token (EOS where there is no BOS): what official StereoSet scoring takes
+    as the first token's probability.
+
+    Raises:
+        TracelabError: logits that are not finite.
+    """
+    start = torch.tensor([[bos_id(model)]], device=model.cfg.device)
+    with measuring(), reading(0):  # given tokens are scored: no edit rules any out
+        logits = model(start)[:, -1]
+    require_finite_logits(logits, [0], "the BOS token before text")
+    return logits[0].float().log_softmax(-1).cpu()

@@ -1,0 +1,1 @@
+"""Files and folders: written whole, owned, locked, and the one way to resume."""
