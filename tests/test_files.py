@@ -12,7 +12,8 @@ import pytest
 
 from tracelab import files
 from tracelab.errors import TracelabError
-from tracelab.storage.files import atomic_file, atomic_folder, require_replaceable
+from tracelab.storage.files import atomic_file, atomic_folder
+from tracelab.storage.ownership import require_replaceable
 
 
 def names(folder: Path) -> list[str]:
@@ -127,7 +128,8 @@ def test_a_device_is_written_to():
 
 
 def test_an_open_file_of_a_process_is_written_to_and_not_replaced(tmp_path):
-    code = "from tracelab.storage.files import atomic_file\nwith atomic_file('/dev/stdout') as path: path.write_text('new')"
+    code = "from tracelab.storage.files import atomic_file\n"
+    code += "with atomic_file('/dev/stdout') as path: path.write_text('new')"
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", LIGHT + code], check=True, stdout=out, cwd=ROOT)
         assert (tmp_path / "out").read_text() == "new"

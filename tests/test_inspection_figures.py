@@ -10,8 +10,8 @@ from tests.interventions.edits import random_delta, random_experts, random_fairm
 from tracelab.errors import TracelabError
 from tracelab.inspection.before_after import VIEWS, BeforeAfter
 from tracelab.interventions import FairMed, FairMedConfig, Stack
-from tracelab.interventions.base import Origin
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
+from tracelab.interventions.origin import Origin
 
 PROMPT, SHORT = "The nurse said that the doctor", "He was"
 EDITS = {

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from tests.interventions.edits import random_delta, random_experts
 from tracelab.datasets import crows_pairs, stereoset, templates
-from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.benchmarks.hellinger import HellingerScores, hellinger, prompt_pairs
@@ -25,7 +24,9 @@ from tracelab.localize.probing.probes import LayerProbes
 from tracelab.localize.tracing.result import CausalTrace
 from tracelab.model.generation import Generations, generate
 from tracelab.model.load import model_info
-from tracelab.results import Result, run_settings
+from tracelab.model.settings import run_settings
+from tracelab.results import Result
+from tracelab.storage.data_hash import data_hash
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,30 +18,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.escaping import for_html, lines
-from tracelab.model.hooked import hook_names
-from tracelab.model.load import model_info
-from tracelab.storage.files import atomic_folder, recover, require_replaceable
-from tracelab.storage.ownership import made_by_tracelab, named_in
+from tracelab.storage.files import atomic_folder, recover
+from tracelab.storage.ownership import made_by_tracelab, named_in, require_replaceable
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")
-_VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
-
-
-def run_settings(model: TransformerBridge, records: Iterable[Any] = (), **choices: Any) -> dict[str, Any]:
-    """The settings of a result: the model, the hooks on it, the data's hash, the caller's choices, the versions."""
-    return {
-        "model": model_info(model).settings(),
-        "hooks": hook_names(model),
-        "data_hash": data_hash(records),
-        **choices,
-        "versions": {name: version(name) for name in _VERSIONED},
-    }
 
 
 @dataclass(frozen=True)

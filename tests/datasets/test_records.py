@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from tracelab.datasets.records import Pair, check_ids, data_hash, parse, select
+from tracelab.datasets.records import Pair, check_ids, parse, select
 from tracelab.errors import TracelabError
-from tracelab.model.tokens import Span
+from tracelab.span import Span
+from tracelab.storage.data_hash import data_hash
 
 PAIRS = [
     Pair(f"p{i}", bias, "She is kind.", "He is kind.", (Span(0, 3),), (Span(0, 2),))

@@ -11,7 +11,7 @@ from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, question, substituted, winobias_scores
 from tracelab.evaluate.paired import paired
-from tracelab.model.tokens import Span
+from tracelab.span import Span
 
 METRICS = ["pro_preferred", "logprob_gap", "acc_pro", "acc_anti", "acc_gap", "acc_substituted"]
 

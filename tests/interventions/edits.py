@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from tests.tiny import tiny_hf
 from tracelab.datasets import templates
 from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
-from tracelab.interventions.base import Origin
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
+from tracelab.interventions.origin import Origin
 from tracelab.model import assets
 from tracelab.model.hook_points import Point
 from tracelab.model.load import from_hf

@@ -91,7 +91,8 @@ import sys, torch
 torch.set_num_threads(1)
 from transformers import AutoTokenizer
 from tests.tiny import tiny_hf
-from tracelab import assets, load_intervention
+from tracelab import load_intervention
+from tracelab.model import assets
 from tracelab.model.load import from_hf
 tokens = torch.arange(40, 52).reshape(2, 6)
 tokenizer = AutoTokenizer.from_pretrained(assets.model_dir())

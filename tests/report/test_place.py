@@ -9,7 +9,8 @@ import pytest
 
 from tracelab.errors import TracelabError
 from tracelab.report.place import require_report_folder
-from tracelab.storage.ownership import is_ours, own_file
+from tracelab.storage.files import own_file
+from tracelab.storage.ownership import is_ours
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from tracelab.escaping import csv_table
 from tracelab.model import assets
 from tracelab.ranges import shown
 from tracelab.results import Result
-from tracelab.storage.files import require_replaceable
-from tracelab.storage.ownership import own_file
+from tracelab.storage.files import own_file
+from tracelab.storage.ownership import require_replaceable
 
 
 def fetch(options: argparse.Namespace) -> None:

@@ -4,12 +4,13 @@ from tracelab.datasets.bbq import BBQItem, bbq, bbq_defects
 from tracelab.datasets.bold import BoldText, bold, neutral_sentences
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
-from tracelab.datasets.records import Pair, Sentence, data_hash
+from tracelab.datasets.records import Pair, Sentence
 from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.datasets.templates import Corpus, bracketed, templates
 from tracelab.datasets.wikitext import wikitext
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence, winobias
+from tracelab.storage.data_hash import data_hash
 
 __all__ = [
     "BBQItem",

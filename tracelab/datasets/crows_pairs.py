@@ -19,7 +19,7 @@ from tracelab.datasets.records import Pair, holds_placeholder, parse, place, say
 from tracelab.datasets.sources import changed_at, file_at, table_of
 from tracelab.datasets.spans import differing_words
 from tracelab.errors import TracelabError, require_choice
-from tracelab.model.tokens import Span
+from tracelab.span import Span
 
 BIAS_TYPES = (
     "age",

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
-from tracelab.model.tokens import Span
 from tracelab.ranges import require_limit
+from tracelab.span import Span
 
 
 @dataclass(frozen=True)
@@ -184,9 +183,3 @@ def parse(what: str, make: Callable[[], list[R]]) -> list[R]:
 
 def _notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", ()))
-
-
-def data_hash(records: Iterable[Any]) -> str:
-    """16 hexadecimal digits that change when any field of any record changes."""
-    lines = (json.dumps(asdict(record), sort_keys=True) for record in records)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

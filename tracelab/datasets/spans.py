@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 
 import regex
 
-from tracelab.model.tokens import Span
+from tracelab.span import Span
 
 # ``\w`` of the ``regex`` package holds combining marks, that of ``re`` does not: with it no Hindi word is one.
 _UNSPACED = "".join(

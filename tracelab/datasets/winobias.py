@@ -24,7 +24,7 @@ from tracelab.datasets.records import Pair, parse, place, say_unusable, select
 from tracelab.datasets.sources import changed_at, file_in, folder_at, text_of
 from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
-from tracelab.model.tokens import Span
+from tracelab.span import Span
 
 TYPES = (1, 2)
 SPLITS = ("dev", "test")

@@ -1,14 +1,12 @@
 """The benchmarks by name: which records of a bias type, what scores them, which numbers belong on a scoreboard.
 
 A benchmark calls a bias type by its own name ("race-color", "Race_ethnicity"); here each is asked for by
-StereoSet's (gender, race, religion, profession) or by its own. :data:`IDEAL` is the value an unbiased and capable
-model would have, where there is one.
+StereoSet's (gender, race, religion, profession) or by its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,56 +17,15 @@ from tracelab.evaluate.benchmarks.attention import AttentionScores, attention_sc
 from tracelab.evaluate.benchmarks.bbq import BBQScores, bbq_scores
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.benchmarks.hellinger import WORD_PAIRS, HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.lm_eval import PREFIX, lm_eval_benchmark
 from tracelab.evaluate.benchmarks.perplexity import WINDOW, PerplexityScores, perplexity
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, winobias_scores
 from tracelab.evaluate.bold.bold import GROUPS, BoldScores, bold_scores
-from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.evaluate.scores import Benchmark
 
 BIAS_TYPES = ("gender", "race", "religion", "profession")
 """Bias types of which edits are made: StereoSet's."""
-
-IDEAL = {
-    "ss": 50.0,
-    "lms": 100.0,
-    "icat": 100.0,
-    "crows_sum": 50.0,
-    "crows_mean": 50.0,
-    "crows_shared": 50.0,
-    "acc_amb": 100.0,
-    "acc_dis": 100.0,
-    "s_amb": 0.0,
-    "s_dis": 0.0,
-    "pro_preferred": 50.0,
-    "acc_gap": 0.0,
-    "hellinger": 0.0,
-    "sentiment_gap": 0.0,
-}
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """How a benchmark is read and scored.
-
-    Attributes:
-        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the file (WikiText: the
-            first lines); without ``bias`` those of all types.
-        score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the moment.
-        kind: the class of its scores.
-        metrics: those that belong on a scoreboard (none: all); the others are in the scores themselves.
-        biases: bias types it has, as they are asked for here; none: it measures no bias.
-        where: what ``read`` can be told beside: ``source``, ``split``.
-        every_bias: whether a scoreboard also shows it on bias types that an edit was not made for.
-    """
-
-    name: str
-    read: Callable[..., Sequence[Any]]
-    score: Callable[..., BenchmarkScores]
-    kind: type[BenchmarkScores]
-    metrics: tuple[str, ...]
-    biases: tuple[str, ...] = ()
-    where: tuple[str, ...] = ("source",)
-    every_bias: bool = False
 
 
 def _stereoset(task: str) -> Callable[..., Sequence[Any]]:
@@ -164,9 +121,7 @@ def benchmark(name: str) -> Benchmark:
     Raises:
         TracelabError: unknown name.
     """
-    if name.startswith("lm-eval/"):
-        from tracelab.evaluate.benchmarks.lm_eval import lm_eval_benchmark
-
+    if name.startswith(PREFIX):
         return lm_eval_benchmark(name)
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)

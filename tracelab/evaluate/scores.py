@@ -24,9 +24,6 @@ from tracelab.model.finite import CAUSE
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, two_stage_means
 
-UNEDITED = "unedited"
-"""What tables and figures call the model as it is."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -71,6 +68,31 @@ class BenchmarkScores(Result, ABC):
     @abstractmethod
     def samples(self) -> list[Sample]:
         """The units behind the table, bias type by bias type."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark is read and scored.
+
+    Attributes:
+        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the file (WikiText: the
+            first lines); without ``bias`` those of all types.
+        score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the moment.
+        kind: the class of its scores.
+        metrics: those that belong on a scoreboard (none: all); the others are in the scores themselves.
+        biases: bias types it has, as they are asked for here; none: it measures no bias.
+        where: what ``read`` can be told beside: ``source``, ``split``.
+        every_bias: whether a scoreboard also shows it on bias types that an edit was not made for.
+    """
+
+    name: str
+    read: Callable[..., Sequence[Any]]
+    score: Callable[..., BenchmarkScores]
+    kind: type[BenchmarkScores]
+    metrics: tuple[str, ...]
+    biases: tuple[str, ...] = ()
+    where: tuple[str, ...] = ("source",)
+    every_bias: bool = False
 
 
 def column(index: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -11,10 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError, require_choice
-from tracelab.evaluate.registry import IDEAL
-from tracelab.evaluate.scores import UNEDITED
-from tracelab.figures.scores import NAMES
 from tracelab.figures.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, bars, escape, finish, model_name
+from tracelab.metrics import METRICS, UNEDITED, ideal, label
 
 if TYPE_CHECKING:
     from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
@@ -54,8 +52,8 @@ def scoreboard(board: Scoreboard) -> go.Figure:
             showlegend=False,
             **place,
         )
-        if metric in IDEAL:
-            figure.add_vline(x=IDEAL[str(metric)], line={"color": GREY, "dash": "dot"}, **place)
+        if ideal(str(metric)) is not None:
+            figure.add_vline(x=ideal(str(metric)), line={"color": GREY, "dash": "dot"}, **place)
     ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
     figure.update_yaxes(range=[len(edits) - 0.5, -0.5], **ticks)
     figure.update_xaxes(nticks=4)
@@ -75,15 +73,17 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
     On the bias type that the edits were made for; of a scoreboard of all types on the first that has the metric.
     """
     table = board.table[board.table["reason"] == ""]
-    require_choice("metric with an ideal value", bias_metric, sorted(set(table["metric"]) & set(IDEAL)))
+    require_choice(
+        "metric with an ideal value", bias_metric, sorted(m for m in set(table["metric"]) if ideal(m) is not None)
+    )
     require_choice("metric", capability, sorted(set(table["metric"])))
     bias = board.settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
     own = table[table["bias"].isin([bias, ""])]
     x, y = (own[own["metric"] == m].drop_duplicates("edit").set_index("edit") for m in (capability, bias_metric))
-    ideal = IDEAL[bias_metric]
+    best = ideal(bias_metric) or 0.0
     figure = go.Figure()
     for number, edit in enumerate(name for name in x.index if name in y.index):
-        distance = abs(float(y.loc[edit, "value"]) - ideal)
+        distance = abs(float(y.loc[edit, "value"]) - best)
         figure.add_scatter(
             x=[float(x.loc[edit, "value"])],
             y=[distance],
@@ -95,19 +95,18 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
                 "color": GREY if edit == UNEDITED else COLOURS[(number - 1) % len(COLOURS)],
             },
             error_x=bars(x.loc[[edit]]),
-            error_y=_distance_bars(y.loc[edit], ideal, distance),
+            error_y=_distance_bars(y.loc[edit], best, distance),
         )
-    name = NAMES.get(bias_metric, bias_metric)
-    figure.update_xaxes(title=NAMES.get(capability, escape(capability)))
-    figure.update_yaxes(title=f"{escape(name)}: distance from {ideal:g}", rangemode="tozero")
+    figure.update_xaxes(title=escape(label(capability)))
+    figure.update_yaxes(title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero")
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
     caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(board.settings)}"
     return finish(figure, "Bias against capability", caption)
 
 
 def _title(benchmark: str, bias: str, metric: str, *, own: bool) -> str:
-    name = NAMES.get(metric, metric)
-    if not own or metric not in NAMES:
+    name = label(metric)
+    if not own or metric not in METRICS:
         name = f"{benchmark}: {name}"
     lines = textwrap.wrap(f"{name}, {bias}" if bias else name, 26)
     return "<br>".join(escape(line) for line in lines)
@@ -119,8 +118,8 @@ def _colour(edit: str, p: float) -> str:
     return ORANGE if p < 0.05 else BLUE
 
 
-def _distance_bars(row: pd.Series, ideal: float, distance: float) -> dict[str, Any]:
+def _distance_bars(row: pd.Series, best: float, distance: float) -> dict[str, Any]:
     """The interval of |value − ideal|: it may reach 0, where the two sides meet."""
-    ends = [abs(row["low"] - ideal), abs(row["high"] - ideal)]
-    nearest = 0.0 if row["low"] <= ideal <= row["high"] else min(ends)
+    ends = [abs(row["low"] - best), abs(row["high"] - best)]
+    nearest = 0.0 if row["low"] <= best <= row["high"] else min(ends)
     return bars(pd.DataFrame({"value": [distance], "low": [nearest], "high": [max(ends)]}))

@@ -9,32 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.evaluate.registry import IDEAL
-from tracelab.evaluate.scores import UNEDITED
 from tracelab.figures.style import COLOURS, GREY, MARKERS, band, bars, escape, finish
-
-NAMES = {
-    "ss": "StereoSet SS (%)",
-    "lms": "StereoSet LMS (%)",
-    "icat": "StereoSet ICAT (%)",
-    "crows_sum": "CrowS-Pairs, sum (%)",
-    "perplexity": "perplexity",
-    "hellinger": "local bias (Hellinger)",
-    "acc_amb": "BBQ accuracy, ambiguous (%)",
-    "acc_dis": "BBQ accuracy, disambiguated (%)",
-    "s_amb": "BBQ bias, ambiguous (%)",
-    "s_dis": "BBQ bias, disambiguated (%)",
-    "pro_preferred": "WinoBias, pro preferred (%)",
-    "acc_gap": "WinoBias gap (points)",
-    "sentiment_gap": "BOLD sentiment gap",
-    "sensitive": "attention gap, differing tokens",
-    "other": "attention gap, other tokens",
-    "distance": "distance from even",
-    "mass": "mass of group words",
-    "change in distance": "change of the distance from even",
-    "change in mass": "change of the mass of group words",
-    "kl": "probers' KL from uniform (nats)",
-}
+from tracelab.metrics import UNEDITED, ideal, label
 
 
 def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
@@ -48,7 +24,7 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
     """
     table = table.assign(edit=table["edit"].fillna(UNEDITED))
     edits = list(dict.fromkeys(table["edit"]))
-    names = [NAMES.get(metric, escape(metric)) for metric in metrics]
+    names = [escape(label(metric)) for metric in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
     for column, metric in enumerate(metrics, start=1):
         part = table[table["metric"] == metric].drop_duplicates("edit").set_index("edit").reindex(edits)
@@ -63,8 +39,8 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
             row=1,
             col=column,
         )
-        if metric in IDEAL:
-            figure.add_vline(x=IDEAL[metric], line={"color": GREY, "dash": "dot"}, row=1, col=column)
+        if ideal(metric) is not None:
+            figure.add_vline(x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column)
     ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
     figure.update_yaxes(autorange="reversed", **ticks)
     figure.update_xaxes(nticks=5)
@@ -83,7 +59,7 @@ def sweep(
         x: name of the parameter's column.
         series: name of the column that tells lines apart.
     """
-    names = [NAMES.get(metric, escape(metric)) for metric in metrics]
+    names = [escape(label(metric)) for metric in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, horizontal_spacing=0.07)
     lines = list(dict.fromkeys(table[series]))
     for column, metric in enumerate(metrics, start=1):
@@ -104,7 +80,7 @@ def sweep(
                 marker={"symbol": MARKERS[i % len(MARKERS)], "size": 7},
             )
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
-        if metric in IDEAL:
-            figure.add_hline(y=IDEAL[metric], line={"color": GREY, "dash": "dot"}, row=1, col=column)
+        if ideal(metric) is not None:
+            figure.add_hline(y=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title=escape(x_title or x))
     return finish(figure, title, caption)

@@ -21,8 +21,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from tracelab.storage.files import atomic_file
-from tracelab.storage.ownership import own_file, require_folder, require_ours
+from tracelab.storage.files import atomic_file, own_file
+from tracelab.storage.ownership import require_folder, require_ours
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", GREY)

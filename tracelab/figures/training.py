@@ -35,8 +35,8 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) 
     """One panel a quantity, the loss first: training steps with their running mean, development data, the kept step.
 
     Args:
-        rows: of :class:`~tracelab.interventions.training.loop.Curves`; ``score``, by which the kept step (the first with the
-            lowest) was chosen, is not drawn.
+        rows: of the curves that training keeps; ``score``, by which the kept step (the first with the lowest) was
+            chosen, is not drawn.
         title, caption: above the figure; name n and the model in the caption.
     """
     table = pd.DataFrame(rows)

@@ -36,10 +36,11 @@ from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import hook_name
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, first_token, require_context, token_texts
 from tracelab.ranges import require_int
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 
 POSITIONS = ("last", "all")
 RANKINGS = ("probability", "logit")

@@ -44,7 +44,7 @@ def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int 
     """The ``top`` largest directions of every linear map that an edit changes by a delta, one a row.
 
     Of a stack with several deltas of a map, those of their sum. Edits that are no weight deltas have no rows, nor have
-    :class:`~tracelab.interventions.experts.experts.Experts`, whose deltas change the experts' passes and not the model's.
+    :class:`~tracelab.interventions.Experts`, whose deltas change the experts' passes and not the model's.
 
     Returns:
         Rows of ``layer``, ``module``, ``direction`` (from 0), ``norm`` (‖ΔW‖_F), ``relative``, ``singular_value``,

@@ -3,12 +3,12 @@
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.biasedit.biasedit import BiasEdit
 from tracelab.interventions.biasedit.config import BiasEditConfig
-from tracelab.interventions.bundle import load_intervention
 from tracelab.interventions.experts.experts import Experts, ExpertsConfig, FinetuneConfig
 from tracelab.interventions.export import to_merged, to_peft
 from tracelab.interventions.fairmed.fairmed import FairMed
 from tracelab.interventions.fairmed.neutraliser import FairMedConfig
 from tracelab.interventions.klaad.klaad import KLAAD, KLAADConfig
+from tracelab.interventions.methods import load_intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,72 +21,23 @@ from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, quoted
+from tracelab.interventions.bundle import save_bundle
 from tracelab.interventions.in_force import InForce, attached, require_off
+from tracelab.interventions.origin import Origin, point_name
 from tracelab.interventions.sizes import bridged_map, require_fit, require_layer, require_map, require_output
 from tracelab.model.forward_pass import unwatch, watch
-from tracelab.model.hook_points import Point, module_path
+from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
-from tracelab.model.load import model_facts, model_info, require_hook
+from tracelab.model.load import model_facts, model_info
 from tracelab.model.weights import fingerprint
 
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
-
-
-class Origin(BaseModel):
-    """The model an intervention was made for, and where its points lie in plain ``transformers``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    model_id: str
-    revision: str | None
-    fingerprint: str
-    n_layers: int
-    d_model: int
-    d_vocab: int
-    prepend_bos: bool
-    paths: dict[str, str] = {}
-    """Module path by point; the logits, which the model itself returns, have none."""
-
-    @classmethod
-    def of(cls, model: TransformerBridge, points: Sequence[Point] = ()) -> Origin:
-        """Of a loaded model; ``points`` are those the intervention acts on.
-
-        Raises:
-            TracelabError: the model lacks one of the points.
-        """
-        for point in points:
-            point_name(model, point)
-        info = model_info(model)
-        return cls(
-            model_id=info.model_id,
-            revision=info.revision,
-            fingerprint=info.fingerprint,
-            n_layers=info.n_layers,
-            d_model=model.cfg.d_model,
-            d_vocab=model.cfg.d_vocab,
-            prepend_bos=info.prepend_bos,
-            paths={str(point): path for point in points if (path := module_path(model, point)) is not None},
-        )
-
-    def require(self, model_id: str, print_of_weights: str, sizes: tuple[int, int, int], allow_mismatch: bool) -> None:
-        """Refuse another model than the one this was made for."""
-        own = (self.n_layers, self.d_model, self.d_vocab)
-        if own != sizes:
-            raise TracelabError(
-                f"this edit was made for {self.model_id} (layers, d_model, vocabulary: {own}), "
-                f"{model_id} has {sizes}: fit it on that model"
-            )
-        if print_of_weights != self.fingerprint and not allow_mismatch:
-            raise TracelabError(
-                f"this edit was made for {self.model_id} with weights {self.fingerprint}, {model_id} has weights "
-                f"{print_of_weights}: fit it on that model, or load it with allow_mismatch=True"
-            )
 
 
 @dataclass(frozen=True)
@@ -110,7 +61,9 @@ class Intervention(nn.Module, ABC):
     """Base of all interventions; see the module's docstring.
 
     Attributes:
-        kind: name of the method in the registry of bundles.
+        kind: name of the method in bundles.
+        Spec: what :meth:`spec` returns.
+        has_members: whether it holds other interventions, which a bundle keeps beside it, and no tensors of its own.
         origin: the model it was made for; None if it fits any (an empty stack).
         notes: what made it (data hash, seed, training): kept in its bundle, with anything JSON can hold that you
             add; ``notes["metrics"]`` is shown on the bundle's card.
@@ -118,6 +71,8 @@ class Intervention(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    Spec: ClassVar[type[BaseModel]]
+    has_members: ClassVar[bool] = False
 
     def __init__(self, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -133,7 +88,7 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def edits(self, hf_model: nn.Module) -> list[Edit]:
-        """The changes, in order, for a model whose forward passes :func:`~tracelab.model.forward_pass.current_call` tells."""
+        """The changes, in order, for a model whose passes :func:`~tracelab.model.forward_pass.current_call` tells."""
 
     @abstractmethod
     def spec(self) -> BaseModel:
@@ -291,8 +246,6 @@ class Intervention(nn.Module, ABC):
 
     def save(self, path: Path | str) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
-        from tracelab.interventions.bundle import save_bundle
-
         return save_bundle(self, path)
 
 
@@ -300,20 +253,6 @@ def tensors_hash(edit: Intervention) -> str:
     """16 hexadecimal digits that change when any value of the edit's tensors changes."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()}
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
-
-
-def point_name(model: TransformerBridge, point: Point) -> str:
-    """The hook name of a point (of a linear map: without ``.hook_in``), if this model has it.
-
-    Raises:
-        TracelabError: the model has no such point or layer, or edits there do not do what they should.
-    """
-    if not point.linear:
-        return require_hook(model, point.kind, point.layer)
-    require_hook(model, "resid_post", point.layer)  # the layer exists
-    if f"{point}.hook_in" not in model.hook_dict or f"{point}.hook_out" not in model.hook_dict:
-        raise TracelabError(f"{model_facts(model).model_id} has no linear map {point}")
-    return str(point)
 
 
 def _require_fit(model: TransformerBridge, edit: Edit) -> None:

@@ -6,7 +6,8 @@
 
 Loading trusts none of it: the manifest is checked against its seal and a schema, the tensors against its SHA-256 and
 against the shapes that the configuration implies, their file's size before it is read, and every value must be finite.
-The method is looked up in a closed table, never imported by name; other files in the folder are not read.
+The method is looked up among classes that the reader is handed, never imported by name; other files in the folder are
+not read. No method is known here: :mod:`.methods` has them.
 """
 
 from __future__ import annotations
@@ -14,45 +15,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from tracelab.errors import TracelabError, quoted
 from tracelab.interventions import manifest as manifests
-from tracelab.interventions.base import Intervention
-from tracelab.interventions.biasedit.biasedit import BiasEdit, BiasEditSpec
 from tracelab.interventions.card import card
-from tracelab.interventions.experts.experts import Experts, ExpertsSpec
-from tracelab.interventions.fairmed.fairmed import FairMed, FairMedSpec
-from tracelab.interventions.klaad.klaad import KLAAD, KLAADSpec
 from tracelab.interventions.manifest import Manifest, Part, TensorInfo
-from tracelab.interventions.stack import DEEPEST, Stack, StackSpec
-from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.gradients import measuring
-from tracelab.storage.files import atomic_folder, require_replaceable
+from tracelab.storage.files import atomic_folder
+from tracelab.storage.ownership import require_replaceable
+
+if TYPE_CHECKING:
+    from tracelab.interventions.base import Intervention
 
 MANIFEST, TENSORS, CARD = "tracelab.json", "tensors.safetensors", "README.md"
 OWN_FILES = (MANIFEST, TENSORS, CARD)
 _HEADER = 2**24
 """Bytes that the names and shapes in a tensors file may take."""
 
-REGISTRY: dict[str, tuple[type[Intervention], type[BaseModel]]] = {
-    FairMed.kind: (FairMed, FairMedSpec),
-    Experts.kind: (Experts, ExpertsSpec),
-    BiasEdit.kind: (BiasEdit, BiasEditSpec),
-    KLAAD.kind: (KLAAD, KLAADSpec),
-    WeightDelta.kind: (WeightDelta, WeightDeltaSpec),
-    Stack.kind: (Stack, StackSpec),
-}
-"""Every method that a bundle can hold."""
+DEEPEST = 16
+"""How deep stacks may lie in each other: what no person makes is a fault, or an attack."""
 
 
 def save_bundle(intervention: Intervention, path: Path | str) -> Path:
@@ -82,22 +75,27 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
 
 
 @measuring()
-def load_intervention(
-    path_or_hub_id: Path | str, *, revision: str | None = None, allow_mismatch: bool = False
+def read_bundle(
+    path_or_hub_id: Path | str,
+    kinds: Iterable[type[Intervention]],
+    *,
+    revision: str | None = None,
+    allow_mismatch: bool = False,
 ) -> Intervention:
     """Read a bundle from a folder or a hub repository.
 
     Args:
+        kinds: the classes that it may be built of, by their ``kind``.
         revision: branch, tag or commit of a hub repository.
         allow_mismatch: accept a model with other weights than the one the edit was made for (never other shapes).
 
     Raises:
-        TracelabError: no bundle there, or one that is damaged, altered, or from a newer version.
+        TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from a newer version.
     """
     folder, root = _folder(path_or_hub_id, revision)
     manifest = manifests.read(_read(folder, MANIFEST, root, manifests.LARGEST), where=str(folder / MANIFEST))
     with torch.device("meta"):  # shapes without memory, whatever sizes the manifest claims
-        intervention = _build(manifest.part)
+        intervention = _build(manifest.part, {cls.kind: cls for cls in kinds})
     wanted = {name: _info(value) for name, value in intervention.state_dict().items()}
     _require_same(wanted, manifest.tensors, "the manifest lists")
     size = sum(value.numel() * value.element_size() for value in intervention.state_dict().values())
@@ -114,14 +112,14 @@ def load_intervention(
             raise TracelabError(f"tensor {quoted(name)} of the bundle has values that are not finite")
     intervention.load_state_dict(tensors, strict=True, assign=True)
     for part in intervention.modules():
-        if isinstance(part, Intervention):
-            part.allow_mismatch = allow_mismatch
+        if hasattr(part, "allow_mismatch"):
+            part.allow_mismatch = allow_mismatch  # type: ignore[assignment]
     return intervention.eval()
 
 
 def _part(intervention: Intervention, depth: int = 0) -> Part:
     _require_depth(depth)
-    members = tuple(_part(m, depth + 1) for m in intervention) if isinstance(intervention, Stack) else ()
+    members = tuple(_part(m, depth + 1) for m in cast(Any, intervention)) if intervention.has_members else ()
     # Through JSON, so that a note that a manifest cannot hold is refused now and not when it is read.
     return Part(
         kind=intervention.kind,
@@ -132,23 +130,24 @@ def _part(intervention: Intervention, depth: int = 0) -> Part:
     )
 
 
-def _build(part: Part, depth: int = 0) -> Intervention:
-    if part.kind not in REGISTRY:
+def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) -> Intervention:
+    if part.kind not in kinds:
         raise TracelabError(
-            f"unknown kind of intervention {quoted(part.kind)}: this version knows {', '.join(REGISTRY)}"
+            f"unknown kind of intervention {quoted(part.kind)}: this version knows {', '.join(kinds)}; a class of your "
+            "own is given with kinds="
         )
     _require_depth(depth)
-    cls, spec_type = REGISTRY[part.kind]
-    if cls is Stack and part.origin is not None:
+    cls = kinds[part.kind]
+    if cls.has_members and part.origin is not None:
         raise TracelabError("the bundle's stack names a model (origin), which only its members do")
-    if cls is not Stack and part.origin is None:
+    if not cls.has_members and part.origin is None:
         raise TracelabError(
             f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it and save it again"
         )
     try:
-        spec = spec_type.model_validate_json(json.dumps(part.spec), strict=True)
+        spec = cls.Spec.model_validate_json(json.dumps(part.spec), strict=True)
         intervention = cls.build(spec, part.origin)
-        members = [_build(member, depth + 1) for member in part.members]
+        members = [_build(member, kinds, depth + 1) for member in part.members]
     except ValidationError as error:
         raise TracelabError(f"the bundle's {part.kind} is not valid: {manifests.first(error)}") from error
     except TracelabError:
@@ -156,8 +155,8 @@ def _build(part: Part, depth: int = 0) -> Intervention:
     except Exception as error:  # names and sizes that torch refuses, each in its own way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TracelabError(f"the bundle's {part.kind} is not valid: {reason}") from error
-    if isinstance(intervention, Stack):
-        intervention.members.extend(members)
+    if cls.has_members:
+        cast(Any, intervention).members.extend(members)
     elif members:
         raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
     intervention.notes = part.notes

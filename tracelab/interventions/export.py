@@ -31,7 +31,8 @@ from tracelab.model.gradients import measuring
 from tracelab.model.load import given_tokenizer, model_facts
 from tracelab.model.plain import plain_weights
 from tracelab.ranges import require_int
-from tracelab.storage.files import atomic_folder, require_replaceable
+from tracelab.storage.files import atomic_folder
+from tracelab.storage.ownership import require_replaceable
 
 MARKER = "tracelab_export.json"
 

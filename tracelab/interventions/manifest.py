@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracelab.errors import TracelabError, cut, quoted
-from tracelab.interventions.base import Origin
+from tracelab.interventions.origin import Origin
 
 FORMAT_VERSION: Literal[2] = 2
 LARGEST = 2**24

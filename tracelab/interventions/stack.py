@@ -11,10 +11,8 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Edit, Intervention, Origin
-
-DEEPEST = 16
-"""How deep stacks may lie in each other."""
+from tracelab.interventions.base import Edit, Intervention
+from tracelab.interventions.origin import Origin
 
 
 class StackSpec(BaseModel):
@@ -31,6 +29,8 @@ class Stack(Intervention):
     """
 
     kind = "stack"
+    Spec = StackSpec
+    has_members = True
 
     def __init__(self, members: Sequence[Intervention]) -> None:
         super().__init__(None)

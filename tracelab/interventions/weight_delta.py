@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
-from tracelab.interventions.base import Edit, Intervention, Origin, flat_input
+from tracelab.interventions.base import Edit, Intervention, flat_input
+from tracelab.interventions.origin import Origin
 from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import model_facts
@@ -91,6 +92,7 @@ class WeightDelta(Intervention):
     """
 
     kind = "weight_delta"
+    Spec: ClassVar[type[BaseModel]] = WeightDeltaSpec
 
     def __init__(self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         for shape in spec.maps:

@@ -7,7 +7,7 @@ to every continuation, each run with the prompt's last token before it. Prompts 
 so that columns of one text stay next to each other, continuations on the right. Hooks that are on the model act on
 both passes.
 
-Both ways are here: :func:`~tracelab.model.scoring.token_logprobs` on whole sequences is what the shared one must equal. It
+Both ways are here: :func:`~.scoring.token_logprobs` on whole sequences is what the shared one must equal. It
 does, but for an edit that ties positions of the prompt to those of the answer (FairMed with ``norm="code"`` at all
 positions), or a model whose cache does not do what it should, or does not exist. So that nobody has to know, the
 shortest and the longest prompt are scored both ways first, and if the ways differ, all are scored the plain way.
@@ -32,8 +32,9 @@ from tracelab.model.forward_pass import reading
 from tracelab.model.gradients import measuring
 from tracelab.model.scoring import BATCH_TOKENS, logprobs_within, target_logprobs
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import Span, encode, length_batches, pad, require_context
+from tracelab.model.tokens import encode, length_batches, pad, require_context
 from tracelab.progress import progress
+from tracelab.span import Span
 
 CLOSE = {torch.float32: 1e-3}
 """Largest difference in nats a token between the two ways; of half precision :data:`CLOSE_HALF`."""

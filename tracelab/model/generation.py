@@ -24,11 +24,12 @@ from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import continuation_text, encode, pad, pad_id, require_context, vocabulary_size
 from tracelab.progress import progress
 from tracelab.ranges import require_int, require_number, require_seed
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 
 
 @dataclass(frozen=True)

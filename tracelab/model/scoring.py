@@ -25,10 +25,11 @@ from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import Span, bos_id, encode, length_batches, pad, require_context
+from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context
 from tracelab.progress import progress
-from tracelab.results import run_settings
+from tracelab.span import Span
 
 BATCH_TOKENS = 1024
 """Default size of a batch in tokens: fills two cores or a GPU, and keeps the logits below 1 GB."""

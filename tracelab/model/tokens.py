@@ -22,14 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_int
-
-
-@dataclass(frozen=True)
-class Span:
-    """Characters ``start`` to ``end`` (exclusive) of a text."""
-
-    start: int
-    end: int
+from tracelab.span import Span
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
     """Tokenise a text.
 
     Args:
-        prepend_bos: whether a BOS token comes first; default: the model's (:func:`~tracelab.model.load.load`). A text that
+        prepend_bos: whether a BOS token comes first; default: the model's (:func:`tracelab.load`). A text that
             begins with one (as chat templates make them) gets no second.
 
     Raises:

@@ -24,8 +24,9 @@ from tracelab.report.page import headline, render, sections
 from tracelab.report.parts import Data, Parts, measure
 from tracelab.report.place import require_report_folder
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
+from tracelab.storage.files import own_file
 from tracelab.storage.locks import locked
-from tracelab.storage.ownership import claim, own_file
+from tracelab.storage.ownership import claim
 
 __all__ = ["BIAS_TYPES", "PRESETS", "Parts", "report"]
 

@@ -37,8 +37,9 @@ from tracelab.interventions import (
 from tracelab.interventions.training.triples import split_by_target
 from tracelab.localize.probing.probes import LayerProbes
 from tracelab.model.load import model_key
+from tracelab.model.settings import run_settings
 from tracelab.report.presets import Preset
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 from tracelab.storage.kept import kept
 
 LMS_LOSS = 1.0

@@ -24,9 +24,10 @@ from tracelab.localize.probing.probes import LayerProbes, probe_layers, split_ro
 from tracelab.localize.tracing.causal_trace import causal_trace
 from tracelab.localize.tracing.result import CausalTrace
 from tracelab.model.load import model_facts, model_key
+from tracelab.model.settings import run_settings
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 from tracelab.storage.kept import kept
 
 R = TypeVar("R", bound=Result)

@@ -28,9 +28,7 @@ from errno import ENXIO
 from pathlib import Path
 
 from tracelab.errors import TracelabError
-from tracelab.storage.ownership import require_replaceable
-
-__all__ = ["atomic_file", "atomic_folder", "is_stream", "recover", "require_replaceable", "stands_for"]
+from tracelab.storage.ownership import claim
 
 PREFIX = ".tmp-"
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -71,6 +69,17 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def own_file(target: Path | str) -> Iterator[Path]:
+    """A file among others, written whole or not at all (:func:`atomic_file`) if there is none or it is ours.
+
+    Raises:
+        TracelabError: a file of that name is not tracelab's.
+    """
+    with atomic_file(claim(Path(target))) as path:
+        yield path
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +129,6 @@ def claim(path: Path) -> Path:
     require_ours(path)
     adopt([path])
     return path
-
-
-@contextmanager
-def own_file(target: Path | str) -> Iterator[Path]:
-    """A file among others, written whole or not at all (:func:`.files.atomic_file`) if there is none or it is ours.
-
-    Raises:
-        TracelabError: a file of that name is not tracelab's.
-    """
-    from tracelab.storage.files import atomic_file
-
-    with atomic_file(claim(Path(target))) as path:
-        yield path
 
 
 def adopt(paths: Sequence[Path]) -> None:

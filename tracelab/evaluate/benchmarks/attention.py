@@ -4,9 +4,9 @@
     other         mean gap of the other positions
     hit_rate      % of pairs whose largest gap lies on a sensitive position
 
-See :mod:`tracelab.localize.attention.attention_gap` for what a gap is and for the controls; of the pairs only the selection to
-quote counts (those of equal token count, where there are any). An ideal value is not defined: attention has to differ
-where the words do.
+See :mod:`~tracelab.localize.attention.attention_gap` for what a gap is and for the controls; of the pairs only the
+selection to quote counts (those of equal token count, where there are any). An ideal value is not defined: attention
+has to differ where the words do.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     s(answer) = log p(answer | context, question),    summed over its tokens or their mean
 
 and the answer with the largest s is the model's (of equal ones the first). What comes of the answers is in
-:mod:`tracelab.evaluate.benchmarks.bbq_metrics`. No protocol is official for causal models; three are here, each by its name:
+:mod:`.bbq_metrics`. No protocol is official for causal models; three are here, each by its name:
 
 | format | prompt | choices | s | BOS |
 |---|---|---|---|---|
@@ -35,9 +35,9 @@ from tracelab.evaluate.scores import score_table
 from tracelab.model.continuations import continuation_logprobs, encode_continuations
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 __all__ = ["FORMATS", "BBQScores", "PromptFormat", "bbq_scores", "choice_scores", "score_predictions"]
 

@@ -39,11 +39,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from tracelab.datasets.bbq import BBQItem, blocks
-from tracelab.datasets.records import check_ids, data_hash
+from tracelab.datasets.records import check_ids
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, score_table
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_seed
+from tracelab.storage.data_hash import data_hash
 
 
 @dataclass(frozen=True)

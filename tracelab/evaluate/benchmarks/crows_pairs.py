@@ -30,10 +30,10 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 from tracelab.statistics import mean_interval
 
 METRICS = ("crows_sum", "crows_mean", "crows_shared")

@@ -22,9 +22,9 @@ from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.localize.probing.harvest import group_token_ids, harvest
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 
 @dataclass(frozen=True)

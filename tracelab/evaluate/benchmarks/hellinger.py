@@ -31,10 +31,10 @@ from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
 from tracelab.model.partial_forward import last_logits
 from tracelab.model.scoring import BATCH_TOKENS
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode, length_batches, pad, require_context
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 TEMPLATES = (
     "{} was known for",

@@ -22,13 +22,12 @@ from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.evaluate.registry import Benchmark
-from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
+from tracelab.evaluate.scores import Benchmark, BenchmarkScores, Sample, column, score_table
 from tracelab.model.finite import CAUSE
 from tracelab.model.generation import plain_generation
 from tracelab.model.load import model_facts
+from tracelab.model.settings import run_settings
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 PREFIX = "lm-eval/"
 

@@ -21,10 +21,10 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, score_table
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, score, token_logprobs
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import bos_id, context_length, encode
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 WINDOW = 992
 """Tokens of a window of WikiText-2: GPT-2's context less 32, as in the code of arXiv 2412.01711."""

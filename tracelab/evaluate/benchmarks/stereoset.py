@@ -34,10 +34,10 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 LABELS = ("stereotype", "anti_stereotype", "unrelated")
 

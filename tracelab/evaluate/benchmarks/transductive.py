@@ -16,9 +16,9 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_metrics, stereoset_scores
 from tracelab.interventions.biasedit.biasedit import BiasEdit
 from tracelab.model.hooked import require_unedited
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
 
 
 def transductive_scores(

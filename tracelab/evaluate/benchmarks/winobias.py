@@ -40,10 +40,11 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units, score_table
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, token_logprobs
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
-from tracelab.model.tokens import Span, encode
+from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
+from tracelab.span import Span
 
 QUESTION = '{sentence} "{pronoun}" refers to the '
 SIDES = ("pro", "anti")

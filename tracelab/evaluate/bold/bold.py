@@ -28,15 +28,15 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.bold import BoldText
-from tracelab.datasets.records import data_hash
 from tracelab.errors import TracelabError
 from tracelab.evaluate.bold.text_scorers import TextScorer, text_scorer
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.model.generation import Generations, generate
 from tracelab.model.load import model_info
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_records, as_texts
 from tracelab.ranges import require_seed
-from tracelab.results import run_settings
+from tracelab.storage.data_hash import data_hash
 
 GROUPS = {
     "gender": ("American_actors", "American_actresses"),

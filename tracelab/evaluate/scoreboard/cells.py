@@ -17,11 +17,10 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Sentence
-from tracelab.evaluate.registry import Benchmark
-from tracelab.evaluate.scores import BenchmarkScores
+from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.model.load import model_key
-from tracelab.results import run_settings
+from tracelab.model.settings import run_settings
 from tracelab.storage.kept import kept
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)

@@ -25,17 +25,19 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import latex_table, markdown_table
 from tracelab.evaluate.paired import paired
-from tracelab.evaluate.registry import BIAS_TYPES, Benchmark, benchmark
+from tracelab.evaluate.registry import BIAS_TYPES, benchmark
 from tracelab.evaluate.scoreboard.cells import FAILURES, Cell, Question, measure_cell
 from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.evaluate.scoreboard.interference import interference
-from tracelab.evaluate.scores import UNEDITED
+from tracelab.evaluate.scores import Benchmark
 from tracelab.interventions import Intervention, Stack
+from tracelab.metrics import UNEDITED
 from tracelab.model.hooked import require_unedited
+from tracelab.model.settings import run_settings
 from tracelab.progress import progress
 from tracelab.ranges import require_limit, require_seed
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 from tracelab.storage.ownership import require_folder
 
 DEFAULT = ("stereoset", "crows-pairs", "local-bias", "perplexity")

@@ -27,13 +27,12 @@ import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import data_hash
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Origin
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
+from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.loop import require_partial, train
 from tracelab.interventions.training.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -42,6 +41,7 @@ from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_key
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
+from tracelab.storage.data_hash import data_hash
 
 MODULE = "mlp.out"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -66,6 +66,7 @@ class BiasEdit(WeightDelta):
     """
 
     kind = "biasedit"
+    Spec = BiasEditSpec
 
     def __init__(self, spec: BiasEditSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         super().__init__(spec, origin, notes)

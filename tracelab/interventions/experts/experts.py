@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from tracelab.datasets.records import data_hash
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError, require_choice
-from tracelab.interventions.base import Edit, Intervention, Origin
+from tracelab.interventions.base import Edit, Intervention
+from tracelab.interventions.bundle import read_bundle
 from tracelab.interventions.experts.runner import ExpertRunner
+from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call
@@ -47,6 +48,7 @@ from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_info, model_key
 from tracelab.model.texts import Texts
 from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number, require_seed
+from tracelab.storage.data_hash import data_hash
 from tracelab.storage.kept import kept
 from tracelab.storage.ownership import require_folder
 
@@ -126,6 +128,7 @@ class Experts(Intervention):
     """
 
     kind = "experts"
+    Spec = ExpertsSpec
 
     def __init__(
         self,
@@ -356,9 +359,7 @@ def _tuned(model: TransformerBridge, texts: Texts, training: FinetuneConfig, wha
 
 def _load_delta(folder: Path) -> WeightDelta:
     """The delta that an interrupted fit finished."""
-    from tracelab.interventions.bundle import load_intervention
-
-    delta = load_intervention(folder)
+    delta = read_bundle(folder, (WeightDelta,))
     if not isinstance(delta, WeightDelta):
         raise TracelabError(f"{folder} holds no expert")
     return delta

@@ -1,7 +1,7 @@
 """FairMed (Fairness Mediator): neutralise MLP activations against probers of social groups.
 
 At each chosen layer the MLP's contribution to the residual stream is moved, within a bounded distance, until the
-layer's prober gives every group the same probability (:mod:`tracelab.interventions.fairmed.neutraliser`). Layers are edited
+layer's prober gives every group the same probability (:mod:`.neutraliser`). Layers are edited
 within one forward pass, so later ones see what earlier ones changed. Source: arXiv 2504.07787 and its code;
 where this differs from the code (geometry, which positions, batches) ``FairMedConfig.published`` has the code's.
 
@@ -24,8 +24,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Edit, Intervention, Origin
+from tracelab.interventions.base import Edit, Intervention
 from tracelab.interventions.fairmed.neutraliser import FairMedConfig, LayerProber, neutralise
+from tracelab.interventions.origin import Origin
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.gradients import learning, measuring
@@ -97,6 +98,7 @@ class FairMed(Intervention):
     """
 
     kind = "fairmed"
+    Spec = FairMedSpec
 
     def __init__(
         self,

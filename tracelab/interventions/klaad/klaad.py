@@ -24,10 +24,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import data_hash
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
-from tracelab.interventions.base import Origin
 from tracelab.interventions.klaad.losses import (
     ALIGNMENTS,
     POOLS,
@@ -38,6 +36,7 @@ from tracelab.interventions.klaad.losses import (
     pooled,
     triplet_loss,
 )
+from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks, require_partial, train
 from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
@@ -50,6 +49,7 @@ from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 from tracelab.model.texts import as_records
 from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
+from tracelab.storage.data_hash import data_hash
 
 TRAINABLE = ("all", "attn_last")
 _DEV_RECORDS = 256
@@ -129,6 +129,7 @@ class KLAAD(WeightDelta):
     """
 
     kind = "klaad"
+    Spec = KLAADSpec
 
     def __init__(self, spec: KLAADSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         super().__init__(spec, origin, notes)

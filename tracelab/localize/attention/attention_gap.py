@@ -48,11 +48,12 @@ from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
 from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import Encoding, encode, length_batches, pad, require_context, token_texts
 from tracelab.progress import progress
 from tracelab.ranges import INT_MOST, require_int, require_seed
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 from tracelab.statistics import mean_interval
 
 REDUCTIONS = ("received", "received_abs", "paid", "both", "last")

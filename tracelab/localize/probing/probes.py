@@ -37,9 +37,10 @@ from tracelab.localize.probing.harvest import group_token_ids, harvest
 from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
 from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
+from tracelab.model.settings import run_settings
 from tracelab.progress import progress
 from tracelab.ranges import INT_MOST, SEEDS_MOST, require_int, require_seed
-from tracelab.results import Result, run_settings
+from tracelab.results import Result
 from tracelab.statistics import percentile_interval, resample_counts
 
 SPLITS = ("concept_template", "concept", "sentence")

@@ -50,6 +50,7 @@ from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.scoring import BATCH_TOKENS
+from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_records, as_texts
 from tracelab.model.tokens import length_batches, pad, token_texts
 from tracelab.progress import progress
@@ -62,7 +63,6 @@ from tracelab.ranges import (
     require_number,
     require_seed,
 )
-from tracelab.results import run_settings
 from tracelab.storage.locks import locked
 
 POSITIONS = ("roles", "all")

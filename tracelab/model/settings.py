@@ -1,0 +1,31 @@
+"""The settings of a result: the model and the hooks on it, the data, the caller's choices, the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.model.hooked import hook_names
+from tracelab.model.load import model_info
+from tracelab.storage.data_hash import data_hash
+
+_VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
+
+
+def run_settings(model: TransformerBridge, records: Iterable[Any] = (), **choices: Any) -> dict[str, Any]:
+    """What made a result, as JSON values.
+
+    Args:
+        records: the data; their hash is recorded.
+        choices: whatever else it depends on.
+    """
+    return {
+        "model": model_info(model).settings(),
+        "hooks": hook_names(model),
+        "data_hash": data_hash(records),
+        **choices,
+        "versions": {name: version(name) for name in _VERSIONED},
+    }
