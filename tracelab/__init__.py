@@ -7,35 +7,85 @@
 >>> tracelab.inspect(model, edit, "The nurse said that").plot()
 """
 
-from tracelab import datasets
-from tracelab.errors import TracelabError
-from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
-from tracelab.inspection.before_after import BeforeAfter, inspect
-from tracelab.interventions import (
-    KLAAD,
-    BiasEdit,
-    BiasEditConfig,
-    Experts,
-    ExpertsConfig,
-    FairMed,
-    FairMedConfig,
-    FinetuneConfig,
-    Intervention,
-    KLAADConfig,
-    Stack,
-    WeightDelta,
-    load_intervention,
-    to_merged,
-    to_peft,
-)
-from tracelab.localize import attention_gap, causal_trace, probe_layers
-from tracelab.localize.attention.attention_gap import AttentionGap
-from tracelab.localize.probing.probes import LayerProbes
-from tracelab.localize.tracing.result import CausalTrace
-from tracelab.model.generation import generate
-from tracelab.model.load import load
-from tracelab.model.scoring import score
-from tracelab.report import report
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracelab import datasets
+    from tracelab.errors import TracelabError
+    from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
+    from tracelab.inspection.before_after import BeforeAfter, inspect
+    from tracelab.interventions import (
+        KLAAD,
+        BiasEdit,
+        BiasEditConfig,
+        Experts,
+        ExpertsConfig,
+        FairMed,
+        FairMedConfig,
+        FinetuneConfig,
+        Intervention,
+        KLAADConfig,
+        Stack,
+        WeightDelta,
+        load_intervention,
+        to_merged,
+        to_peft,
+    )
+    from tracelab.localize import attention_gap, causal_trace, probe_layers
+    from tracelab.localize.attention.attention_gap import AttentionGap
+    from tracelab.localize.probing.probes import LayerProbes
+    from tracelab.localize.tracing.result import CausalTrace
+    from tracelab.model.generation import generate
+    from tracelab.model.load import load
+    from tracelab.model.scoring import score
+    from tracelab.report import report
+
+_HOMES = {
+    "tracelab.errors": ("TracelabError",),
+    "tracelab.evaluate.scoreboard.scoreboard": (
+        "Scoreboard",
+        "evaluate",
+    ),
+    "tracelab.inspection.before_after": (
+        "BeforeAfter",
+        "inspect",
+    ),
+    "tracelab.interventions": (
+        "BiasEdit",
+        "BiasEditConfig",
+        "Experts",
+        "ExpertsConfig",
+        "FairMed",
+        "FairMedConfig",
+        "FinetuneConfig",
+        "Intervention",
+        "KLAAD",
+        "KLAADConfig",
+        "Stack",
+        "WeightDelta",
+        "load_intervention",
+        "to_merged",
+        "to_peft",
+    ),
+    "tracelab.localize": (
+        "attention_gap",
+        "causal_trace",
+        "probe_layers",
+    ),
+    "tracelab.localize.attention.attention_gap": ("AttentionGap",),
+    "tracelab.localize.probing.probes": ("LayerProbes",),
+    "tracelab.localize.tracing.result": ("CausalTrace",),
+    "tracelab.model.generation": ("generate",),
+    "tracelab.model.load": ("load",),
+    "tracelab.model.scoring": ("score",),
+    "tracelab.report": ("report",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "KLAAD",
@@ -70,3 +120,29 @@ __all__ = [
     "to_merged",
     "to_peft",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names and the rooms, each loaded when it is first used: what needs no torch does without (PEP 562)."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"tracelab.{name}") is not None:
+        return importlib.import_module(f"tracelab.{name}")
+    raise AttributeError(f"module 'tracelab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _FrontDoor(ModuleType):
+    """``tracelab.evaluate`` and ``tracelab.report`` are functions, also after the packages of that name are loaded."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor

@@ -4,7 +4,7 @@ Exit status: 0 done, 1 done but for cells of a table that failed (it tells why),
 stderr says what, and what to do instead), 130 interrupted, 143 the same by SIGTERM, 141 nobody reads the output.
 ``--json FILE`` writes ``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's
 table. What can be asked is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`,
-how it ends in :mod:`.ending`.
+how it ends in :mod:`.ending`. Words that are not understood, ``--help`` and ``--version`` need no torch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from safetensors import SafetensorError
 
 from tracelab.cli.arguments import require_text
 from tracelab.cli.ending import ends_quietly
-from tracelab.cli.output import check_writable, hand_out, one_line_warning
 from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError, one_line
 from tracelab.ranges import is_out_of_memory
@@ -28,16 +28,14 @@ from tracelab.ranges import is_out_of_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = one_line_warning  # type: ignore[assignment]
+    warnings.showwarning = _one_line_warning  # type: ignore[assignment]
     try:
         require_text(arguments)
         options = make_parser().parse_args(arguments)
         options.command = shlex.join(["tracelab", *arguments])
-        check_writable(options)
-        result = options.verb(options)
-        if result is not None:
-            hand_out(result, options)
-            return 1 if result.failures else 0
+        from tracelab.cli.run import run  # torch and all that is on it: once the words are understood
+
+        return run(options)
     except BrokenPipeError:
         raise
     except (TracelabError, OSError, SafetensorError) as error:
@@ -50,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         resumed = "report, fit (but fairmed), and trace and compare with --out, go on from here"
         print(f"tracelab: interrupted; {resumed}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _refused(reason: str) -> int:
     print(f"tracelab: {one_line(reason)}", file=sys.stderr)
     return 2
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], *args: Any) -> None:
+    """Stands in for ``warnings.showwarning``: the message alone."""
+    if issubclass(category, UserWarning):
+        print(f"tracelab: warning: {one_line(str(message))}", file=sys.stderr)

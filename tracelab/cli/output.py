@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from tracelab.errors import TracelabError, one_line
+from tracelab.errors import TracelabError
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
 from tracelab.storage.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
@@ -126,9 +126,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def one_line_warning(message: Warning | str, category: type[Warning], *args: Any) -> None:
-    """Stands in for ``warnings.showwarning``: the message alone."""
-    if issubclass(category, UserWarning):
-        print(f"tracelab: warning: {one_line(str(message))}", file=sys.stderr)

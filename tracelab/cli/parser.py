@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from tracelab.cli import verbs
 from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
+from tracelab.cli.words import BENCHMARKS, COMPARED, METHODS
 from tracelab.errors import one_line
-from tracelab.evaluate.registry import BENCHMARKS
-from tracelab.evaluate.scoreboard.scoreboard import DEFAULT
 from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
-from tracelab.results import Result
-
-Verb = Callable[[argparse.Namespace], Result | None]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; each verb's function is its default ``verb``."""
+    """The parser; which verb was asked for is in ``verb_name``."""
     purpose = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
     parser = _Parser(prog="tracelab", description=purpose)
     parser.add_argument("--version", action="version", version=f"tracelab {version('tracelab')}")
@@ -48,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="write command, settings and rows here (-: on the standard output, and the table on stderr)",
     )
 
-    def add(name: str, verb: Verb, purpose: str, example: str, *, model: bool = True) -> Any:
+    def add(name: str, purpose: str, example: str, *, model: bool = True) -> Any:
         made = subparsers.add_parser(
             name,
             help=purpose,
@@ -56,13 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=f"example: {example}",
             parents=[common] if model else [],
         )
-        made.set_defaults(verb=verb)
         made.register("type", None, text)  # how an option without a type is read
         return made
 
     fetch = add(
         "fetch",
-        verbs.fetch,
         "Fetch, check and cache the embedded default model and data.",
         "tracelab fetch all",
         model=False,
@@ -72,11 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     score = add(
         "score",
-        verbs.score,
         "Score a model on a benchmark, before and under edits.",
         "tracelab score stereoset --bias gender --json out.json",
     )
-    score.add_argument("benchmark", choices=tuple(BENCHMARKS))
+    score.add_argument("benchmark", choices=BENCHMARKS)
     score.add_argument("--bias", help="one bias type (default: each, and all together)")
     score.add_argument(
         "--split", help="of StereoSet: dev (official, default) or test; of WinoBias: test (default) or dev"
@@ -92,7 +83,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     probe = add(
         "probe",
-        verbs.probe,
         "F1 of a prober at each layer, with a control task.",
         "tracelab probe --bias gender --out probes/",
     )
@@ -112,7 +102,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     trace = add(
         "trace",
-        verbs.trace,
         "Causal tracing of StereoSet pairs; --limit is a random sample of the traceable ones.",
         "tracelab trace --bias gender --limit 10 --layers 0:30:3 --out trace/",
     )
@@ -128,7 +117,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     attention = add(
         "attention",
-        verbs.attention,
         "Attention gap on bias-sensitive tokens, against chance and a neutral swap.",
         "tracelab attention --data crows-pairs --bias gender",
     )
@@ -146,11 +134,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     fit = add(
         "fit",
-        verbs.fit,
         "Fit an intervention and write it as a bundle into --out.",
         "tracelab fit fairmed --bias gender --out fairmed-gender/",
     )
-    fit.add_argument("method", choices=tuple(verbs.FITTERS))
+    fit.add_argument("method", choices=METHODS)
     fit.add_argument(
         "--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias or StereoSet (all)"
     )
@@ -193,7 +180,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = add(
         "compare",
-        verbs.compare,
         "Edits beside each other on benchmarks, with paired statistics, Holm's correction and costs.",
         "tracelab compare --edit fairmed-gender/ --edit experts-gender/ --stack fairmed-gender/ experts-gender/ "
         "--bias gender --out compare/",
@@ -205,7 +191,7 @@ def make_parser() -> argparse.ArgumentParser:
         dest="benchmarks",
         action="append",
         metavar="NAME[=N]",
-        help=f"{', '.join(BENCHMARKS)} or lm-eval/TASK; N: at most so many records (default: {', '.join(DEFAULT)})",
+        help=f"{', '.join(BENCHMARKS)} or lm-eval/TASK; N: at most so many records (default: {', '.join(COMPARED)})",
     )
     compare.add_argument("--bias", help="type that the edits were made for (default: all)")
     compare.add_argument("--no-off-target", action="store_true", help="not StereoSet on the other bias types")
@@ -213,7 +199,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     inspect = add(
         "inspect",
-        verbs.inspect,
         "What edits do to the next token after prompts, before and after.",
         'tracelab inspect --edit fairmed-gender/ --prompt "The nurse said that"',
     )
@@ -227,7 +212,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     export = add(
         "export",
-        verbs.export,
         "Write a weight delta as a PEFT LoRA adapter, or merged into a copy of the model.",
         "tracelab export biasedit-gender/ --to merged --out model-biasedit/",
     )
@@ -238,7 +222,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = add(
         "report",
-        verbs.report,
         "The main job: score, localise three ways, edit four ways, compare, draw, and write one page.",
         "tracelab report --bias gender --out report/",
     )
