@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.tiny import tiny_hf
 from tracelab.datasets import templates
-from tracelab.interventions import Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
+from tracelab.interventions import Erasure, ErasureConfig, Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
 from tracelab.interventions.origin import Origin
 from tracelab.model import assets
@@ -71,6 +71,18 @@ def random_fairmed(model, *, layers=(1, 2), attribute="gender", seed=0, **config
                 buffer.fill_(1.0)
             else:
                 buffer.copy_(torch.randn(buffer.shape, generator=generator))
+    return edit
+
+
+def random_erasure(model, *, layers=(0, 2), seed=0, bias="gender", **config) -> Erasure:
+    settings = ErasureConfig(**{"rank": 2, **config})
+    spec = Erasure.Spec(config=settings, bias=bias, layers=tuple(layers), d_model=model.cfg.d_model)
+    edit = Erasure(spec, Origin.of(model, [Point("resid_post", layer) for layer in layers]))
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        read = torch.linalg.qr(torch.randn(model.cfg.d_model, settings.rank, generator=generator))[0].T
+        mu = torch.randn(model.cfg.d_model, generator=generator)
+        edit.set_(layer, read=read, write=read, mu=mu, most=torch.full((settings.rank,), 5.0))
     return edit
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.interventions.edits import random_delta, random_experts, random_fairmed
+from tests.interventions.edits import random_delta, random_erasure, random_experts, random_fairmed
 from tests.tiny import KINDS, tiny_hf
 from tracelab.errors import TracelabError
 from tracelab.interventions import Stack, WeightDelta
@@ -22,6 +22,7 @@ TOKENS = torch.arange(40, 52).reshape(2, 6)
 # Five steps: random probers are rough, and more steps amplify the rounding between two implementations.
 EDITS = {
     "delta": random_delta,
+    "erasure": random_erasure,
     "experts": random_experts,
     "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
     "fairmed-adaptive": lambda model: random_fairmed(model, lam=2.0, steps=3, radius="adaptive"),

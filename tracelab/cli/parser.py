@@ -149,7 +149,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     fairmed.add_argument(
         "--layers",
-        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1); biasedit also last1, last123 (default), …, or auto",
+        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1; erasure: the lowest 8 of 30); biasedit also last1, "
+        "last123 (default), …, or auto",
     )
     fairmed.add_argument("--positions", help="predictive (default), published or all")
     fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
@@ -157,7 +158,9 @@ def make_parser() -> argparse.ArgumentParser:
     experts.add_argument("--alpha", type=number, help="strength (default 1)")
     experts.add_argument("--filter-order", help="after (default) or base_first")
     experts.add_argument(
-        "--rank", type=whole(), help="of the low-rank deltas (default 16; klaad 8); biasedit: of the editor"
+        "--rank",
+        type=whole(),
+        help="of the deltas (default 16; klaad 8); biasedit: of the editor; erasure: directions (default 1)",
     )
     experts.add_argument("--lr", type=number, help="learning rate (default 5e-4; klaad 2e-4)")
     experts.add_argument("--epochs", type=whole(most=EPOCHS_MOST), help=f"1 (default) to {EPOCHS_MOST}")
@@ -176,6 +179,11 @@ def make_parser() -> argparse.ArgumentParser:
     klaad.add_argument("--lam3", type=number, help="weight of the triplet loss (default 0.15)")
     klaad.add_argument("--margin", type=number, help="of the triplet loss (default 0.3)")
     klaad.add_argument("--trainable", help="all (default) or attn_last")
+    erasure = fit.add_argument_group(
+        "erasure", "of the group that a text names, fitted on StereoSet's test split and its gender-swapped twins"
+    )
+    erasure.add_argument("--directions", help="how they are found: paired (default), leace, mean or pca")
+    erasure.add_argument("--strength", type=number, help="share of them that is removed (default 1)")
     _add_source(fit)
 
     compare = add(

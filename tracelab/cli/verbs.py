@@ -14,7 +14,7 @@ import pandas as pd
 from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, say, write_json
 from tracelab.cli.partial import partial_fit, require_partial_folder
-from tracelab.datasets import crows_pairs, expert_texts, stereoset, templates
+from tracelab.datasets import crows_pairs, expert_texts, group_pairs, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
 from tracelab.model import assets
@@ -196,6 +196,17 @@ def _fit_klaad(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     return _fit_on_triples(KLAAD, options, KLAADConfig(**given, seed=options.seed))
 
 
+def _fit_erasure(options: argparse.Namespace, given: dict[str, Any]) -> Path:
+    from tracelab.interventions import Erasure, ErasureConfig
+
+    layers = parse_layers(given.pop("layers", None))
+    if "directions" in given:
+        given["method"] = given.pop("directions")
+    config = ErasureConfig(**given)
+    pairs = group_pairs(options.bias, source=options.source, limit=options.limit)
+    return Erasure.fit(_load(options), pairs, config, layers=layers).save(options.out)
+
+
 Fitter = Callable[[argparse.Namespace, dict[str, Any]], Path]
 
 FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
@@ -206,6 +217,7 @@ FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
         ("layers", "loss", "retention", "retain_on", "lam", "n_edits", "rank", "meta_lr", "steps"),
     ),
     "klaad": (_fit_klaad, ("lam1", "lam2", "lam3", "margin", "trainable", "rank", "lr", "epochs")),
+    "erasure": (_fit_erasure, ("layers", "rank", "directions", "strength")),
 }
 """By method: what fits it and saves the bundle, and the options that are its own."""
 

@@ -16,4 +16,4 @@ BENCHMARKS = (
 )
 COMPARED = ("stereoset", "crows-pairs", "local-bias", "perplexity")
 """What ``compare`` measures unless it is told."""
-METHODS = ("fairmed", "experts", "biasedit", "klaad")
+METHODS = ("fairmed", "experts", "biasedit", "klaad", "erasure")

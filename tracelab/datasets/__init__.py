@@ -4,6 +4,7 @@ from tracelab.datasets.bbq import BBQItem, bbq, bbq_defects
 from tracelab.datasets.bold import BoldText, bold, neutral_sentences
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
+from tracelab.datasets.group_pairs import GroupPairs, group_pairs
 from tracelab.datasets.records import Pair, Sentence
 from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
@@ -18,6 +19,7 @@ __all__ = [
     "Corpus",
     "CrowsPair",
     "ExpertTexts",
+    "GroupPairs",
     "Pair",
     "RedditBiasPhrase",
     "Sentence",
@@ -33,6 +35,7 @@ __all__ = [
     "data_hash",
     "expert_texts",
     "gender_swapped",
+    "group_pairs",
     "neutral_sentences",
     "redditbias",
     "stereoset",

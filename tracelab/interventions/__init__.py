@@ -3,6 +3,7 @@
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.biasedit.biasedit import BiasEdit
 from tracelab.interventions.biasedit.config import BiasEditConfig
+from tracelab.interventions.erasure import Erasure, ErasureConfig
 from tracelab.interventions.experts.experts import Experts, ExpertsConfig, FinetuneConfig
 from tracelab.interventions.export import to_merged, to_peft
 from tracelab.interventions.fairmed.fairmed import FairMed
@@ -16,6 +17,8 @@ __all__ = [
     "KLAAD",
     "BiasEdit",
     "BiasEditConfig",
+    "Erasure",
+    "ErasureConfig",
     "Experts",
     "ExpertsConfig",
     "FairMed",

@@ -11,13 +11,14 @@ from pathlib import Path
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.biasedit.biasedit import BiasEdit
 from tracelab.interventions.bundle import read_bundle
+from tracelab.interventions.erasure import Erasure
 from tracelab.interventions.experts.experts import Experts
 from tracelab.interventions.fairmed.fairmed import FairMed
 from tracelab.interventions.klaad.klaad import KLAAD
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
 
-METHODS: tuple[type[Intervention], ...] = (FairMed, Experts, BiasEdit, KLAAD)
+METHODS: tuple[type[Intervention], ...] = (FairMed, Experts, BiasEdit, KLAAD, Erasure)
 """What can be fitted."""
 KINDS: tuple[type[Intervention], ...] = (*METHODS, WeightDelta, Stack)
 """What a bundle can hold."""

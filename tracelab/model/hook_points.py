@@ -67,11 +67,15 @@ def module_path(model: TransformerBridge, point: Point) -> str | None:
     """
     if point.kind == "logits":
         return None
-    name = str(point)
-    if not point.linear:
-        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma 2).
+    if point.linear:
+        name = str(point)
+    elif point.layer is None:
+        name = point.kind
+    else:
+        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma 2);
+        # "hook_resid_post" that of the block itself.
         alias = model.blocks[point.layer].hook_aliases[f"hook_{point.kind}"]
-        name = f"blocks.{point.layer}.{alias.removesuffix('.hook_out')}"
+        name = f"blocks.{point.layer}.{alias}".removesuffix("hook_out").removesuffix(".")
     return model.adapter.translate_transformer_lens_path(name)
 
 
