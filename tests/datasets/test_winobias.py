@@ -130,7 +130,7 @@ def test_a_type_selects_its_pairs_and_the_hash_sees_each_field():
     [
         ({"type": 3}, "unknown type '3': choose one of 1, 2"),
         ({"split": "train"}, "unknown split 'train': choose one of dev, test"),
-        ({"source": "/no/folder"}, "no WinoBias file at '/no/folder/pro_stereotyped_type1.txt.test': give the folder"),
+        ({"source": "/no/folder"}, "no WinoBias folder at '/no/folder': give the folder"),
         ({"limit": 0}, "no record of WinoBias is left (bias=None, limit=0)"),
     ],
 )
