@@ -231,9 +231,7 @@ def test_records_that_cannot_be_trained_on_are_refused(model):
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(model, monkeypatch):
     monkeypatch.setattr(klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan"))
-    with pytest.raises(
-        TracelabError, match=r"^klaad\(gender\): the loss is nan before the first step: lower the learning rate"
-    ):
+    with pytest.raises(TracelabError, match=r"the loss is nan before the first step: lower the learning rate"):
         fit(model)
 
 
