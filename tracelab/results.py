@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from tracelab.escaping import for_html, lines
 from tracelab.files import atomic_folder, recover, require_replaceable
 from tracelab.hooked import hook_names
 from tracelab.model import model_info
-from tracelab.ownership import made_by_tracelab, named_in
+from tracelab.ownership import ChangedSinceWritten, made_by_tracelab, named_in
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")
@@ -129,7 +130,8 @@ class Result:
         """What the files hold, given what stands in the JSON file."""
         digest = values.pop("sha256", None)  # 0.1 wrote none
         if digest is not None and digest != _content_hash(values):
-            raise ValueError(f"{MARKER} is not the file that was written")
+            said = f"{folder / MARKER} was changed since tracelab wrote it: what it says is no longer tracelab's"
+            warnings.warn(said, ChangedSinceWritten, stacklevel=3)
         hashes = values.pop("files", None)
         del values["result"]
         for name, digest in (hashes or {}).items():

@@ -20,7 +20,7 @@ from tracelab.cli.arguments import require_text
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.output import check_writable, hand_out, one_line_warning
 from tracelab.cli.parser import make_parser
-from tracelab.errors import TracelabError, one_line
+from tracelab.errors import TracelabError, as_message
 from tracelab.ranges import is_out_of_memory
 
 
@@ -54,5 +54,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(reason: str) -> int:
-    print(f"tracelab: {one_line(reason)}", file=sys.stderr)
+    print(f"tracelab: {as_message(reason)}", file=sys.stderr)
     return 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from tracelab.errors import TracelabError, one_line
+from tracelab.errors import TracelabError, as_message
 from tracelab.files import atomic_file, stands_for
 from tracelab.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
 from tracelab.results import Result, read_marker, require_result_folder
@@ -131,4 +131,4 @@ def _plain(value: Any) -> Any:
 def one_line_warning(message: Warning | str, category: type[Warning], *args: Any) -> None:
     """Stands in for ``warnings.showwarning``: the message alone."""
     if issubclass(category, UserWarning):
-        print(f"tracelab: warning: {one_line(str(message))}", file=sys.stderr)
+        print(f"tracelab: warning: {as_message(str(message))}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tracelab.cli import verbs
 from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
-from tracelab.errors import one_line
+from tracelab.errors import as_message
 from tracelab.evaluate.benchmarks import BENCHMARKS
 from tracelab.evaluate.scoreboard import DEFAULT
 from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
@@ -21,7 +21,7 @@ Verb = Callable[[argparse.Namespace], Result | None]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        print(f"{self.prog}: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {as_message(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
