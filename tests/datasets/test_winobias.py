@@ -162,13 +162,14 @@ def test_a_folder_of_ones_own_is_read_and_its_odd_lines_are_left_out(written):
     [
         ("", ""),
         (PAIR[0], f"{PAIR[1]}\n{PAIR[1]}"),
-        ("[The cook] met the nurse because [he] was ill.", PAIR[1]),
         (PAIR[0].replace("nurse", "poet"), PAIR[1].replace("nurse", "poet")),
         (PAIR[0].replace("[The cook]", "The cook"), PAIR[1]),
         (PAIR[0], PAIR[0]),
     ],
-    ids=["empty", "unequal", "unnumbered", "one occupation", "no bracket", "no pair"],
+    ids=["empty", "unequal", "one occupation", "no bracket", "no pair"],
 )
 def test_another_file_is_not_taken_for_winobias(written, pro, anti):
-    with pytest.raises(TracelabError, match=r"type1\.txt\.test (is not the benchmark|holds no records)"):
+    with pytest.raises(
+        TracelabError, match=r"type1\.txt\.test (holds no records|can be used|and of anti_.* make a pair)"
+    ):
         winobias(source=written(pro, anti))
