@@ -72,10 +72,10 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
         TracelabError: naming a file that is not ours, or what stands in the way of a folder.
     """
     folder = Path(folder)
+    require_folder(folder)
     if folder.name in ("", "..") or folder.resolve() == Path.cwd():
         what = "has no name of its own, or is the folder you are in"
         raise TracelabError(f"{str(folder)!r} {what}, and cannot be replaced by a new folder: name one inside it")
-    require_folder(folder)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     names = named_in(folder / marker)
     allowed = own if names == () else (marker, *(names or ()))
