@@ -172,5 +172,5 @@ def test_the_checkpoints_end_tokens_end_a_text_and_are_recorded(model):
 def test_the_generation_config_is_put_back_after_an_error(model):
     kept = model.original_model.generation_config
     with pytest.raises(TracelabError, match="cannot generate so"):
-        tracelab.generate(model, PROMPTS, max_new_tokens=0)
+        tracelab.generate(model, PROMPTS, do_sample=False, num_return_sequences=2)
     assert model.original_model.generation_config is kept

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 import tracelab
 from tests.interventions.edits import bridged, random_delta, random_experts, random_fairmed
@@ -13,6 +16,7 @@ from tracelab.evaluate import crows_pairs_scores, edited_scores
 from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.interventions import KLAAD, BiasEdit, Experts, FairMed, Stack
 from tracelab.model.hooked import hook_keys, hook_names, hooks_on
+from tracelab.model.load import from_hf
 
 
 @pytest.fixture
@@ -59,12 +63,68 @@ def applied(model):
     model.test_keeps = [block]  # a block that nobody holds is left by itself
 
 
-LEFT_ON = (on_the_bridge, for_good, on_a_module, before_a_module, on_the_hook_point_itself, attached, applied)
+def instead_of_a_forward(model):
+    mlp = model.blocks[1].mlp.original_component
+    own = mlp.forward
+
+    @functools.wraps(own)  # as careful people write it; its __module__ is that of transformers
+    def forward(*args, **options):
+        return own(*args, **options) * 0
+
+    mlp.forward = forward
+
+
+LEFT_ON = (
+    on_the_bridge,
+    for_good,
+    on_a_module,
+    before_a_module,
+    on_the_hook_point_itself,
+    instead_of_a_forward,
+    attached,
+    applied,
+)
 
 
 def test_a_model_just_loaded_has_no_hooks(tiny_model):
     for kind in ("llama", "gpt2", "gemma2", "gpt_neox"):
         assert hooks_on(tiny_model(kind)) == []
+
+
+def test_the_hooks_that_transformer_lens_itself_puts_on_opt_do_not_count(tokenizer):
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "max_position_embeddings": 64}
+    config = OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, **sizes)
+    model = from_hf(OPTForCausalLM(config), tokenizer, model_id="tiny-opt")
+    assert any(point.fwd_hooks for point in model.hook_dict.values())
+    assert hooks_on(model) == []
+    on_the_bridge(model)
+    assert len(hook_names(model)) == 1
+
+
+def test_hooks_on_gradients_are_seen(model):
+    for leave_on in (
+        lambda: model.blocks[1].register_full_backward_hook(lambda *_: None),
+        lambda: model.original_model.model.norm.register_full_backward_pre_hook(lambda *_: None),
+        lambda: torch.nn.modules.module.register_module_full_backward_hook(lambda *_: None),
+    ):
+        handle = leave_on()
+        assert len(hook_names(model)) == 1
+        handle.remove()
+    model.add_hook("blocks.1.hook_out", zero, dir="bwd")
+    assert hook_names(model) == ["blocks.1.hook_out (zero)"]
+    model.reset_hooks()
+    assert hook_names(model) == []
+
+
+def test_a_model_in_training_mode_is_refused_and_scores_of_it_say_so(model):
+    edit = random_delta(model)
+    for train in (model.train, model.original_model.train, model.original_model.model.norm.train):
+        train()
+        with pytest.raises(TracelabError, match=r"in training mode: call model.eval\(\)"):
+            tracelab.inspect(model, edit, "A nurse")
+        assert tracelab.score(model, "A nurse came").settings["model"]["training"]
+        model.eval()
+        assert "training" not in tracelab.score(model, "A nurse came").settings["model"]
 
 
 @pytest.mark.parametrize("leave_on", LEFT_ON)

@@ -20,6 +20,7 @@ from tracelab.interventions import WeightDelta
 from tracelab.model import assets
 from tracelab.model.load import from_hf
 from tracelab.report.presets import PRESETS, Preset
+from tracelab.storage.ownership import ChangedSinceWritten
 
 NASTY = "a|b\nc\r\n<b>&\\ `code` [x](javascript:run) = {} % $ # _ ^ ~ \x1b[31m"
 
@@ -66,7 +67,8 @@ def test_what_stands_in_a_result_folder_does_not_run_when_the_result_is_shown(tm
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         content["settings"]["model"]["model_id"] = payload
         (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
-        shown.append(StereoSetScores.load(folder)._repr_html_())
+        with pytest.warns(ChangedSinceWritten, match="was changed since tracelab wrote it"):
+            shown.append(StereoSetScores.load(folder)._repr_html_())
     assert not re.search("<(img|script|svg|iframe|details|body)", "".join(shown))
     assert not runs("".join(shown), tmp_path / "browser")
 

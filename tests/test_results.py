@@ -117,7 +117,7 @@ def test_a_folder_of_other_things_is_not_replaced(results, tmp_path, monkeypatch
         with pytest.raises(TracelabError, match=r"holds other files \(thesis\.tex\): name a folder of its own"):
             results[StereoSetScores].save(folder)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TracelabError, match="holds other files"):
+    with pytest.raises(TracelabError, match="cannot be replaced by a new folder: name one inside it"):
         results[StereoSetScores].save(".")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

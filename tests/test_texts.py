@@ -108,7 +108,7 @@ def test_records_may_be_a_column_or_a_generator(model):
 
 def test_what_is_no_record_is_named_by_its_number(model):
     with pytest.raises(TracelabError, match="record 1 is 'a text', no record of a data set"):
-        stereoset_scores(model, [*stereoset("gender", limit=1), "a text"])
+        stereoset_scores(model, iter([*stereoset("gender", limit=1), "a text"]))
     with pytest.raises(TracelabError, match="record 0 is nan"):
         as_records([float("nan")])
 

@@ -142,7 +142,7 @@ def test_with_learned_positions_a_text_beyond_the_context_is_refused_before_any_
             with pytest.raises(TracelabError, match=f"^{message.format(what, more)}"):
                 call()
         with pytest.raises(TracelabError, match="^prompt 1 has 221 tokens"):
-            tracelab.inspect(model, edit, prompts)
+            tracelab.inspect(model, edit, prompts, allow_hooks=True)
         with pytest.raises(TracelabError, match="^text 1 has 221 tokens"):
             perplexity(model, prompts)
         with pytest.raises(TracelabError, match="^prompt 1 has .* tokens"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tests.tiny import tiny_hf
 from tracelab.datasets import crows_pairs
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores
-from tracelab.model.load import model_info
+from tracelab.model.load import model_info, model_key
 from tracelab.model.weights import fingerprint, weights_hash
 
 
@@ -80,6 +82,26 @@ def test_one_changed_bit_anywhere_is_another_key_for_caches(model):
         weight[3, 5] += 1e-3  # between the values that the fingerprint looks at
     assert model_info(model).fingerprint == printed
     assert weights_hash(model.original_model) != before
+
+
+def test_one_row_changed_past_autograd_a_buffer_a_config_and_a_tokenizer_are_other_keys(model):
+    hf_model, keys = model.original_model, [model_key(model)]
+
+    def changed():
+        keys.append(model_key(model))
+        return {name for name in keys[-1] if keys[-1][name] != keys[-2][name]}
+
+    assert changed() == set()
+    hf_model.get_input_embeddings().weight.data[7] *= 2
+    assert changed() == {"weights"}
+    hf_model.model.rotary_emb.inv_freq.data[1] *= 2
+    assert changed() == {"buffers"}
+    hf_model.config.rms_norm_eps = 0.5
+    assert changed() == {"config"}
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    assert changed() == set()
+    model.tokenizer.add_tokens(["xyzzy"])
+    assert changed() == {"tokenizer"}
 
 
 def test_the_hash_of_weights_is_that_of_the_plain_model(model, tokenizer):

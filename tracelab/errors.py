@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST_MESSAGE = 1200
+LONGEST_MESSAGE = 1000
 LONGEST_VALUE = 200
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that change the direction in which a line is shown."""
@@ -27,7 +27,12 @@ class TracelabError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(cut(one_line(message), LONGEST_MESSAGE))
+        super().__init__(as_message(message))
+
+
+def as_message(text: str) -> str:
+    """A text as one line of sane length, as a person reads it on a terminal."""
+    return cut(one_line(text), LONGEST_MESSAGE)
 
 
 def one_line(text: str) -> str:

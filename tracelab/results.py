@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,7 @@ from torch import Tensor
 from tracelab.errors import TracelabError
 from tracelab.escaping import for_html, lines
 from tracelab.storage.files import atomic_folder, recover
-from tracelab.storage.ownership import made_by_tracelab, named_in, require_replaceable
+from tracelab.storage.ownership import ChangedSinceWritten, made_by_tracelab, named_in, require_replaceable
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")
@@ -111,7 +112,8 @@ class Result:
         """What the files hold, given what stands in the JSON file."""
         digest = values.pop("sha256", None)  # 0.1 wrote none
         if digest is not None and digest != _content_hash(values):
-            raise ValueError(f"{MARKER} is not the file that was written")
+            said = f"{folder / MARKER} was changed since tracelab wrote it: what it says is no longer tracelab's"
+            warnings.warn(said, ChangedSinceWritten, stacklevel=3)
         hashes = values.pop("files", None)
         del values["result"]
         for name, digest in (hashes or {}).items():

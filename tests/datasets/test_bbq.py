@@ -238,7 +238,8 @@ def test_a_wrong_request_is_refused_with_the_choices(arguments, message):
             "Age-0 has 0 answers of the group 'unknown', not one",
         ),
         ({"answer_info": {}}, "Age.jsonl is not the benchmark it claims to be: KeyError 'ans0'"),
-        ("[]", "Age.jsonl is not the benchmark it claims to be: Type"),
+        ("[]", "Age.jsonl holds no records"),
+        ("[3]", "Age.jsonl is not the benchmark it claims to be: TypeError item 1 is 3, not a JSON object"),
         ("no JSON", "Age.jsonl is not the benchmark it claims to be: JSONDecodeError"),
     ],
 )

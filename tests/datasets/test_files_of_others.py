@@ -6,11 +6,14 @@ import json
 import unicodedata
 import warnings
 
+import pandas as pd
 import pytest
 
 from tracelab.datasets import bbq, bold, bracketed, crows_pairs, redditbias, stereoset, wikitext, winobias
 from tracelab.datasets.bbq import BBQItem, blocks
+from tracelab.datasets.sources import is_named
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
+from tracelab.datasets.stereoset import _attribute_words, attribute_words
 from tracelab.errors import TracelabError
 
 HEADER = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
@@ -277,3 +280,89 @@ def test_a_filler_is_found_in_either_form_of_accents_and_spaces(forms):
     sentence = unicodedata.normalize(forms[1], "L’élève est né\u00a0!")
     (filler,) = cut(sentence, filler_spans(context, sentence))
     assert unicodedata.normalize("NFC", filler) == "né"
+
+
+# --- tables as programs and people write them -------------------------------------------------------------------------
+
+
+def written_table(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    return [(pair.id, pair.sent_more, pair.sent_less) for pair in crows_pairs(source=tmp_path / "a.csv")]
+
+
+def test_a_nameless_column_that_numbers_nothing_is_no_numbering(tmp_path):
+    head = ",".join(HEADER)
+    found = written_table(tmp_path, f"{head},\na man,a woman,stereo,gender,\nan old man,a man,stereo,age,\n")
+    assert found == [("0", "a man", "a woman"), ("1", "an old man", "a man")]
+
+
+def test_spaces_after_commas_empty_lines_first_and_empty_cells_last_are_no_content(tmp_path):
+    found = written_table(tmp_path, f'\n\n{", ".join(HEADER)}\n"he, too", "she, too", stereo, gender,,\n')
+    assert found == [("0", "he, too", "she, too")]
+
+
+def test_quotation_marks_between_tabs_are_the_texts_own_where_nothing_is_quoted(tmp_path):
+    rows = ['"Oui", dit-il.\t"Oui", dit-elle.\tstereo\tgender', '"Un homme\t"Une femme\tstereo\tgender']
+    found = written_table(tmp_path, "\n".join(["\t".join(HEADER), *rows, ""]))
+    assert found == [("0", '"Oui", dit-il.', '"Oui", dit-elle.'), ("1", '"Un homme', '"Une femme')]
+
+
+def test_a_quotation_mark_that_is_never_closed_does_not_swallow_the_rest_of_a_table(tmp_path):
+    text = f'{",".join(HEADER)},note\na man,a woman,stereo,gender,"half\na boy,a girl,stereo,gender,x\n'
+    with pytest.raises(TracelabError, match=r"line 2 of .*a\.csv cannot be read \(unexpected end of data\)"):
+        written_table(tmp_path, text)
+
+
+def test_the_word_that_stands_for_no_text_is_no_text(tmp_path):
+    with pytest.warns(UserWarning, match="an empty sentence, left out: 1"):
+        found = written_table(tmp_path, f"{','.join(HEADER)}\na man,a woman,stereo,gender\nnan,NaN,stereo,gender\n")
+    assert len(found) == 1
+
+
+def test_a_table_in_memory_is_no_name_of_a_source():
+    assert not is_named(pd.DataFrame({"a": [1, 2]}), "hub")
+    assert is_named("hub", "hub")
+
+
+# --- JSON in other forms ----------------------------------------------------------------------------------------------
+
+
+def test_a_json_list_of_items_is_read_as_its_lines_would_be(tmp_path):
+    rows = [row(f"edad-{k}", *kind, target_loc=1) for k, kind in enumerate(KINDS)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "list.json").write_text(json.dumps([{**each, "target_loc": 1.0} for each in rows], indent=1))
+    assert bbq(source=tmp_path / "list.json") == bbq(source=tmp_path / "lines.jsonl")
+
+
+def test_one_text_in_the_place_of_a_list_is_one_text(tmp_path):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/gender_prompt.json").write_text(json.dumps({"actors": {"A": "A was"}}))
+    assert [text.text for text in bold("gender", source=tmp_path)] == ["A was"]
+    (tmp_path / "corpus.json").write_text(json.dumps({"war": "[war] is for the [man]"}))
+    corpus = bracketed(tmp_path / "corpus.json", "gender", {"male": "man"})
+    assert ([prompt.text for prompt in corpus.prompts], corpus.groups) == (["war is for the"], (("male", ("man",)),))
+
+
+def test_attribute_words_beside_the_data_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "bias_attribute_words.json").write_text('\ufeff{"gender": [["he", "she"]]}')
+    assert attribute_words("gender", tmp_path) == ("he", "she")
+    (tmp_path / "bias_attribute_words.json").write_text('["he", "she"] ')
+    _attribute_words.cache_clear()
+    with pytest.raises(TracelabError, match="no list of attribute words by bias type"):
+        attribute_words("gender", tmp_path)
+
+
+def test_lines_without_numbers_are_read_and_end_at_line_breaks_alone(tmp_path):
+    folder = tmp_path
+    for kind in (1, 2):
+        for side, pronoun in (("pro", "he"), ("anti", "she")):
+            text = f"[The cook] met the nurse because [{pronoun}] was ill.\u2028\n\n"
+            (folder / f"{side}_stereotyped_type{kind}.txt.test").write_text(text)
+    (folder / "male_occupations.txt").write_text("cook\n")
+    (folder / "female_occupations.txt").write_text("nurse\n")
+    assert [pair.pro.text for pair in winobias(1, source=folder)] == ["The cook met the nurse because he was ill."]
+
+
+def test_lines_of_running_text_end_at_line_breaks_alone(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a\r\n\r\nb\u2028c\x85d".encode())
+    assert wikitext(source=tmp_path / "a.txt") == ["a\n", "", "b\u2028c\x85d"]

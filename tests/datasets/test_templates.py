@@ -109,12 +109,15 @@ def test_equal_sentences_of_a_bracketed_corpus_stay_apart(written):
 
 @pytest.mark.parametrize("content", ["", "[]", '{"war": 3}', '["war"]'])
 def test_another_file_is_not_taken_for_a_bracketed_corpus(written, content):
-    with pytest.raises(TracelabError, match="is not the benchmark it claims to be"):
+    with pytest.raises(
+        TracelabError,
+        match=r"is not the benchmark it claims to be|a list of sentences is needed, not 3 \(.*corpus\.json\)",
+    ):
         bracketed(written(content), "gender", GROUPS)
 
 
 def test_a_bracketed_corpus_without_a_usable_sentence_is_refused(written):
-    with pytest.raises(TracelabError, match="holds no records"):
+    with pytest.raises(TracelabError, match="none of 1 sentences of .* can be used"):
         bracketed(written({"war": ["no bracket"]}), "gender", GROUPS)
 
 

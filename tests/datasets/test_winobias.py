@@ -130,7 +130,7 @@ def test_a_type_selects_its_pairs_and_the_hash_sees_each_field():
     [
         ({"type": 3}, "unknown type '3': choose one of 1, 2"),
         ({"split": "train"}, "unknown split 'train': choose one of dev, test"),
-        ({"source": "/no/folder"}, "no WinoBias file at '/no/folder/pro_stereotyped_type1.txt.test': give the folder"),
+        ({"source": "/no/folder"}, "no WinoBias folder at '/no/folder': give the folder"),
         ({"limit": 0}, "no record of WinoBias is left (bias=None, limit=0)"),
     ],
 )
@@ -162,13 +162,14 @@ def test_a_folder_of_ones_own_is_read_and_its_odd_lines_are_left_out(written):
     [
         ("", ""),
         (PAIR[0], f"{PAIR[1]}\n{PAIR[1]}"),
-        ("[The cook] met the nurse because [he] was ill.", PAIR[1]),
         (PAIR[0].replace("nurse", "poet"), PAIR[1].replace("nurse", "poet")),
         (PAIR[0].replace("[The cook]", "The cook"), PAIR[1]),
         (PAIR[0], PAIR[0]),
     ],
-    ids=["empty", "unequal", "unnumbered", "one occupation", "no bracket", "no pair"],
+    ids=["empty", "unequal", "one occupation", "no bracket", "no pair"],
 )
 def test_another_file_is_not_taken_for_winobias(written, pro, anti):
-    with pytest.raises(TracelabError, match=r"type1\.txt\.test (is not the benchmark|holds no records)"):
+    with pytest.raises(
+        TracelabError, match=r"type1\.txt\.test (holds no records|can be used|and of anti_.* make a pair)"
+    ):
         winobias(source=written(pro, anti))

@@ -139,7 +139,7 @@ def test_a_case_by_hand():
             "s_amb_helm": 100 * (2 * 2 / 3 - 1) * (1 - 2 / 6),
         }
     )
-    assert set(result.table["n"]) == {2}  # blocks: 0 to 3 and 4 to 7
+    assert set(result.table["n"]) == {4}  # the ambiguous item stands four times, and so do blocks
     assert set(result.table["edit"]) == {"by hand"}
     assert set(result.table["benchmark"]) == {"bbq-predictions"}
 

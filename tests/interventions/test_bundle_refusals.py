@@ -39,11 +39,11 @@ MANIFESTS = {
     ),
     "a configuration out of range": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(lam=-1.0),
-        "fairmed is not valid: config: .*lam of FairMed is a finite number from 0 on, not -1.0",
+        "fairmed is not valid: config: .*lam of FairMed is a number of at least 0, not -1.0",
     ),
     "a number that is none": (
         lambda m: member(m, EXPERTS)["spec"]["config"].update(alpha=float("nan")),
-        "experts is not valid: config: .*alpha must be a finite number, not nan",
+        "experts is not valid: config: .*alpha is a finite number, not nan",
     ),
     "a text for a number": (
         lambda m: member(m, EXPERTS)["spec"]["config"].update(alpha="1"),

@@ -44,7 +44,7 @@ def test_sentences_are_three_a_record_in_the_order_of_the_labels(tiny_model, tok
 
 
 def test_the_fillers_positions_decode_to_the_fillers(tiny_model, tokenizer):
-    triples = tokenise(tiny_model("llama"), stereoset("gender", limit=60))
+    triples = tokenise(tiny_model("llama"), stereoset("gender")[:60])
     assert len(triples.records) > 50
     several = 0
     for number, each in enumerate(triples.records):

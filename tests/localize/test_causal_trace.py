@@ -348,11 +348,18 @@ def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(model,
     assert traced == []
 
 
-def test_a_real_interruption_keeps_the_finished_cases(model, pairs, cheap_trace, tmp_path, traced):
+def test_a_real_interruption_keeps_the_finished_cases(model, pairs, cheap_trace, tmp_path, traced, monkeypatch):
     partial = tmp_path / "partial.jsonl"
     settings = {**CHEAP, "run": "fast", "partial": partial}
-    hook = interrupt_when(lambda: partial.is_file() and len(partial.read_text().splitlines()) == 1 + 2)
-    with model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", hook)]), pytest.raises(Interrupted):
+    counted = module.fast_trace
+
+    def stop(*args):
+        if partial.is_file() and len(partial.read_text().splitlines()) == 1 + 2:
+            raise Interrupted
+        return counted(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(module, "fast_trace", stop)
         causal_trace(model, pairs, **settings)
     traced.clear()
     same_tables(causal_trace(model, pairs, **settings), cheap_trace)

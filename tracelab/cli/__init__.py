@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from tracelab.cli.arguments import require_text
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.parser import make_parser
-from tracelab.errors import TracelabError, one_line
+from tracelab.errors import TracelabError, as_message
 from tracelab.ranges import is_out_of_memory
 
 
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(reason: str) -> int:
-    print(f"tracelab: {one_line(reason)}", file=sys.stderr)
+    print(f"tracelab: {as_message(reason)}", file=sys.stderr)
     return 2
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *args: Any) -> None:
     """Stands in for ``warnings.showwarning``: the message alone."""
     if issubclass(category, UserWarning):
-        print(f"tracelab: warning: {one_line(str(message))}", file=sys.stderr)
+        print(f"tracelab: warning: {as_message(str(message))}", file=sys.stderr)

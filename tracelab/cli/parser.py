@@ -9,13 +9,13 @@ from typing import Any
 
 from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
 from tracelab.cli.words import BENCHMARKS, COMPARED, METHODS
-from tracelab.errors import one_line
+from tracelab.errors import as_message
 from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        print(f"{self.prog}: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {as_message(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 

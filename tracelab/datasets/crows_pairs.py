@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracelab.datasets.records import Pair, holds_placeholder, parse, place, say_unusable, select, text_in
-from tracelab.datasets.sources import changed_at, file_at, table_of
+from tracelab.datasets.sources import changed_at, file_at, is_named, table_of
 from tracelab.datasets.spans import differing_words
 from tracelab.errors import TracelabError, require_choice
 from tracelab.span import Span
@@ -35,6 +35,7 @@ BIAS_TYPES = (
 """Bias types of the official file; another one may have others."""
 DIRECTIONS = ("stereo", "antistereo")  # in the order of the hub's class labels
 HUB_ID = "nyu-mll/crows_pairs"
+_NO_TEXT = ("nan", "none", "null", "<na>")  # as programs write a cell without a text
 COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 
 
@@ -71,15 +72,17 @@ def crows_pairs(bias: str | None = None, *, source: str | Path = "wheel", limit:
     Raises:
         TracelabError: unknown bias type; a file that is not CrowS-Pairs.
     """
-    if source == "hub":
+    if is_named(source, "hub"):
         records = _hub()
     else:
         name = "crows_pairs_anonymized.csv"
         path = file_at(source, "CrowS-Pairs", wheel=f"CrowS-Pairs/data/{name}", inside=name)
         records = list(_file(path, changed_at(path)))
     known = {record.bias_type for record in records}
-    if bias is not None and bias not in known:
-        bias = require_choice("bias type", {"race": "race-color"}.get(bias, bias), sorted(known))
+    if bias == "race" and bias not in known and "race-color" in known:
+        bias = "race-color"
+    if bias is not None:
+        require_choice("bias type", bias, sorted(known))
     return select(records, bias, limit, what="CrowS-Pairs")
 
 
@@ -133,8 +136,13 @@ def _fault(pair: CrowsPair) -> str | None:
     return None
 
 
+def _sentence(row: dict[str, Any], name: str) -> str:
+    text = text_in(row, name).strip()
+    return "" if text.lower() in _NO_TEXT else text
+
+
 def _record(key: str, row: dict[str, Any]) -> CrowsPair:
-    more, less = text_in(row, "sent_more").strip(), text_in(row, "sent_less").strip()
+    more, less = (_sentence(row, name) for name in ("sent_more", "sent_less"))
     more_words, less_words = differing_words(more, less)
     bias_type = text_in(row, "bias_type").strip()
     if not bias_type:

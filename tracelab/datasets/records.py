@@ -62,6 +62,7 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
+_LEFT_OUT = "are left out"
 MANY = 0.1
 """Share of the records from which on it is said aloud that they are of no use."""
 _PLACEHOLDER = re.compile(r"\bBLANK\b|\bX{3,}\b|\b_{2,}\b|\[[A-Z_]{3,}\]|<[A-Z_]{3,}>|\{\w+\}")
@@ -103,17 +104,24 @@ def spread(records: Sequence[T], limit: int | None) -> list[T]:
     return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
 
 
-def say_unusable(what: str, reasons: Iterable[str], total: int, consequence: str, *, many: float = MANY) -> None:
+def say_unusable(
+    what: str, reasons: Iterable[str], total: int, consequence: str = _LEFT_OUT, *, many: float = MANY
+) -> None:
     """Warn that records can be read but not used, if they are ``many`` (a share) of ``total``.
 
     Args:
         what: where the records are from.
         reasons: why, once for each of them.
-        consequence: what becomes of them: "are left out".
+        consequence: what becomes of them.
+
+    Raises:
+        TracelabError: all of them are left out.
     """
     counts = Counter(reasons)
+    listed = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
+    if consequence == _LEFT_OUT and 0 < total <= counts.total():
+        raise TracelabError(f"none of {total} {what} can be used ({listed})")
     if counts.total() > many * total:
-        listed = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
         warnings.warn(f"{counts.total()} of {total} {what} {consequence} ({listed})", stacklevel=3)
 
 
@@ -153,7 +161,7 @@ def check_ids(records: Iterable[Record], what: str) -> None:
     """Refuse a benchmark file in which an id stands twice."""
     twice = [key for key, n in Counter(record.id for record in records).items() if n > 1]
     if twice:
-        raise TracelabError(f"{what}: {len(twice)} ids stand twice, the first is {twice[0]!r}")
+        raise TracelabError(f"{what}: {len(twice)} ids stand twice, the first is {twice[0]!r}: number the records anew")
 
 
 def parse(what: str, make: Callable[[], list[R]]) -> list[R]:

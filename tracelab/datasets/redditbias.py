@@ -116,7 +116,7 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
         lost += counterpart is None
         if counterpart is not None:
             pairs[record.held_out].setdefault(_words(record.phrase), (record.phrase, counterpart))
-    say_unusable("phrases of RedditBias", ["no word of the group"] * lost, len(phrases), "are left out")
+    say_unusable("phrases of RedditBias", ["no word of the group"] * lost, len(phrases))
     held_out = list(pairs[True].values())
     counterparts = {_words(counterpart) for _, counterpart in held_out}
     training = [pair for pair in pairs[False].values() if _words(pair[1]) not in counterparts]

@@ -10,14 +10,20 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, quoted
 from tracelab.model import assets
 
 _UTF16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 SEPARATORS = (",", "\t", ";")
+
+
+def is_named(source: Any, name: str) -> bool:
+    """Whether a source is one of the names, ``"wheel"`` or ``"hub"``; a table or an array is neither."""
+    return isinstance(source, str) and source == name
 
 
 def file_at(source: str | Path, what: str, *, wheel: str | None = None, inside: str = "", hub: bool = True) -> Path:
@@ -30,7 +36,7 @@ def file_at(source: str | Path, what: str, *, wheel: str | None = None, inside: 
     Raises:
         TracelabError: there is no such file.
     """
-    if source == "wheel" and wheel is not None:
+    if is_named(source, "wheel") and wheel is not None:
         return assets.data_dir() / wheel
     path = _path(source, what)
     if inside and _is(Path.is_dir, path):
@@ -48,7 +54,7 @@ def folder_at(source: str | Path, what: str, *, wheel: str, holds: str) -> Path:
     Raises:
         TracelabError: there is no such folder.
     """
-    if source == "wheel":
+    if is_named(source, "wheel"):
         return assets.data_dir() / wheel
     path = _path(source, what)
     if not _is(Path.is_dir, path):
@@ -69,7 +75,7 @@ def file_in(folder: Path, name: str, what: str, *, holds: str) -> Path:
 
 def _path(source: str | Path, what: str) -> Path:
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise TracelabError(f"{source!r} is no place to read {what} from: give a path as text or as a Path")
+        raise TracelabError(f"{quoted(source)} is no place to read {what} from: give a path as text or as a Path")
     try:
         return Path(source).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -132,29 +138,53 @@ def json_of(path: Path) -> Any:
     return json.loads(text_of(path))
 
 
-def json_lines_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and JSON value of each line that is not empty.
+def json_objects_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each JSON object is ("line 7") and the object: one a line, or the items of one list.
 
     Raises:
         TracelabError: as :func:`text_of`.
-        ValueError: a line, which it names, that holds no JSON.
+        ValueError, TypeError: a line or an item, which it names, that is no JSON object; for
+            :func:`~tracelab.datasets.records.parse`.
     """
-    # Not splitlines(): a text may hold one of the other characters at which that would split.
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
+    text = text_of(path)
+    if text.lstrip().startswith("["):
+        for number, item in enumerate(json.loads(text), start=1):
+            yield f"item {number}", object_in(item, f"item {number}")
+        return
+    for number, line in enumerate(lines_of(text), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield f"line {number}", object_in(json.loads(line), f"line {number}")
             except json.JSONDecodeError as error:
                 error.add_note(f"line {number}")
                 raise
+
+
+def object_in(value: Any, what: str) -> dict[str, Any]:
+    """The value, if it is a JSON object.
+
+    Raises:
+        TypeError: it is something else; for :func:`~tracelab.datasets.records.parse`.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is {quoted(value)}, not a JSON object")
+    return value
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text; each ends in ``\\n``, the last one if the text does.
+
+    Not ``splitlines()``, which also splits at characters that may stand in a sentence (U+2028, U+0085).
+    """
+    return list(io.StringIO(text, newline=None))
 
 
 def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | None = None) -> list[dict[str, str]]:
     """The rows of a table with a header: comma, tab or semicolon between its cells, whichever the header has.
 
     Columns are known whatever the case and the spaces of their names. A row holds its ``columns`` as text, ``"line"``,
-    the number of its line in the file, and ``"number"``: that of the file if it numbers its rows in a column
-    without a name (as pandas does) or called ``id``, else its own from 0.
+    the number of its line in the file, and ``"number"``: that of the file if a column without a name (as pandas
+    writes it) or called ``id`` numbers them all, else its own from 0.
 
     Args:
         what: the benchmark, for messages.
@@ -166,7 +196,9 @@ def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | 
     text = text_of(path, otherwise=otherwise)
     if not text.strip():
         raise TracelabError(f"{path} holds no records")
-    header = next(iter(text.splitlines()), "")
+    lines = list(io.StringIO(text, newline=""))  # with their ends, which may stand in a cell
+    before = next(k for k, line in enumerate(lines) if line.strip())
+    header, *body = lines[before:]
     found = {mark: _names(header, mark) for mark in SEPARATORS}
     mark = max(SEPARATORS, key=lambda m: (len(set(columns) & set(found[m])), len(found[m])))
     names = found[mark]
@@ -177,21 +209,49 @@ def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | 
             f"{', '.join(map(repr, names))}"
         )
     places = {name: names.index(name) for name in columns}
-    numbers = next((k for k, name in enumerate(names) if name in ("", "unnamed: 0", "id", "index")), None)
-    rows: list[dict[str, str]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-    next(reader)
-    after = reader.line_num
-    for cells in reader:
-        line, after = after + 1, reader.line_num
-        if not any(cell.strip() for cell in cells):
-            continue  # an empty line
-        if len(cells) != len(names):
-            raise TracelabError(f"line {line} of {path} has {len(cells)} cells, its header {len(names)}: mend that row")
-        row = {name: cells[place] for name, place in places.items()}
-        number = str(len(rows)) if numbers is None else cells[numbers].strip()
-        rows.append({**row, "line": str(line), "number": number})
-    return rows
+    rows = _rows(body, before + 2, mark, len(names), path)
+    numbers = _numbers(names, [cells for _, cells in rows])
+    return [
+        {name: cells[place] for name, place in places.items()} | {"line": str(line), "number": number}
+        for (line, cells), number in zip(rows, numbers, strict=True)
+    ]
+
+
+def _rows(lines: Sequence[str], first: int, mark: str, width: int, path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of each row that is not empty; ``first`` is the number of the first line.
+
+    Quotation marks are read strictly: one that is never closed would make the rest of a file one cell. Tables with tabs
+    often quote nothing, and their quotation marks are the texts' own.
+
+    Raises:
+        TracelabError: a row with too few or too many cells, or with a quotation mark out of place.
+    """
+    ways: tuple[Literal[0, 3], ...] = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if mark == "\t" else (csv.QUOTE_MINIMAL,)
+    fault = ""
+    for quoting in ways:
+        rows, line = [], first
+        reader = csv.reader(lines, delimiter=mark, quoting=quoting, skipinitialspace=True, strict=True)
+        try:
+            for cells in reader:
+                del cells[width + sum(1 for _ in takewhile(lambda cell: cell.strip(), cells[width:])) :]
+                if len(cells) != width and any(cell.strip() for cell in cells):
+                    raise csv.Error(f"it has {len(cells)} cells, the header {width}")
+                if any(cell.strip() for cell in cells):
+                    rows.append((line, cells))
+                line = first + reader.line_num
+            return rows
+        except csv.Error as error:
+            fault = fault or f"line {line} of {path} cannot be read ({error}): mend that row"
+    raise TracelabError(fault)
+
+
+def _numbers(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """What each row is called."""
+    for k, name in enumerate(names):
+        found = [cells[k].strip() for cells in rows]
+        if name in ("", "unnamed: 0", "id", "index") and all(found):
+            return found
+    return [str(number) for number in range(len(rows))]
 
 
 def _names(header: str, mark: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from functools import lru_cache
 
 import regex
 
@@ -41,6 +42,11 @@ def words_pattern(words: Iterable[str], *, inflected: bool, turkish: bool = Fals
         inflected: whether a mention may carry what its language writes together with a word.
         turkish: whether also Turkish endings.
     """
+    return _pattern(tuple(words), inflected, turkish)
+
+
+@lru_cache(maxsize=1024)  # making one takes milliseconds, and a benchmark has a few lists for thousands of sentences
+def _pattern(words: tuple[str, ...], inflected: bool, turkish: bool) -> regex.Pattern[str]:
     longest_first = sorted({composed(word.strip()) for word in words if word.strip()}, key=len, reverse=True)
     parts = [_mention(word, inflected, turkish) for word in longest_first]
     return regex.compile("|".join(parts) or "(?!)", regex.IGNORECASE | regex.VERSION1)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tracelab.datasets.records import Pair, Sentence, holds_placeholder, parse, place, say_unusable, select, text_in
-from tracelab.datasets.sources import changed_at, file_at, json_of
+from tracelab.datasets.sources import changed_at, file_at, is_named, json_of, object_in
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, quoted, require_choice
 from tracelab.model import assets
+from tracelab.model.texts import as_texts
 
 BIAS_TYPES = ("gender", "profession", "race", "religion")
 TASKS = ("intrasentence", "intersentence")
@@ -77,7 +78,7 @@ def stereoset(
     """
     require_choice("split", split, SPLITS)
     require_choice("task", task, TASKS)
-    if source == "hub":
+    if is_named(source, "hub"):
         records = _hub(task, split)
     else:
         path = file_at(source, "StereoSet", wheel=f"StereoSet/data/{split}.json", inside=f"{split}.json")
@@ -118,8 +119,11 @@ def attribute_word_pairs(bias: str) -> list[tuple[str, ...]]:
 
 @lru_cache(maxsize=16)
 def _attribute_words(path: Path, bias: str) -> tuple[str, ...]:
-    tuples = json.loads(path.read_text(encoding="utf-8")).get(bias, [])
-    return tuple(dict.fromkeys(word for words in tuples for word in words))
+    try:
+        groups = [as_texts(words, f"{bias} word") for words in object_in(json_of(path), "it").get(bias, [])]
+    except (TypeError, ValueError) as error:
+        raise TracelabError(f"{path} is no list of attribute words by bias type: {error}") from error
+    return tuple(dict.fromkeys(word for words in groups for word in words))
 
 
 @lru_cache(maxsize=4)
@@ -128,7 +132,8 @@ def _file(path: Path, task: str, changed: tuple[int, ...]) -> tuple[StereoSetRec
 
     def read() -> list[StereoSetRecord]:
         made = []
-        for number, row in enumerate(json_of(path)["data"][task], start=1):
+        data = object_in(object_in(json_of(path), "the file")["data"], "data")
+        for number, row in enumerate(data[task], start=1):
             with place(f"record {number}"):
                 made.append(_record(row, task, path.parent))
         faults = [fault for record in made if (fault := _fault(record))]
@@ -175,7 +180,10 @@ def _hub(task: str, split: str) -> list[StereoSetRecord]:
 def _record(row: dict[str, Any], task: str, folder: Path | None = None) -> StereoSetRecord:
     by_label = {s["gold_label"]: s for s in row["sentences"]}
     if sorted(by_label) != sorted(LABELS) or len(row["sentences"]) != 3:
-        raise TracelabError(f"StereoSet record {row['id']} has not one sentence of each label")
+        found = ", ".join(quoted(s["gold_label"]) for s in row["sentences"])
+        raise TracelabError(
+            f"StereoSet record {row['id']} has not one sentence of each label ({', '.join(LABELS)}) but {found}"
+        )
     words = (text_in(row, "target"), *attribute_words(text_in(row, "bias_type"), folder))
     context = text_in(row, "context")
 

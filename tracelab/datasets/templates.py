@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from tracelab.datasets.records import parse, place, say_unusable, spread
-from tracelab.datasets.sources import file_at, json_of
+from tracelab.datasets.sources import file_at, json_of, object_in
 from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
+from tracelab.model.texts import Texts, as_texts
 
 _FOLDER = files("tracelab.datasets") / "data/templates"
 ATTRIBUTES = tuple(sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json")))
@@ -74,7 +76,7 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
     return Corpus(attribute, _groups(lists["groups"]), tuple(prompts))
 
 
-def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) -> Corpus:
+def bracketed(path: Path | str, attribute: str, groups: Mapping[str, Texts]) -> Corpus:
     """Read a corpus in FairMed's format: ``{concept: [sentences]}`` with two bracketed spans each.
 
     The first span is the concept, the second the group; the prompt is the text before the second.
@@ -91,11 +93,12 @@ def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) ->
 
     def read() -> list[Prompt]:
         found, total = [], 0
-        for concept, sentences in json_of(path).items():
-            for number, sentence in enumerate(sentences):
+        for concept, sentences in object_in(json_of(path), "the file").items():
+            with place(f"sentences of {concept}"):
+                texts = as_texts(sentences, "sentence")
+            for number, sentence in enumerate(texts):
                 total += 1
-                with place(f"sentence {number} of {concept}"):
-                    spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
+                spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
                 if len(spans) != 2 or _same(spans[0].group(1)) != _same(concept):
                     continue
                 head, tail = sentence[: spans[0].start()], sentence[spans[0].end() : spans[1].start()]
@@ -103,9 +106,7 @@ def bracketed(path: Path | str, attribute: str, groups: dict[str, list[str]]) ->
                 template = f"{head}{{concept}}{tail}".rstrip()
                 if text:
                     found.append(Prompt(f"{concept}-{number}", attribute, concept, template, text))
-        if found:
-            lost = ["not two spans, the concept first"] * (total - len(found))
-            say_unusable(f"sentences of {path}", lost, total, "are left out")
+        say_unusable(f"sentences of {path}", ["not two spans, the concept first"] * (total - len(found)), total)
         return found
 
     return Corpus(attribute, _groups(groups), tuple(parse(str(path), read)))
@@ -116,8 +117,8 @@ def _same(concept: str) -> str:
     return composed(concept).casefold().strip()
 
 
-def _groups(groups: dict[str, list[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((name, tuple(groups[name])) for name in sorted(groups))
+def _groups(groups: Mapping[str, Texts]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((name, tuple(as_texts(groups[name], f"word of {name}"))) for name in sorted(groups))
 
 
 def _fill(template: str, concept: str) -> str:

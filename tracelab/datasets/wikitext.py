@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tracelab.datasets.sources import file_at, text_of
+from tracelab.datasets.sources import file_at, is_named, lines_of, text_of
 from tracelab.errors import TracelabError, require_choice
 
 HUB_ID = "Salesforce/wikitext"
@@ -28,11 +28,11 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
         TracelabError: unknown split, a file that is not there or not text, a hub out of reach, or no text.
     """
     require_choice("split", split, SPLITS)
-    if source == "hub":
+    if is_named(source, "hub"):
         lines = _hub(split)
     else:
         path = file_at(source, "WikiText", inside=f"wiki.{split}.tokens")
-        lines = text_of(path).splitlines(keepends=True)
+        lines = lines_of(text_of(path))
     most = None if limit is None else max(limit, 0)
     lines = [line if line.strip() else "" for line in lines[:most]]  # as the hub's copy has them
     if not any(lines):

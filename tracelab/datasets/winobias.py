@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import cast
 
 from tracelab.datasets.records import Pair, parse, place, say_unusable, select
-from tracelab.datasets.sources import changed_at, file_in, folder_at, text_of
+from tracelab.datasets.sources import changed_at, file_in, folder_at, lines_of, text_of
 from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
 from tracelab.span import Span
@@ -36,7 +36,7 @@ CASES = {
 }
 """The grammatical case of a pair's pronoun; "her" alone does not tell its own."""
 
-_LINE = re.compile(r"\s*\d+\s+(.+)")
+_NUMBER = re.compile(r"^\s*\d+[.):]?\s+")
 _IN_BRACKETS = re.compile(r"\[\s*(?:(?:the|an?)\s+)?([^\]]+?)\s*\]", re.IGNORECASE)
 _PRONOUN = re.compile(r"\b(?:he|him|his|himself|she|her|hers|herself)\b", re.IGNORECASE)
 
@@ -126,7 +126,12 @@ def _files(
     missing: dict[str, str] = {}
 
     def read() -> list[WinoBiasPair]:
-        pro, anti, *lists = (text_of(path).splitlines() for path in paths)
+        pro, anti, *lists = (lines_of(text_of(path).rstrip()) for path in paths)
+        if len(pro) != len(anti):
+            raise TracelabError(
+                f"each line of {paths[0].name} and of {paths[1].name} make a pair, but they have {len(pro)} and "
+                f"{len(anti)} lines: mend them"
+            )
         names = "|".join(re.escape(composed(name.strip())) for names in lists for name in names if name.strip())
         if not names:
             raise TracelabError(f"{paths[2]} and {paths[3]} name no occupation")
@@ -140,19 +145,14 @@ def _files(
                 missing[key] = pair
             else:
                 pairs.append(pair)
-        if pairs:
-            say_unusable(f"lines of {paths[0]}", missing.values(), len(pro), "are left out")
+        say_unusable(f"lines of {paths[0]}", missing.values(), len(pro))
         return pairs
 
     return tuple(parse(str(paths[0]), read)), tuple(missing)
 
 
 def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[str]) -> WinoBiasPair | str:
-    """The pair of two lines, or why there is none.
-
-    Raises:
-        ValueError: a line without a number.
-    """
+    """The pair of two lines, or why there is none."""
     texts = [_text(line) for line in lines]
     if len({_PRONOUN.sub("_", text) for text in texts}) > 1:
         return "no pair"
@@ -177,10 +177,7 @@ def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[s
 
 
 def _text(line: str) -> str:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise ValueError(f"no numbered sentence in {line!r}")
-    return " ".join(re.sub(r"[\[\]]", "", composed(match.group(1))).split())
+    return " ".join(re.sub(r"[\[\]]", "", composed(_NUMBER.sub("", line, count=1))).split())
 
 
 def _occupations(line: str, occupations: re.Pattern[str]) -> tuple[Span, Span] | None:

@@ -1,8 +1,9 @@
 """Which hooks are on a model. What is measured under them is not the model as it is.
 
-A hook stays on after an interrupted cell, or was put on a module with ``register_forward_hook``. Results name the hooks
-under which they were measured (``settings["hooks"]``); what needs the model as it is calls :func:`require_unedited`.
-Hooks that libraries register on modules for themselves change nothing and do not count.
+A hook stays on after an interrupted cell, or was put on a module with ``register_forward_hook``; a ``forward`` that was
+replaced on a module, and a hook on gradients, count as hooks. Results name the hooks under which they were measured
+(``settings["hooks"]``); what needs the model as it is calls :func:`require_unedited`. Hooks that libraries register on
+modules for themselves change nothing and do not count.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from transformer_lens.hook_points import HookPoint
 
 from tracelab.errors import TracelabError
 
-_BOOKKEEPING = ("transformer_lens.", "transformers.", "accelerate.", "tracelab.model.forward_pass")
-"""Modules whose own hooks change nothing."""
+_BOOKKEEPING = ("transformer_lens.", "transformers.", "accelerate.")
+"""Modules whose own hooks change nothing; those of :mod:`.forward_pass` do not either."""
+_EVERYWHERE = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
 
 
 @dataclass(frozen=True)
 class Hook:
-    """One forward hook.
+    """One hook, or a replaced ``forward``.
 
     Attributes:
         place: name of the hook point, or path of the module, that it is on.
@@ -48,9 +55,8 @@ def mark(function: Callable[..., Any], edit: Any) -> Callable[..., Any]:
 
 
 def hooks_on(model: nn.Module) -> list[Hook]:
-    """The forward hooks on a bridge, or on a ``transformers`` model, in the order of its modules."""
-    found = [_made("every module", f) for f in torch_module._global_forward_pre_hooks.values()]
-    found += [_made("every module", f) for f in torch_module._global_forward_hooks.values()]
+    """The hooks on a bridge, or on a ``transformers`` model, in the order of its modules."""
+    found = [_made("every module", f) for hooks in _EVERYWHERE for f in hooks.values()]
     seen: set[int] = set()
     # A bridge is no parent of the root module that it wraps; a plain model has no such attribute.
     for root in (model, getattr(model, "original_model", None)):
@@ -86,15 +92,23 @@ def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool = False) 
         allow_hooks: take the model with its hooks for the model as it is.
 
     Raises:
-        TracelabError: naming the hooks.
+        TracelabError: naming the hooks; or the model is in training mode, where dropout makes every number another.
     """
+    if in_training(model):
+        raise TracelabError(f"{what} needs the model in evaluation mode, it is in training mode: call model.eval()")
     if allow_hooks or not (names := hook_names(model)):
         return
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     raise TracelabError(
         f"{what} needs the model as it is, but hooks are on: {shown}. Leave the edit's with block, close() what is "
-        "attached, model.reset_hooks(including_permanent=True) or remove() the handle; or say allow_hooks=True"
+        "attached, model.reset_hooks(including_permanent=True), remove() the handle or put back the forward; or say "
+        "allow_hooks=True"
     )
+
+
+def in_training(model: nn.Module) -> bool:
+    """Whether a bridge's model, or any part of it, is in training mode."""
+    return any(module.training for module in getattr(model, "original_model", model).modules())
 
 
 def _of(module: nn.Module, path: str) -> Iterator[Hook]:
@@ -102,11 +116,20 @@ def _of(module: nn.Module, path: str) -> Iterator[Hook]:
     place = path or type(module).__name__
     if isinstance(module, HookPoint):
         place = module.name or path
-        known = {handle.hook.id: handle.user_hook for handle in module.fwd_hooks if handle.user_hook is not None}
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        handles = [*module.fwd_hooks, *module.bwd_hooks]
+        known = {handle.hook.id: handle.user_hook for handle in handles if handle.user_hook is not None}
+    for hooks in (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    ):
         for number, function in hooks.items():
-            if isinstance(module, HookPoint) or not _is_bookkeeping(function):
-                yield _made(place, known.get(number, function))
+            if not _is_bookkeeping(own := known.get(number, function)):
+                yield _made(place, own)
+    forward = vars(module).get("forward")  # put over that of its class
+    if forward is not None and not _is_bookkeeping(forward):
+        yield _made(f"{place}.forward", forward)
 
 
 def _made(place: str, function: Callable[..., Any]) -> Hook:
@@ -115,7 +138,9 @@ def _made(place: str, function: Callable[..., Any]) -> Hook:
 
 def _is_bookkeeping(function: Callable[..., Any]) -> bool:
     inner = function.func if isinstance(function, functools.partial) else function
-    return str(getattr(inner, "__module__", "")).startswith(_BOOKKEEPING)
+    # Where it was written: functools.wraps copies __module__ from what is wrapped.
+    written = getattr(inner, "__globals__", {}).get("__name__", getattr(inner, "__module__", ""))
+    return str(written).startswith(_BOOKKEEPING) or getattr(inner, "__module__", "") == "tracelab.model.forward_pass"
 
 
 def _name(function: Callable[..., Any]) -> str:

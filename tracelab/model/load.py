@@ -8,11 +8,12 @@ are looked at when they are asked for (:class:`ModelInfo`, which every result re
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,9 +26,9 @@ from tracelab.model import assets
 from tracelab.model.forward_pass import watch
 from tracelab.model.gradients import leave_inference_mode, measuring
 from tracelab.model.hook_points import check_hook_points, hook_name
-from tracelab.model.hooked import hook_keys
+from tracelab.model.hooked import hook_keys, in_training
 from tracelab.model.loading import why_not
-from tracelab.model.weights import fingerprint, weights_hash
+from tracelab.model.weights import buffers_hash, fingerprint, weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,12 +53,15 @@ class ModelInfo(ModelFacts):
     fingerprint: str = ""  # of the weights; the same for float32 and bfloat16 of one checkpoint
     dtype: str = ""
     device: str = ""
+    training: bool = False  # whether it is in training mode, where dropout makes every number another
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain JSON values, for the settings of a result; what is seldom so only where it is."""
         plain = {key: value for key, value in asdict(self).items() if key != "faults"}
-        return {key: value for key, value in plain.items() if value or key not in ("adapter", "trust_remote_code")}
+        return {key: value for key, value in plain.items() if value or key not in _SELDOM}
 
+
+_SELDOM = ("adapter", "trust_remote_code", "training")
 
 _FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
@@ -233,16 +237,27 @@ def model_info(model: TransformerBridge) -> ModelInfo:
         fingerprint=fingerprint(model.original_model),
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
+        training=in_training(model),
     )
 
 
 def model_key(model: TransformerBridge) -> dict[str, Any]:
     """What a model computes depends on this: for the key under which something is kept and handed out again."""
+    hf_model, tokenizer = cast(Any, model.original_model), model.tokenizer
+    reads = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    config = {name: value for name, value in hf_model.config.to_dict().items() if name != "_name_or_path"}
     return {
         "model": model_info(model).settings(),
-        "weights": weights_hash(model.original_model),
+        "weights": weights_hash(hf_model),
+        "buffers": buffers_hash(hf_model),
+        "config": _hash(sorted((name, repr(value)) for name, value in config.items())),
+        "tokenizer": _hash((tokenizer.special_tokens_map, reads)),
         "hooks": hook_keys(model),
     }
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def tokenizer_adds_bos(tokenizer: Any) -> bool:

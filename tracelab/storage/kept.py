@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from tracelab.errors import TracelabError
 from tracelab.storage.files import atomic_file, recover
 from tracelab.storage.locks import locked
-from tracelab.storage.ownership import named_in, require_folder
+from tracelab.storage.ownership import ChangedSinceWritten, named_in, require_folder
 
 MARKERS = ("result.json", "tracelab.json")
 OWN = (*MARKERS, "README.md", "*.parquet", "*.safetensors")
@@ -62,7 +63,9 @@ def kept(
         recover(folder / name)
         if file.is_file() and file.read_bytes() == key.encode():
             try:
-                found = load(folder / name)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", ChangedSinceWritten)
+                    found = load(folder / name)
             except Exception as error:  # damage surfaces as whatever a reader happens to raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 say(f"{name}: what lies in {folder / name} cannot be read ({reason})")

@@ -21,6 +21,10 @@ _HEAD = "# Written by tracelab, which may replace what is named below; everythin
 _LONGEST = 255  # bytes of a name, on every file system in use
 
 
+class ChangedSinceWritten(UserWarning):
+    """A file of ours was changed by hand: a person may read it, what is kept is made again."""
+
+
 def require_folder(folder: Path | str) -> None:
     """Refuse, before any work, what cannot be or become a folder that can be written.
 
@@ -68,6 +72,9 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
     """
     folder = Path(folder)
     require_folder(folder)
+    if folder.name in ("", "..") or folder.resolve() == Path.cwd():
+        what = "has no name of its own, or is the folder you are in"
+        raise TracelabError(f"{str(folder)!r} {what}, and cannot be replaced by a new folder: name one inside it")
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     names = named_in(folder / marker)
     allowed = own if names == () else (marker, *(names or ()))
@@ -75,8 +82,6 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
         if names is None or not any(file.match(pattern) for pattern in allowed):
             raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): name a folder of its own")
     if folder.is_dir():
-        if folder.resolve() == Path.cwd():
-            raise TracelabError(f"{str(folder)!r} is the folder you are in, which cannot be replaced: name another")
         _require_writable(folder.resolve().parent, str(folder))
 
 

@@ -29,7 +29,7 @@ def test_a_query_of_other_target_terms_needs_two_of_them(tiny):
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_an_error_and_leaves_the_model_clean(tiny):
     config = BiasEditConfig(**SMALL, lr=1e300)
-    with pytest.raises(TracelabError, match=r"biasedit\(race\), step 1: not finite .*: lower the learning rate"):
+    with pytest.raises(TracelabError, match=r"the loss is nan before the first step: lower the learning rate"):
         BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV)
 
 
@@ -178,4 +178,4 @@ def test_a_direct_shift_that_diverges_is_refused_and_keeps_nothing(tiny, tmp_pat
     config = BiasEditConfig.direct(**{**SMALL, "steps": 2}, delta_lr=1e9)
     with pytest.raises(TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"):
         BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV, partial=tmp_path / "kept")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "kept").exists()

@@ -231,7 +231,7 @@ def test_records_that_cannot_be_trained_on_are_refused(model):
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(model, monkeypatch):
     monkeypatch.setattr(klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan"))
-    with pytest.raises(TracelabError, match=r"^klaad\(gender\), step 1: not finite .*: lower the learning rate$"):
+    with pytest.raises(TracelabError, match=r"the loss is nan before the first step: lower the learning rate"):
         fit(model)
 
 
@@ -239,4 +239,4 @@ def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(model, monkeypat
 def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(model, lr, tmp_path):
     with pytest.raises(TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"):
         fit(model, lr=lr, partial=tmp_path / "kept")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "kept").exists()

@@ -210,8 +210,12 @@ def _rows(kept: Sequence[BoldText], made: Generations) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+_MADE_FROM = ("model", "hooks", "data_hash", "versions", "seed")
+"""Settings of generated texts that do not say how they were sampled."""
+
+
 def _how(made: Generations) -> dict[str, Any]:
-    return {key: made.settings[key] for key in made.settings if key not in ("model", "data_hash", "versions", "seed")}
+    return {key: made.settings[key] for key in made.settings if key not in _MADE_FROM}
 
 
 def _given(

@@ -145,7 +145,9 @@ def train(
         nonlocal best, best_score, stale
         figures = evaluate()
         if not done and not isfinite(figures["score"]):
-            raise TracelabError(f"{what}: the loss is {figures['score']} before the first step: {CAUSE}")
+            raise TracelabError(
+                f"{what}: the loss is {figures['score']} before the first step: lower the learning rate; else {CAUSE}"
+            )
         curves.add(done, "dev", figures)
         if figures["score"] < best_score:
             best, best_score, stale = copy.deepcopy(module.state_dict()), figures["score"], 0
