@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests import toy_wheel
-from tracelab import cache as cache_module
-from tracelab import gguf as gguf_module
 from tracelab.errors import TracelabError
 from tracelab.model import assets
+from tracelab.model import gguf as gguf_module
 from tracelab.model.assets import Wheel
 from tracelab.model.load import fingerprint, load, model_info
 from tracelab.model.scoring import score
+from tracelab.storage import cache as cache_module
 
 
 @pytest.fixture

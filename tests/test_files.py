@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tracelab import files
 from tracelab.errors import TracelabError
+from tracelab.storage import files
 from tracelab.storage.files import atomic_file, atomic_folder
 from tracelab.storage.ownership import require_replaceable
 
@@ -195,7 +195,7 @@ def test_what_a_living_process_is_writing_is_left(tmp_path):
 BETWEEN = """
 import os, signal
 from pathlib import Path
-from tracelab import files
+from tracelab.storage import files
 if sys.argv[2] == "two steps":
     files._exchanged = lambda first, second: False
 calls = 0

@@ -144,7 +144,7 @@ def test_a_result_of_0_1_is_read_and_replaced_and_not_with_somebodys_file_in_it(
 
 def test_a_kept_part_survives_an_error_at_any_write(tmp_path, monkeypatch):
     """At every rename and every file brought to the disk, in turn, the disk is full."""
-    from tracelab import files
+    from tracelab.storage import files
 
     failed = 0
     for call in ("replace", "fsync"):

@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS, tiny_hf
-from tracelab import assets, causal_trace, probe_layers
+from tracelab import causal_trace, probe_layers
 from tracelab.datasets import stereoset, templates
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError
 from tracelab.interventions import Experts, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.export import to_merged
 from tracelab.localize.probing.prober import ProberConfig
+from tracelab.model import assets
 from tracelab.model.load import fingerprint, from_hf, given_tokenizer, load, model_info, tokenizer_adds_bos
 from tracelab.model.scoring import score
 from tracelab.model.tokens import encode

@@ -13,10 +13,10 @@ from plotly.offline import get_plotlyjs
 
 from tracelab.errors import TracelabError
 from tracelab.figures import save_figures
+from tracelab.storage.files import own_file
 from tracelab.storage.ownership import (
     claim,
     is_ours,
-    own_file,
     require_file,
     require_folder,
     require_ours,

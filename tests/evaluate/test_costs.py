@@ -9,7 +9,7 @@ import torch
 
 from tests.interventions.edits import random_delta
 from tracelab import Stack
-from tracelab.evaluate import costs
+from tracelab.evaluate.scoreboard import costs
 from tracelab.evaluate.scoreboard.costs import _peak_memory, edit_costs, fit_seconds
 
 MIB = 2**20

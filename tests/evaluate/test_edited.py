@@ -8,9 +8,10 @@ from transformers import AutoTokenizer
 
 from tests.interventions.edits import random_delta
 from tests.tiny import tiny_hf
-from tracelab import Stack, assets
+from tracelab import Stack
 from tracelab.errors import TracelabError
 from tracelab.evaluate import edited_scores, paired, perplexity
+from tracelab.model import assets
 from tracelab.model.load import from_hf
 
 TEXTS = ["The cat sat on the mat.", "Rain fell on the town.", "He sold bread in the market.", "It was late."]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSeque
 
 from tracelab.datasets import BoldText
 from tracelab.errors import TracelabError
-from tracelab.evaluate import lexica, text_scorers
+from tracelab.evaluate.bold import lexica, text_scorers
 from tracelab.evaluate.bold.bold import bold_scores, masked_name
 from tracelab.evaluate.bold.lexica import BE5, VAD, Lexicon
 from tracelab.evaluate.bold.text_scorers import TextScorer, text_scorer

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from tracelab.interventions.bundle import MANIFEST, TENSORS, _build
 from tracelab.interventions.manifest import Part, sealed
+from tracelab.interventions.methods import KINDS
 
 Files = dict[str, bytes]
 
@@ -178,7 +179,9 @@ def _completed(content: Any, random: Random) -> bytes | None:
     """Tensors of the shapes that a forged manifest calls for, entered in it; None if there can be none."""
     try:
         with torch.device("meta"):
-            wanted = _build(Part.model_validate_json(json.dumps(content["part"]))).state_dict()
+            wanted = _build(
+                Part.model_validate_json(json.dumps(content["part"])), {cls.kind: cls for cls in KINDS}
+            ).state_dict()
     except Exception:  # whatever a forged value does here: loading is what is tested
         return None
     if sum(value.numel() for value in wanted.values()) > 10**6:

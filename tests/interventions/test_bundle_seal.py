@@ -15,8 +15,7 @@ from tests.interventions.edits import logits, random_delta
 from tests.interventions.forging import change
 from tracelab.errors import TracelabError
 from tracelab.interventions import Intervention, Stack, load_intervention
-from tracelab.interventions.bundle import MANIFEST, TENSORS
-from tracelab.interventions.stack import DEEPEST
+from tracelab.interventions.bundle import DEEPEST, MANIFEST, TENSORS
 
 OLD = sorted((Path(__file__).parent / "data" / "bundles_0_1").iterdir())
 

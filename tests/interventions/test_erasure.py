@@ -161,7 +161,7 @@ def test_the_pairs_name_women_first_and_share_no_text_with_what_perplexity_is_me
     women, men = zip(*data.pairs, strict=True)
     assert min(naming(women, "she", "her"), naming(men, "he", "his")) > 50
     assert max(naming(women, "he"), naming(men, "she")) < 20  # texts that name both
-    assert not set(data.neutral) & set(neutral_sentences(200))
+    assert not set(data.neutral) & set(neutral_sentences())
 
 
 def test_the_command_line_fits_one(tmp_path, tokenizer, capsys):

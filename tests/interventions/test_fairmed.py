@@ -16,7 +16,7 @@ from tests.tiny import tiny_hf
 from tracelab.datasets import templates
 from tracelab.errors import TracelabError
 from tracelab.interventions import FairMed, FairMedConfig, Stack
-from tracelab.interventions import fairmed as module
+from tracelab.interventions.fairmed import fairmed as module
 from tracelab.localize import probe_layers
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.model import assets

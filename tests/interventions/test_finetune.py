@@ -102,7 +102,7 @@ def test_texts_of_no_two_tokens_are_refused(small):
 
 
 def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
-    from tracelab.interventions import experts as module
+    from tracelab.interventions.experts import experts as module
 
     runs, finetune = [], module.finetune
 

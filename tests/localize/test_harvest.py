@@ -9,7 +9,7 @@ import torch
 from tests.tiny import D_MODEL, N_LAYERS, tiny_hf
 from tracelab.datasets.templates import Corpus, Prompt, templates
 from tracelab.errors import TracelabError
-from tracelab.localize import harvest as module
+from tracelab.localize.probing import harvest as module
 from tracelab.localize.probing.harvest import group_token_ids, harvest
 
 TEXTS = (

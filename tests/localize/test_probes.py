@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from tests.tiny import D_MODEL, N_LAYERS
 from tracelab.datasets.templates import Corpus, Prompt, templates
 from tracelab.errors import TracelabError
-from tracelab.localize import probes
+from tracelab.localize.probing import probes
 from tracelab.localize.probing.harvest import Harvest
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.localize.probing.probes import LayerProbes, macro_f1, probe_layers, split_rows

@@ -70,7 +70,9 @@ def group_pairs(bias: str = "gender", *, source: str | Path = "wheel", limit: in
     pairs = spread(list(found), limit)
     if not pairs:
         raise TracelabError(f"no pair of texts that differ in {bias} is left")
-    return GroupPairs(bias, tuple(pairs), tuple(neutral_sentences(_NEUTRAL, seed=_NEUTRAL_SEED)))
+    measured = set(neutral_sentences())  # perplexity is
+    neutral = [text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured]
+    return GroupPairs(bias, tuple(pairs), tuple(neutral[:_NEUTRAL]))
 
 
 def _names(text: str, pattern: regex.Pattern[str]) -> bool:

@@ -7,7 +7,8 @@ import copy
 import pytest
 
 from tests.interventions.biasedit.models import DEV, FITTED, KINDS, SMALL, TRAIN
-from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
+from tracelab.interventions import BiasEdit, BiasEditConfig
+from tracelab.interventions.biasedit import biasedit
 from tracelab.model.load import fingerprint
 
 

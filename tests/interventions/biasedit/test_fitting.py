@@ -24,7 +24,8 @@ from tests.interventions.biasedit.models import (
 )
 from tests.interventions.edits import without_time
 from tests.interventions.triple_records import records
-from tracelab.interventions import BiasEdit, BiasEditConfig, biasedit
+from tracelab.interventions import BiasEdit, BiasEditConfig
+from tracelab.interventions.biasedit import biasedit
 from tracelab.interventions.biasedit.shift import EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.model.load import fingerprint

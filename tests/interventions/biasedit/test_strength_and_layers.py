@@ -21,7 +21,8 @@ from tests.interventions.biasedit.models import (
 )
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.transductive import transductive_scores
-from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, biasedit, load_intervention
+from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, load_intervention
+from tracelab.interventions.biasedit import biasedit
 from tracelab.interventions.biasedit.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
 from tracelab.interventions.biasedit.triple_model import TripleModel
 
@@ -198,11 +199,9 @@ def test_layers_that_the_model_lacks_are_refused(tiny, layers, message):
 
 
 def test_automatic_layers_are_the_three_whose_mlp_has_the_largest_traced_effect(tiny, monkeypatch):
-    import tracelab.localize
-
     model = tiny("llama")
-    trace = bound(tracelab.localize.tracing.causal_trace, n_samples=1)
-    monkeypatch.setattr(tracelab.localize, "causal_trace", trace)
+    trace = bound(biasedit.causal_trace, n_samples=1)
+    monkeypatch.setattr(biasedit, "causal_trace", trace)
     found = edited_layers(model, "auto", TRAIN[:2])
     effects = trace(model, TRAIN[:2], components=("mlp",), window=3).effects
     largest = {layer: effects[effects["layer"] == layer]["nie"].max() for layer in range(4)}

@@ -10,12 +10,13 @@ import torch
 from tests.interventions.edits import logits, without_time
 from tests.interventions.klaad.models import EVEN, GIVEN, KINDS, LAMS, LAST, QUICK, fit, loss_of, only, same
 from tests.interventions.triple_records import records
-from tracelab import model as models
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
-from tracelab.interventions import KLAAD, KLAADConfig, klaad, load_intervention
+from tracelab.interventions import KLAAD, KLAADConfig, load_intervention
+from tracelab.interventions.klaad import klaad
 from tracelab.interventions.klaad.klaad import KLAADLoss
 from tracelab.interventions.training.triples import tokenise
+from tracelab.model import load as models
 
 # --- training -----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.loop import require_partial, train
 from tracelab.interventions.training.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.localize.tracing.causal_trace import causal_trace
 from tracelab.model.gradients import learning, measuring
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_key
@@ -222,8 +223,6 @@ def edited_layers(
     if not isinstance(layers, str):
         return require_layers(layers, n_layers, model_facts(model).model_id)
     if layers == "auto":
-        from tracelab.localize import causal_trace
-
         trace = causal_trace(model, records, components=("mlp",), window=3, max_cases=16)
         effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
         return sorted(int(layer) for layer in effects.index[:3])
