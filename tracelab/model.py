@@ -242,18 +242,22 @@ def model_info(model: TransformerBridge) -> ModelInfo:
 
 
 def model_key(model: TransformerBridge) -> dict[str, Any]:
-    """What a model computes depends on this: for the key under which something is kept and handed out again."""
+    """What a model computes depends on this: for the key under which something is kept and handed out again.
+
+    Under one name of its own, so that it overwrites none of the key that it is joined to.
+    """
     hf_model, tokenizer = cast(Any, model.original_model), model.tokenizer
     reads = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
     config = {name: value for name, value in hf_model.config.to_dict().items() if name != "_name_or_path"}
-    return {
-        "model": model_info(model).settings(),
+    state = {
+        "info": model_info(model).settings(),
         "weights": weights_hash(hf_model),
         "buffers": buffers_hash(hf_model),
         "config": _hash(sorted((name, repr(value)) for name, value in config.items())),
         "tokenizer": _hash((tokenizer.special_tokens_map, reads)),
         "hooks": hook_keys(model),
     }
+    return {"model_state": state}
 
 
 def _hash(value: Any) -> str:
