@@ -287,7 +287,7 @@ class Experts(Intervention):
     def identity(self) -> dict[str, Any]:
         """With the model that the experts are deltas of, where it is not the edited one."""
         base = self.expert_base
-        return super().identity() | ({} if base is None else {"expert_base": model_info(base).settings()})
+        return super().identity() | ({} if base is None else {"expert_base": model_key(base)})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what runs the experts, which is made anew, and without their base: set it again where it was set."""
