@@ -22,6 +22,7 @@ from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.kept import kept
 from tracelab.model import model_key
+from tracelab.ownership import file_name
 from tracelab.results import run_settings
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
@@ -97,7 +98,7 @@ def measure_cell(
             seed=seed,
         )
         request |= model_key(model)
-        label = "-".join(filter(None, (benchmark.name.replace("/", "-"), question.bias)))
+        label = file_name("-".join(filter(None, (benchmark.name, question.bias))))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
         return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
     except FAILURES as error:
