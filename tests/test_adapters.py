@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
@@ -120,3 +123,19 @@ def test_exchanged_weights_are_told_before_an_export_or_experts_go_wrong(tokeniz
     assert not (tmp_path / "merged").exists()
     with pytest.raises(TracelabError, match=told), experts.applied(model):
         pass
+
+
+def test_what_is_no_model_or_no_tokenizer_is_told(tokenizer):
+    with pytest.raises(TracelabError, match="a str is no transformers model: tracelab.load takes names"):
+        from_hf("gpt2", tokenizer, model_id="mine")
+    with pytest.raises(TracelabError, match="'mine' needs its tokenizer, not None"):
+        from_hf(tiny_hf("llama", len(tokenizer)), None, model_id="mine")
+
+
+def test_an_adapter_whose_base_is_elsewhere_is_told_with_the_base(adapter, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(adapter, moved)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))
+    with pytest.raises(TracelabError, match=r"cannot load the model 'moved', an adapter, on its base '\.\./base'"):
+        tracelab.load(moved)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from tests.tiny import tiny_hf
 from tracelab.cli import ending, main
 from tracelab.cli.ending import ends_quietly
+from tracelab.cli.output import result_name
+from tracelab.cli.parser import make_parser
 from tracelab.cli.partial import partial_fit, require_partial_folder
 from tracelab.errors import TracelabError
 from tracelab.storage.files import PREFIX
@@ -75,6 +78,32 @@ def test_sigterm_clears_up_and_ends_with_143(tmp_path):
     assert terminated() == ending.TERMINATED == 143
     assert cleared == [True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_an_object_is_deleted_is_not_lost(number, capsys):
+    class Slow:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    @ends_quietly
+    def interrupted(argv=None) -> int:
+        try:
+            Slow()
+            time.sleep(10)
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    assert interrupted() == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_for_the_words_too_is_a_status():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=full, cwd=ROOT)
+    assert done.returncode == 2
 
 
 # --- where results go -----------------------------------------------------------------------------------------------
@@ -156,6 +185,33 @@ def test_a_figure_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp
     (tmp_path / name).write_text("mine")
     assert main([*VERBS["attention"], "--model", "/no/model", "--out", str(tmp_path)]) == 2
     assert f"{name}' was not written by tracelab" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("trace", "trace-gender.partial.jsonl"), ("compare", "cells"), ("inspect", "plotly.min.js")],
+)
+def test_what_else_a_verb_writes_beside_its_result_is_refused_before_the_model_is_looked_for(
+    tmp_path, capsys, verb, name
+):
+    (tmp_path / name).write_text("mine")
+    assert main([*VERBS[verb], "--model", "/no/model", "--out", str(tmp_path)]) == 2
+    assert name in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_name_of_a_result_under_many_edits_is_cut_and_still_its_own():
+    parser = make_parser()
+    edits = [part for n in range(12) for part in ("--edit", f"an-edit-with-a-rather-long-name-{n}")]
+    names = [result_name(parser.parse_args([*SCORE, *some, "--out", "x"])) for some in (edits, edits[:-2], edits[:2])]
+    assert len(set(names)) == 3
+    assert all(len(name) <= 180 for name in names)
+    assert names[2] == "score-crows-pairs-age-under-an-edit-with-a-rather-long-name-0"
+
+
+def test_a_bias_type_with_a_slash_stays_in_the_folder():
+    options = make_parser().parse_args(["score", "crows-pairs", "--bias", "../race/colour", "--out", "x"])
+    assert "/" not in result_name(options)
 
 
 # --- partial fits ---------------------------------------------------------------------------------------------------

@@ -186,6 +186,19 @@ def test_a_list_of_somebodys_own_names_nothing(tmp_path):
     assert not is_ours(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("room", [0, 10, 10**6])
+def test_a_disk_that_fills_up_in_the_list_leaves_it_as_it_was(tmp_path, monkeypatch, room):
+    claim(tmp_path / "a").write_text("ours")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, content: write(handle, content[:room]))
+        if room < 100:
+            with pytest.raises(OSError, match="No space left"):
+                claim(tmp_path / "b")
+    claim(tmp_path / "c").write_text("ours")
+    assert [is_ours(tmp_path / name) for name in "ac"] == [True, True]
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
 
 FIGURE = {"a": go.Figure(go.Scatter(y=[1, 2]))}
@@ -208,3 +221,17 @@ def test_plotlys_script_is_whole_whatever_a_kill_has_left(tmp_path, left):
     save_figures(FIGURE, tmp_path, png=False)
     assert file.read_text() == get_plotlyjs()
     assert 'src="plotly.min.js"' in (tmp_path / "a.html").read_text()
+
+
+def test_a_script_of_somebodys_own_is_refused_and_one_of_ours_is_mended_whatever_is_left_of_it(tmp_path):
+    file = tmp_path / "plotly.min.js"
+    file.write_text("/* my own */")
+    with pytest.raises(TracelabError, match=r"plotly.min.js' was not written by tracelab"):
+        save_figures(FIGURE, tmp_path, png=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["plotly.min.js"]
+    assert file.read_text() == "/* my own */"
+    file.unlink()
+    save_figures(FIGURE, tmp_path, png=False)
+    file.write_text("half")
+    save_figures(FIGURE, tmp_path, png=False)
+    assert file.read_text() == get_plotlyjs()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -180,3 +181,22 @@ def test_a_result_without_table_or_figure_says_so(results):
         Bare({}).plot()
     with pytest.raises(AttributeError, match="StereoSetScores has no figure"):
         results[StereoSetScores].plot()
+
+
+@pytest.mark.parametrize("name", ["../outside.parquet", "/dev/zero", "linked.parquet"])
+def test_a_forged_result_reads_no_file_outside_its_folder(results, tmp_path, name):
+    kept = results[Generations].save(tmp_path / "kept")
+    (tmp_path / "outside.parquet").write_bytes(b"x")
+    (kept / "linked.parquet").symlink_to(tmp_path / "outside.parquet")
+    content = json.loads((kept / "result.json").read_text())
+    del content["sha256"]
+    content["files"][name] = hashlib.sha256(b"x").hexdigest()
+    (kept / "result.json").write_text(json.dumps(content))
+    with pytest.raises(TracelabError, match=rf"is damaged \(ValueError: '{name}' is no file of the folder\)"):
+        Generations.load(kept)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_a_name_that_no_folder_can_have_holds_no_result(name):
+    with pytest.raises(TracelabError, match="no saved result in"):
+        Generations.load(name)

@@ -60,8 +60,17 @@ def require_limit(limit: Any) -> None:
     Raises:
         TracelabError: a number under 1, or no whole number.
     """
-    if limit is not None and require_int("limit", limit, -INT_MOST) < 1:
+    if require_whole_limit(limit) is not None and limit < 1:
         raise TracelabError(f"no record is left with limit={limit}: it is at least 1")
+
+
+def require_whole_limit(limit: Any) -> int | None:
+    """Return a ``limit=`` that is a whole number or None, for who says himself what a small one leaves.
+
+    Raises:
+        TracelabError: 2.5, ``"3"``, True.
+    """
+    return None if limit is None else require_int("limit", limit, -INT_MOST)
 
 
 def require_number(what: str, value: Any, *, least: float | None = None, above: float | None = None) -> float:

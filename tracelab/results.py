@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, quoted
 from tracelab.escaping import for_html, lines
 from tracelab.storage.files import atomic_folder, recover
 from tracelab.storage.ownership import ChangedSinceWritten, made_by_tracelab, named_in, require_replaceable
@@ -92,9 +92,13 @@ class Result:
             TracelabError: ``folder`` holds no result, one of another kind, or one that is damaged.
         """
         folder = Path(folder)
-        recover(folder)
-        if not (folder / MARKER).is_file():
-            raise TracelabError(f"no saved result in {str(folder)!r}")
+        try:
+            recover(folder)
+            there = (folder / MARKER).is_file()
+        except (OSError, ValueError):  # a name that is too long, or holds a null character
+            there = False
+        if not there:
+            raise TracelabError(f"no saved result in {quoted(str(folder))}")
         try:
             values = json.loads((folder / MARKER).read_text(encoding="utf-8"))
             kind = values["result"]
@@ -117,6 +121,8 @@ class Result:
         hashes = values.pop("files", None)
         del values["result"]
         for name, digest in (hashes or {}).items():
+            if not _lies_in(folder, name):  # a forged name may lead anywhere, to a device without an end too
+                raise ValueError(f"{quoted(name)} is no file of the folder")
             if _hash(folder / name) != digest:
                 raise ValueError(f"{name} is not the file that was written")
         for pattern, read in (("*.parquet", pd.read_parquet), ("*.safetensors", load_file)):
@@ -168,6 +174,12 @@ def read_marker(folder: Path) -> Any:
         return json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a name is that of a regular file in the folder, and leads out of it by no link."""
+    file = folder / name
+    return Path(name).name == name and file.is_file() and file.resolve().parent == folder.resolve()
 
 
 def _hash(file: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
+from tracelab.gradients import measuring
 from tracelab.ranges import require_seed
 
 N_RESAMPLES = 2000
@@ -23,6 +24,7 @@ CONFIDENCE = 0.95
 N_FLIPS = 9999
 
 
+@measuring()
 def mean_interval(
     values: Sequence[float] | Float[np.ndarray, "n"],
     *,

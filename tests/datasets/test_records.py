@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import jaxtyping
 import pytest
 
+from tracelab import datasets
 from tracelab.datasets.records import Pair, check_ids, parse, select
 from tracelab.errors import TracelabError
 from tracelab.span import Span
@@ -83,3 +86,28 @@ def test_the_data_hash_changes_with_any_field_and_with_the_order():
     assert len(hashes) == 10
     assert data_hash(iter(PAIRS)) == data_hash(list(PAIRS))
     assert len(data_hash(PAIRS)) == 16
+
+
+@pytest.mark.parametrize("limit", [2.5, "3", True])
+@pytest.mark.parametrize(
+    "read",
+    [
+        partial(datasets.stereoset, "gender"),
+        datasets.crows_pairs,
+        datasets.bbq,
+        datasets.bold,
+        datasets.redditbias,
+        partial(datasets.expert_texts, "gender"),
+        partial(datasets.templates, "gender"),
+        datasets.winobias,
+        datasets.wikitext,
+    ],
+)
+def test_a_limit_that_is_no_whole_number_is_one_sentence(read, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # whoever has no type checks
+    options = {}
+    if read is datasets.wikitext:
+        options["source"] = tmp_path / "wiki.test.tokens"
+        options["source"].write_text("some text\n")
+    with pytest.raises(TracelabError, match="limit is a whole number, not"):
+        read(limit=limit, **options)

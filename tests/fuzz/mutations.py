@@ -141,7 +141,8 @@ def change_value(content: Any, random: Random) -> None:
     value = holder[key]
     how = random.choice(("replace", "replace", "nudge", "nudge", "remove", "repeat", "move", "rename", "nest"))
     if how == "nudge" and isinstance(value, bool | int | float):
-        holder[key] = random.choice((value + 1, value - 1, -value, value * 2, value * 1e9, not value))
+        larger = value * (1e9 if abs(value) < 1e300 else 10**9)
+        holder[key] = random.choice((value + 1, value - 1, -value, value * 2, larger, not value))
     elif how == "nudge" and isinstance(value, str) and value:
         at = random.randrange(len(value))
         holder[key] = value[:at] + random.choice(("", "x", "0", "3", ".", "\n", "\x00")) + value[at + 1 :]

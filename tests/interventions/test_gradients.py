@@ -134,3 +134,26 @@ def test_what_measures_keeps_no_graph(model):
     with torch.enable_grad():
         assert not start_logprobs(model).requires_grad
         assert not any(values.requires_grad for values in scoring.token_logprobs(model, [(5, 6, 7)], [1]))
+
+
+def test_a_default_device_is_for_tensors_of_ones_own(model):
+    triples, edits = records(12), {"fairmed": random_fairmed(model), "delta": random_delta(model)}
+
+    def measured():
+        return [
+            tracelab.score(model, "A nurse came").sum.tolist(),
+            tracelab.generate(model, "A nurse", max_new_tokens=3).frame.to_dict(),
+            tracelab.inspect(model, edits, "A nurse").positions.to_dict(),
+            tracelab.attention_gap(model, triples).frame.to_dict(),
+            tracelab.evaluate(model, edits, ["perplexity"], limit=4, costs=False).frame["value"].tolist(),
+        ]
+
+    expected = measured()
+    torch.set_default_device("meta")  # stands for one that the model is not on
+    try:
+        found = measured()
+        experts = Experts.fit(model, ExpertTexts("race", TEXTS[:8], TEXTS[8:16]))
+    finally:
+        torch.set_default_device(None)
+    assert repr(found) == repr(expected)
+    assert all(value.device.type == "cpu" for value in experts.state_dict().values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -117,3 +119,41 @@ def test_a_hook_of_ones_own_that_an_edit_made_counts_as_the_edit(model):
     model.reset_hooks()
     with edit.applied(model):
         pass
+
+
+def test_an_edit_at_another_strength_is_the_same_edit(model, plain):
+    strong, before = random_experts(model, alpha=0.7), logits_of(plain)
+    weak = strong.with_alpha(0.2)
+    strong.attach(plain)
+    handle = weak.attach(plain)  # the cell run again after its number was changed
+    assert [hook.edit for hook in hooks_on(plain)] == [weak]
+    handle.close()
+    assert torch.equal(logits_of(plain), before)
+    fairmed = random_fairmed(model)
+    for first, second in (
+        (strong, weak),
+        (fairmed, fairmed.with_config(replace(fairmed.config, lam=fairmed.config.lam + 1))),
+    ):
+        with first.applied(model), pytest.raises(TracelabError, match="would act twice"), second.applied(model):
+            pass
+
+
+def test_an_edit_attached_within_its_own_block_is_refused_and_the_block_stays(model, plain):
+    edit, before = random_delta(model), logits_of(plain)
+    with edit.attach(plain):
+        once = logits_of(plain)
+        with pytest.raises(TracelabError, match="would act twice"):
+            edit.attach(plain)
+        assert torch.equal(logits_of(plain), once)
+    assert torch.equal(logits_of(plain), before)
+
+
+def test_a_member_attached_after_its_stack_does_not_take_the_other_members_off(model, plain):
+    edit, other = random_delta(model), random_delta(model, seed=1)
+    both = Stack([edit, other]).attach(plain)
+    seen = logits_of(plain)
+    with pytest.raises(TracelabError, match="would act twice"):
+        edit.attach(plain)
+    assert torch.equal(logits_of(plain), seen)
+    both.close()
+    assert not hooks_on(plain)

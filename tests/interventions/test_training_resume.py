@@ -185,3 +185,13 @@ def test_a_partial_file_of_0_1_which_no_list_names_is_taken_up(tmp_path):
     interrupted(tmp_path / "partial.pt", 10)
     (tmp_path / ".tracelab").unlink()
     require_partial(tmp_path / "partial.pt")
+
+
+def test_training_leaves_a_file_of_somebodys_own_alone_and_says_so(tmp_path):
+    partial = tmp_path / "mine.pt"
+    partial.write_bytes(b"notes of my own")
+    fresh = Run()
+    with pytest.warns(UserWarning, match="mine.pt' was not written by tracelab"):
+        fresh(partial=partial)
+    assert fresh.steps == 20
+    assert partial.read_bytes() == b"notes of my own"

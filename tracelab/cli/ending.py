@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 BROKEN_PIPE, TERMINATED = 141, 143
@@ -33,7 +34,8 @@ def ends_quietly(main: Main) -> Callable[..., int]:
         before = signal.signal(signal.SIGTERM, _raise_once(told)) if in_main else None
         try:
             try:
-                status = main(argv)
+                with _interrupted_for_good(told):
+                    status = main(argv)
             finally:  # also of --help; at the interpreter's end it would be too late to keep a broken pipe quiet
                 for stream in (sys.stdout, sys.stderr):
                     if stream is not None and not stream.closed:
@@ -43,7 +45,8 @@ def ends_quietly(main: Main) -> Callable[..., int]:
             return BROKEN_PIPE
         except OSError as error:  # the output's disk is full
             _silence()
-            print(f"tracelab: {error}", file=sys.stderr)
+            with suppress(OSError):  # perhaps the errors' disk too
+                print(f"tracelab: {error}", file=sys.stderr)
             return 2
         except Terminated:
             return TERMINATED
@@ -62,6 +65,28 @@ def _raise_once(told: threading.Event) -> Callable[[int, Any], None]:
             raise Terminated
 
     return raise_terminated
+
+
+@contextmanager
+def _interrupted_for_good(told: threading.Event) -> Iterator[None]:
+    """Send an interruption again that came while an object was being deleted, where Python only prints it."""
+    timers: list[threading.Timer] = []
+
+    def again(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            return before(unraisable)
+        told.clear()
+        number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+        timers.append(threading.Timer(0.05, os.kill, (os.getpid(), number)))
+        timers[-1].start()
+
+    before, sys.unraisablehook = sys.unraisablehook, again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def _silence() -> None:

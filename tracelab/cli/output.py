@@ -13,9 +13,11 @@ from typing import Any
 import pandas as pd
 
 from tracelab.errors import TracelabError
+from tracelab.figures.style import require_script_place
+from tracelab.localize.tracing.partial import require_cases_file
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
-from tracelab.storage.ownership import adopt, made_by_tracelab, require_file, require_folder, require_ours
+from tracelab.storage.ownership import adopt, file_name, made_by_tracelab, require_file, require_folder, require_ours
 
 RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
 """Verbs whose result, tables and figures are written among other files of ``--out``."""
@@ -28,7 +30,7 @@ def result_name(options: argparse.Namespace) -> str:
     parts = [getattr(options, name, None) for name in names]
     if options.verb_name == "score" and options.edit:
         parts += ["under", *(Path(path).name for path in options.edit)]
-    return "-".join(part for part in parts if part)
+    return file_name("-".join(part for part in parts if part))
 
 
 def partial_file(options: argparse.Namespace) -> Path:
@@ -65,6 +67,11 @@ def _require_result_places(options: argparse.Namespace) -> None:
     """Refuse tables, figures and results of somebody's own under the names that this command would write."""
     out, name = Path(options.out), result_name(options)
     require_result_folder(out / name)
+    if options.verb_name == "trace":
+        require_cases_file(partial_file(options))
+    if options.verb_name == "compare":
+        require_folder(out / "cells")
+    require_script_place(out)
     for file in sorted(out.iterdir()) if out.is_dir() else []:
         if file.is_dir() or not (file.stem == name or file.stem.startswith(f"{name}-")) or file.suffix not in WRITTEN:
             continue

@@ -223,9 +223,9 @@ FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
 
 
 def export(options: argparse.Namespace) -> None:
-    """``tracelab export``: prints the folder it wrote."""
+    """``tracelab export``: prints the folder it wrote; ``--json`` gets the note of what is in it."""
     from tracelab.interventions import load_intervention, to_merged, to_peft
-    from tracelab.interventions.export import require_export_folder
+    from tracelab.interventions.export import MARKER, require_export_folder
 
     if options.out is None:
         raise TracelabError("export needs a folder to write into: add --out DIR")
@@ -237,6 +237,8 @@ def export(options: argparse.Namespace) -> None:
         raise TracelabError("--rank is of --to peft: a merged delta is whole")
     else:
         folder = to_merged(_load(options), edit, options.out)
+    if options.json is not None:
+        write_json(options, json.loads((folder / MARKER).read_text(encoding="utf-8")), pd.DataFrame())
     say(str(folder), options)
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from tracelab.datasets.records import parse, place, say_unusable, select, spread, text_in
 from tracelab.datasets.sources import changed_at, file_at, file_in, folder_at, json_objects_of, table_of
 from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import require_whole_limit
 
 CATEGORIES = (
     "Age",
@@ -160,6 +161,7 @@ def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | N
     Raises:
         TracelabError: unknown category; files that are not BBQ; a limit below 4.
     """
+    limit = require_whole_limit(limit)
     if isinstance(source, str | Path) and str(source).lower().endswith((".jsonl", ".json")):
         items = list(_read(file_at(source, "BBQ", hub=False)))
         known = {item.bias_type for item in items}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
-from tracelab.ranges import require_limit
+from tracelab.ranges import require_limit, require_whole_limit
 from tracelab.span import Span
 
 
@@ -86,6 +86,7 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
     if bias is not None and bias not in known:
         raise TracelabError(f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}")
     chosen = [record for record in records if bias in (None, record.bias_type)]
+    limit = require_whole_limit(limit)
     if not chosen or (limit is not None and limit < 1):
         raise TracelabError(f"no record of {what} is left (bias={bias}, limit={limit})")
     return spread(chosen, limit)

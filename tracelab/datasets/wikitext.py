@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tracelab.datasets.sources import file_at, is_named, lines_of, text_of
 from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import require_whole_limit
 
 HUB_ID = "Salesforce/wikitext"
 SPLITS = ("test", "validation", "train")
@@ -33,6 +34,7 @@ def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | No
     else:
         path = file_at(source, "WikiText", inside=f"wiki.{split}.tokens")
         lines = lines_of(text_of(path))
+    limit = require_whole_limit(limit)
     most = None if limit is None else max(limit, 0)
     lines = [line if line.strip() else "" for line in lines[:most]]  # as the hub's copy has them
     if not any(lines):

@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from tracelab.storage.files import atomic_file, own_file
-from tracelab.storage.ownership import require_folder, require_ours
+from tracelab.storage.ownership import adopt, is_ours, require_folder, require_ours
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", GREY)
@@ -30,6 +30,8 @@ MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DIVERGING = "PuOr_r"
 SEQUENTIAL = "Blues"
 WIDTH = 900
+SCRIPT = "plotly.min.js"
+_BANNER = b"/**\n* plotly.js v"
 
 
 def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
@@ -50,11 +52,12 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
     for file in (*pages, *(pictures if png else ())):
         require_ours(file)
     if figures:
-        _write_plotly_js(folder / "plotly.min.js")
+        require_script_place(folder)
+        _write_plotly_js(folder / SCRIPT)
     for file, figure in zip(pages, figures.values(), strict=True):
         with own_file(file) as path:
             # plotly's "directory" would write the script half if it is interrupted, and never mend it.
-            figure.write_html(path, include_plotlyjs="plotly.min.js", full_html=True)
+            figure.write_html(path, include_plotlyjs=SCRIPT, full_html=True)
     if not png or not figures:
         return pages
     from plotly.io import write_images
@@ -79,9 +82,25 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
     return pages + pictures
 
 
+def require_script_place(folder: Path) -> None:
+    """Refuse to write plotly's script over somebody's own of that name; what an interrupted writer left is nobody's.
+
+    Raises:
+        TracelabError: there is a text that is not listed as tracelab's and does not begin as plotly's script does.
+    """
+    file = folder / SCRIPT
+    if is_ours(file) or not file.is_file():
+        return
+    with file.open("rb") as content:
+        beginning = content.read(len(_BANNER))
+    if not _BANNER.startswith(beginning) and beginning.isascii():
+        require_ours(file)
+
+
 def _write_plotly_js(file: Path) -> None:
     """Plotly's script, unless it is there whole."""
     script = get_plotlyjs().encode()
+    adopt([file])
     if not (file.is_file() and file.stat().st_size == len(script) and file.read_bytes() == script):
         with atomic_file(file) as path:
             path.write_bytes(script)

@@ -27,12 +27,12 @@ from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.inspection.weight_directions import DIRECTION_COLUMNS, weight_directions
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
-from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import hook_name
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import Point
 from tracelab.model.tokens import token_texts
 

@@ -238,10 +238,10 @@ class Intervention(nn.Module, ABC):
         return {"kind": self.kind, "spec": spec, "made_for": made_for, "tensors": tensors_hash(self)}
 
     def same_as(self, other: Intervention) -> bool:
-        """Whether another edit does the same: the method, its settings and every value of its tensors."""
-        if self.kind != other.kind or self.spec() != other.spec():
-            return False
+        """Whether another edit is this one, at whatever strength: the method and every value of its tensors."""
         own, others = self.state_dict(), other.state_dict()
+        if self.kind != other.kind or (not own and self.spec() != other.spec()):
+            return False
         return own.keys() == others.keys() and all(torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items())
 
     def save(self, path: Path | str) -> Path:

@@ -29,10 +29,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tracelab.errors import TracelabError, quoted
+from tracelab.gradients import measuring
 from tracelab.interventions import manifest as manifests
 from tracelab.interventions.card import card
 from tracelab.interventions.manifest import Manifest, Part, TensorInfo
-from tracelab.model.gradients import measuring
 from tracelab.storage.files import atomic_folder
 from tracelab.storage.ownership import require_replaceable
 

@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model.gradients import measuring
 from tracelab.model.load import given_tokenizer, model_facts
 from tracelab.model.plain import plain_weights
 from tracelab.ranges import require_int

@@ -66,14 +66,20 @@ _ATTACHED: WeakKeyDictionary[nn.Module, list[InForce]] = WeakKeyDictionary()
 
 
 def attached(hf_model: nn.Module, handle: InForce) -> InForce:
-    """Open a handle on a ``transformers`` model, in the place of one of the same edit that is open there."""
+    """Open a handle on a ``transformers`` model, in the place of those of the same edit that are open there.
+
+    Raises:
+        TracelabError: one of them is in its block, or holds other edits too, which would be taken off with it.
+    """
     others = _ATTACHED.setdefault(hf_model, [])
-    for other in list(others):
-        if other._on is None:
-            others.remove(other)
-        elif _share_a_member(other.edit, handle.edit):
-            others.remove(other)
-            other.close()
+    others[:] = [other for other in others if other._on is not None]
+    same = [other for other in others if _share_a_member(other.edit, handle.edit)]
+    for other in same:
+        if other._entered or not all(_share_a_member(part, handle.edit) for part in _leaves(other.edit)):
+            raise TracelabError(_twice(other.edit))
+    for other in same:
+        others.remove(other)
+        other.close()
     handle.open()
     others.append(handle)
     return handle
@@ -87,9 +93,11 @@ def require_off(model: nn.Module, edit: Any) -> None:
     """
     for other in {id(hook.edit): hook.edit for hook in hooks_on(model) if hook.edit is not None}.values():
         if _share_a_member(other, edit):
-            raise TracelabError(
-                f"{other.name} is on this model already and would act twice: leave its with block, or close() it, first"
-            )
+            raise TracelabError(_twice(other))
+
+
+def _twice(edit: Any) -> str:
+    return f"{edit.name} is on this model already and would act twice: leave its with block, or close() it, first"
 
 
 def _share_a_member(one: Any, other: Any) -> bool:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.interventions.base import Edit, Intervention, flat_input
 from tracelab.interventions.origin import Origin
-from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import model_facts
 from tracelab.model.texts import Texts, as_texts

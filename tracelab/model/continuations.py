@@ -27,9 +27,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite
 from tracelab.model.forward_pass import reading
-from tracelab.model.gradients import measuring
 from tracelab.model.scoring import BATCH_TOKENS, logprobs_within, target_logprobs
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, length_batches, pad, require_context

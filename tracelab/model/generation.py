@@ -20,9 +20,9 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessor
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts

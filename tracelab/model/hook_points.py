@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.gradients import measuring
 from tracelab.model.finite import CAUSE
-from tracelab.model.gradients import measuring
 
 HOOKS = {
     "embed": "hook_embed",

@@ -21,10 +21,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, quoted, require_choice
+from tracelab.gradients import leave_inference_mode, measuring
 from tracelab.model import assets
 from tracelab.model.forward_pass import watch
-from tracelab.model.gradients import leave_inference_mode, measuring
 from tracelab.model.hook_points import check_hook_points, hook_name
 from tracelab.model.hooked import hook_keys, in_training
 from tracelab.model.loading import why_not
@@ -102,7 +102,7 @@ def load(
     adapter = None
     try:
         if gguf is None and find_adapter_config_file(folder, revision=revision) is not None:
-            hf_model, tokenizer = _merged(folder, dtype, where)
+            hf_model, tokenizer = _merged(model_id, folder, dtype, where)
             adapter = model_id
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
@@ -119,14 +119,20 @@ def load(
     return model
 
 
-def _merged(folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any, Any]:
+def _merged(model_id: str, folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any, Any]:
     """The base model of an adapter with the adapter's change in its weights, and the tokenizer."""
     try:
-        from peft import AutoPeftModelForCausalLM
+        from peft import AutoPeftModelForCausalLM, PeftConfig
     except ImportError:
         raise TracelabError(f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first") from None
-    wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    base = wrapped.peft_config["default"].base_model_name_or_path
+    base = PeftConfig.from_pretrained(folder, revision=where.get("revision")).base_model_name_or_path
+    try:
+        wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    except Exception as error:  # as in load
+        raise TracelabError(
+            f"cannot load the model {model_id!r}, an adapter, on its base {quoted(base)}: {why_not(error)} Have the "
+            "base where adapter_config.json says (from the working folder, or on the hub), or merge the adapter first"
+        ) from error
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
         raise TracelabError(f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}")
@@ -168,6 +174,8 @@ def from_hf(
             are not merged, or an architecture that the bridge does not support.
     """
     _require_whole(hf_model, model_id)
+    if not callable(tokenizer):
+        raise TracelabError(f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads")
     device = _usable_device(device)
     if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
@@ -209,6 +217,10 @@ def _adding_bos(tokenizer: Any) -> Any:
 
 def _require_whole(hf_model: Any, model_id: str) -> None:
     """Refuse what wraps a model, or parts of it: its weights are not where its configuration says."""
+    if not isinstance(hf_model, torch.nn.Module):
+        raise TracelabError(
+            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes names, folders and .gguf files"
+        )
     adapted = sum(type(module).__module__.startswith("peft.tuners") for module in hf_model.modules())
     if adapted or type(hf_model).__module__.startswith("peft."):
         raise TracelabError(
@@ -242,18 +254,22 @@ def model_info(model: TransformerBridge) -> ModelInfo:
 
 
 def model_key(model: TransformerBridge) -> dict[str, Any]:
-    """What a model computes depends on this: for the key under which something is kept and handed out again."""
+    """What a model computes depends on this: for the key under which something is kept and handed out again.
+
+    Under one name of its own, so that it overwrites none of the key that it is joined to.
+    """
     hf_model, tokenizer = cast(Any, model.original_model), model.tokenizer
     reads = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
     config = {name: value for name, value in hf_model.config.to_dict().items() if name != "_name_or_path"}
-    return {
-        "model": model_info(model).settings(),
+    state = {
+        "info": model_info(model).settings(),
         "weights": weights_hash(hf_model),
         "buffers": buffers_hash(hf_model),
         "config": _hash(sorted((name, repr(value)) for name, value in config.items())),
         "tokenizer": _hash((tokenizer.special_tokens_map, reads)),
         "hooks": hook_keys(model),
     }
+    return {"model_state": state}
 
 
 def _hash(value: Any) -> str:

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from tracelab.gradients import measuring
 from tracelab.model.forward_pass import reading
-from tracelab.model.gradients import measuring
 from tracelab.model.tokens import length_batches, pad
 from tracelab.progress import progress
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.model.gradients import measuring
+from tracelab.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.tokens import length_batches, pad

@@ -31,7 +31,7 @@ def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
     for parameter in own_parameters(hf_model):
         flat = parameter.detach().flatten()
         count = min(samples, flat.numel())
-        index = torch.arange(count) * flat.numel() // count
+        index = torch.arange(count, device="cpu") * flat.numel() // count
         values = flat[index.to(flat.device)].to(torch.bfloat16).cpu().view(torch.int16)
         shape = json.dumps(list(parameter.shape)).encode()
         prints.append(hashlib.sha256(shape + values.numpy().tobytes()).digest())

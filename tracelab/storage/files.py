@@ -109,7 +109,7 @@ def recover(target: Path) -> None:
     """Put back a folder whose replacement was killed between its two renames (where they cannot be one)."""
     target = Path(os.path.realpath(target))
     old = target.with_name(f".old-{target.name}")
-    if old.is_dir() and not target.exists():
+    if os.path.isdir(old) and not target.exists():  # not Path.is_dir: the name may be too long for one with ".old-"
         os.replace(old, target)
 
 

@@ -7,10 +7,12 @@ named in the list ``.tracelab`` beside it. Everything else is somebody's, and is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Sequence
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,16 @@ from tracelab.errors import TracelabError
 LIST = ".tracelab"
 _HEAD = "# Written by tracelab, which may replace what is named below; everything else in this folder is yours.\n"
 _LONGEST = 255  # bytes of a name, on every file system in use
+_LONG = 180  # of a name to which endings are added
+
+
+def file_name(text: str) -> str:
+    """A name for a file or folder: no separator in it, and room for endings; a long one is cut and told by its hash."""
+    name = text.replace("/", "-").replace(os.sep, "-")
+    content = os.fsencode(name)
+    if len(content) <= _LONG:
+        return name
+    return f"{content[: _LONG - 9].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 class ChangedSinceWritten(UserWarning):
@@ -49,7 +61,7 @@ def require_file(file: Path | str) -> None:
         TracelabError: it says what stands in the way.
     """
     text = os.fspath(file)
-    if not text or text.endswith("/") or Path(text).is_dir():
+    if not text or text.endswith("/") or os.path.isdir(text):
         raise TracelabError(f"{text!r} is a folder: name a file" if text else "the name of the file is empty: name one")
     existing = _nearest(text, "file")
     if existing != _absolute(text):
@@ -146,7 +158,11 @@ def adopt(paths: Sequence[Path]) -> None:
         line = json.dumps(path.name) + "\n"
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:  # one write, at the end: of two processes neither loses a line
-            os.write(handle, ((_HEAD if os.fstat(handle).st_size == 0 else "") + line).encode())
+            before = os.fstat(handle).st_size
+            content = ((_HEAD if before == 0 else "") + line).encode()
+            if os.write(handle, content) < len(content):  # a disk with room for half a line
+                os.ftruncate(handle, before)
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(file))
         finally:
             os.close(handle)
 

@@ -26,8 +26,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, score_table
+from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
 from tracelab.model.partial_forward import last_logits
 from tracelab.model.scoring import BATCH_TOKENS

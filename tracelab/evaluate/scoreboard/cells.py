@@ -22,6 +22,7 @@ from tracelab.interventions import Intervention
 from tracelab.model.load import model_key
 from tracelab.model.settings import run_settings
 from tracelab.storage.kept import kept
+from tracelab.storage.ownership import file_name
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
 """What makes a cell fail: everything but being interrupted. A TracelabError is a ValueError, a full memory a
@@ -96,7 +97,7 @@ def measure_cell(
             seed=seed,
         )
         request |= model_key(model)
-        label = "-".join(filter(None, (benchmark.name.replace("/", "-"), question.bias)))
+        label = file_name("-".join(filter(None, (benchmark.name, question.bias))))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
         return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
     except FAILURES as error:

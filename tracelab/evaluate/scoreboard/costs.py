@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.gradients import measuring
 from tracelab.interventions import Intervention, Stack
 from tracelab.model.forward_pass import reading
 from tracelab.model.generation import plain_generation
-from tracelab.model.gradients import measuring
 from tracelab.model.hooked import require_unedited
 from tracelab.model.tokens import bos_id, context_length, pad_id, vocabulary_size
 from tracelab.ranges import require_int

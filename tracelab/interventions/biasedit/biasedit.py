@@ -29,6 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning, measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
@@ -37,7 +38,6 @@ from tracelab.interventions.training.loop import require_partial, train
 from tracelab.interventions.training.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.localize.tracing.causal_trace import causal_trace
-from tracelab.model.gradients import learning, measuring
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_key
 from tracelab.model.texts import as_records

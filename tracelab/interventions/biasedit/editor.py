@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
-from tracelab.model.gradients import measuring
+from tracelab.gradients import measuring
 from tracelab.ranges import require_memory
 
 INITS = ("scaled", "normal")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tracelab.gradients import learning, measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model.gradients import learning, measuring
 
 Batch = tuple[Sequence[int], Sequence[int]]
 """The triples a shift is made from, and those it is judged on."""

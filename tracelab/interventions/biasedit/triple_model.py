@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.gradients import measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.editor import Editor
 from tracelab.interventions.training.finetune import frozen
@@ -31,7 +32,6 @@ from tracelab.interventions.training.triple_losses import (
 )
 from tracelab.interventions.training.triples import LABELS, Triples
 from tracelab.interventions.weight_delta import MapShape, WeightDelta
-from tracelab.model.gradients import measuring
 from tracelab.model.partial_forward import SuffixRunner
 
 Cached = tuple[list[Float[Tensor, "n _d_k"]], list[Float[Tensor, "n _d_v"]]]

@@ -35,6 +35,7 @@ from transformers.generation.logits_process import TopPLogitsWarper
 
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import learning
 from tracelab.interventions.base import Edit, Intervention
 from tracelab.interventions.bundle import read_bundle
 from tracelab.interventions.experts.runner import ExpertRunner
@@ -42,7 +43,6 @@ from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call
-from tracelab.model.gradients import learning
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_info, model_key
@@ -290,7 +290,7 @@ class Experts(Intervention):
     def identity(self) -> dict[str, Any]:
         """With the model that the experts are deltas of, where it is not the edited one."""
         base = self.expert_base
-        return super().identity() | ({} if base is None else {"expert_base": model_info(base).settings()})
+        return super().identity() | ({} if base is None else {"expert_base": model_key(base)})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what runs the experts, which is made anew, and without their base: set it again where it was set."""

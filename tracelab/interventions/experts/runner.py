@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.interventions.base import flat_input
 from tracelab.interventions.sizes import require_layer, require_map
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.forward_pass import Call
-from tracelab.model.gradients import measuring
 from tracelab.model.hook_points import Point
 from tracelab.model.plain import plain_weights
 

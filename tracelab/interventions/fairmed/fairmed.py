@@ -24,12 +24,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning, measuring
 from tracelab.interventions.base import Edit, Intervention
 from tracelab.interventions.fairmed.neutraliser import FairMedConfig, LayerProber, neutralise
 from tracelab.interventions.origin import Origin
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
-from tracelab.model.gradients import learning, measuring
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_info

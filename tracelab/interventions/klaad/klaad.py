@@ -26,6 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import learning, measuring
 from tracelab.interventions.klaad.losses import (
     ALIGNMENTS,
     POOLS,
@@ -42,7 +43,6 @@ from tracelab.interventions.training.loop import Chunks, require_partial, train
 from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
-from tracelab.model.gradients import learning, measuring
 from tracelab.model.hook_points import LINEAR_MAPS
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_key, require_hook

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.training.loop import largest_parameter, require_converged
 from tracelab.model.finite import CAUSE
-from tracelab.model.gradients import learning
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, pad, require_context
 from tracelab.progress import progress

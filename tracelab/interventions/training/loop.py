@@ -23,8 +23,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import learning
 from tracelab.model.finite import CAUSE
-from tracelab.model.gradients import learning
 from tracelab.progress import progress
 from tracelab.storage.files import atomic_file
 from tracelab.storage.ownership import adopt, is_ours, require_file, require_ours
@@ -125,11 +125,17 @@ def train(
         batches: what each step is given; the same sequence in every run, so that a resumed one can skip.
         step: computes the loss of a batch, leaves its gradients in the parameters, returns its parts with ``loss``.
         evaluate: development figures with ``score``; called before the first step too.
-        partial: a file.
+        partial: a file; one of somebody's own is left alone, with a warning (fits refuse it: :func:`require_partial`).
 
     Raises:
         TracelabError: the development figures are not finite before the first step, or the loss is not at it.
     """
+    if partial is not None and not _is_a_trainings(partial):
+        warnings.warn(
+            f"{str(partial)!r} was not written by tracelab: it stays as it is, and nothing of {what} is kept",
+            stacklevel=2,
+        )
+        partial = None
     curves, best, best_score, stale, done = Curves(), copy.deepcopy(module.state_dict()), float("inf"), 0, 0
     taken_up = _taken_up(partial, key)
     if taken_up is not None:
@@ -233,8 +239,12 @@ def require_partial(partial: Path | str | None) -> None:
     if partial is None:
         return
     require_file(partial)
-    if not is_ours(Path(partial)) and _read(partial) is None:  # 0.1 left no mark
+    if not _is_a_trainings(partial):
         require_ours(Path(partial))
+
+
+def _is_a_trainings(partial: Path | str) -> bool:
+    return is_ours(Path(partial)) or _read(partial) is not None  # 0.1 left no mark
 
 
 def _plain(key: Mapping[str, Any] | None) -> Any:

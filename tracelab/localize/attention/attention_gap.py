@@ -44,9 +44,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Pair, say_unusable
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records

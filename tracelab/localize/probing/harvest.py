@@ -18,8 +18,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import last_logits
 from tracelab.model.tokens import encode, first_token, length_batches, pad, require_context, token_texts

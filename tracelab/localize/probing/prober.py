@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
-from tracelab.model.gradients import learning
+from tracelab.gradients import learning
 from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_memory, require_number
 
 _LARGEST_PARAMETER = 100.0  # they begin below 1

@@ -33,9 +33,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.localize.probing.harvest import group_token_ids, harvest
 from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.progress import progress

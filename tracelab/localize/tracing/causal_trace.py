@@ -41,12 +41,12 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice
+from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
 from tracelab.localize.tracing.partial import add_case, read_cases, require_cases_file
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
 from tracelab.model.finite import CAUSE
-from tracelab.model.gradients import measuring
 from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.scoring import BATCH_TOKENS

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.model.gradients import measuring
+from tracelab.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import BlockRunner, KeyValues
 
