@@ -175,3 +175,14 @@ def test_the_command_line_fits_one(tmp_path, tokenizer, capsys):
     assert (edit.kind, edit.config.rank, edit.layers) == ("erasure", 2, (0, 1))
     assert main([*command, "--alpha", "1", "--out", str(tmp_path / "other")]) == 2
     assert "--alpha is not an option of fit erasure" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_the_real_model_local_bias_falls_at_little_cost(real_model):
+    """Fitted on openings of StereoSet's test split; the prompts and sentences measured here are others."""
+    edit = Erasure.fit(real_model, group_pairs("gender"))
+    board = tracelab.evaluate(real_model, edit, ["local-bias", "perplexity"], bias="gender", limit=100, costs=False)
+    rows = board.frame[board.frame["edit"] == edit.name].set_index("metric")
+    assert rows.loc["hellinger", "difference_high"] < 0
+    before = board.frame.set_index(["edit", "metric"]).loc[("unedited", "perplexity"), "value"]
+    assert rows.loc["perplexity", "value"] < 1.06 * before
