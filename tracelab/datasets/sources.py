@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tracelab import assets
 from tracelab.errors import TracelabError, quoted
@@ -226,7 +226,7 @@ def _rows(lines: Sequence[str], first: int, mark: str, width: int, path: Path) -
     Raises:
         TracelabError: a row with too few or too many cells, or with a quotation mark out of place.
     """
-    ways = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if mark == "\t" else (csv.QUOTE_MINIMAL,)
+    ways: tuple[Literal[0, 3], ...] = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if mark == "\t" else (csv.QUOTE_MINIMAL,)
     fault = ""
     for quoting in ways:
         rows, line = [], first
