@@ -186,7 +186,7 @@ def test_a_list_of_somebodys_own_names_nothing(tmp_path):
     assert not is_ours(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("room", [0, 10, 10**6])
+@pytest.mark.parametrize("room", [0, 2, 100])
 def test_a_disk_that_fills_up_in_the_list_leaves_it_as_it_was(tmp_path, monkeypatch, room):
     claim(tmp_path / "a").write_text("ours")
     write = os.write

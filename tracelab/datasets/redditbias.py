@@ -27,6 +27,7 @@ from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, require_choice
 from tracelab.model.texts import Texts, as_texts
+from tracelab.ranges import require_whole_limit
 
 BIAS_TYPES = ("gender", "race", "religion", "orientation")
 # folder of the file, bias type, minoritised group, encoding if it is not UTF-8
@@ -109,6 +110,7 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
     Raises:
         TracelabError: as :func:`redditbias`; no training text is left.
     """
+    limit = require_whole_limit(limit)
     pairs: dict[bool, dict[str, tuple[str, str]]] = {False: {}, True: {}}
     phrases, lost = redditbias(bias, source=source), 0
     for record in phrases:

@@ -23,6 +23,7 @@ from tracelab.datasets.sources import file_at, json_of, object_in
 from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, require_choice
 from tracelab.model.texts import Texts, as_texts
+from tracelab.ranges import require_whole_limit
 
 _FOLDER = files("tracelab.datasets") / "data/templates"
 ATTRIBUTES = tuple(sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json")))
@@ -65,6 +66,7 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
     """
     require_choice("attribute", attribute, ATTRIBUTES)
     lists = json.loads((_FOLDER / f"{attribute}.json").read_text(encoding="utf-8"))
+    limit = require_whole_limit(limit)
     if limit is not None and limit < 1:
         raise TracelabError(f"no concept is left with limit={limit}")
     concepts = spread(lists["concepts"], limit)
