@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def _digest(tensor: Tensor) -> bytes:
     head = f"{values.dtype} {list(values.shape)}".encode()
     flat = values.flatten().view(torch.uint8)
     if values.device.type == "cpu":
-        return head + zlib.crc32(flat.numpy()).to_bytes(4, "big")
+        return head + zlib.crc32(cast(Any, flat.numpy())).to_bytes(4, "big")
     # What does not lie in this memory is not fetched: sums of the bytes of every row and of every column.
     table = flat.reshape(values.shape[0] if values.ndim > 1 else 1, -1)
     sums = [table.sum(dim, dtype=torch.int64).cpu().numpy().tobytes() for dim in (0, 1)]

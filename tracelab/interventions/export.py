@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
 from tracelab.files import atomic_folder, require_replaceable
+from tracelab.finite import require_finite_change
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
@@ -73,6 +74,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
     lost: dict[str, float] = {}
     modules = _plain_modules(model, delta)
     for path, _, part in modules:
+        require_finite_change(part.weight().detach(), path)
         a, b = _factors(part, rank)
         ranks[path] = len(a)
         whole = part.weight().detach()
@@ -118,6 +120,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
             change = part.weight().to("cpu", torch.float32)
             weight = module.weight
             weight.copy_((weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(weight.dtype))
+            require_finite_change(weight, path)
         plain.save_pretrained(made)
         given_tokenizer(model).save_pretrained(made)
     return Path(folder)
