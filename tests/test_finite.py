@@ -157,3 +157,15 @@ def test_a_check_at_load_blames_the_logits_and_no_soft_cap(broken, model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "logits" not in model_info(model).faults
+
+
+def test_a_weight_delta_that_overflows_is_neither_inspected_nor_exported(model, tmp_path):
+    edit = random_delta(model, scale=1e30)
+    for use in (
+        lambda: tracelab.inspect(model, edit, "He bakes"),
+        lambda: tracelab.to_peft(model, edit, tmp_path / "peft"),
+        lambda: tracelab.to_merged(model, edit, tmp_path / "merged"),
+    ):
+        with pytest.raises(TracelabError, match=r"the edit overflows at .* \(inf|NaN\)"):
+            use()
+    assert not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
+from tracelab.model.finite import require_finite_change
 from tracelab.model.hook_points import Point
 from tracelab.model.tokens import token_texts
 
@@ -52,12 +53,16 @@ def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int 
         that do not write to the residual stream, and for directions of no size).
 
     Raises:
-        TracelabError: the edit was made for another model.
+        TracelabError: the edit was made for another model, or overflows.
     """
     edit.require(model)
     rows: list[dict[str, Any]] = []
     written: dict[int, Float[Tensor, "d_model"]] = {}  # by row: what reaches the unembedding
     for point, parts in _parts(edit).items():
+        for part in parts:
+            # The norm is squared here: in fp32 that overflows before the change itself does.
+            sizes = [value.detach().square().sum() for value in part.parameters()]
+            require_finite_change(torch.stack(sizes).prod(), str(point))
         u, sigma, norm = _directions(parts, top)
         weight = model.blocks[point.layer].get_submodule(point.kind).weight
         relative = norm / float(torch.linalg.vector_norm(weight, dtype=torch.float32))

@@ -24,10 +24,12 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
+from tracelab.files import atomic_folder, require_replaceable
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
+from tracelab.model.finite import require_finite_change
 from tracelab.model.load import given_tokenizer, model_facts
 from tracelab.model.plain import plain_weights
 from tracelab.ranges import require_int
@@ -74,6 +76,7 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
     lost: dict[str, float] = {}
     modules = _plain_modules(model, delta)
     for path, _, part in modules:
+        require_finite_change(part.weight().detach(), path)
         a, b = _factors(part, rank)
         ranks[path] = len(a)
         whole = part.weight().detach()
@@ -119,6 +122,7 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
             change = part.weight().to("cpu", torch.float32)
             weight = module.weight
             weight.copy_((weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(weight.dtype))
+            require_finite_change(weight, path)
         plain.save_pretrained(made)
         given_tokenizer(model).save_pretrained(made)
     return Path(folder)

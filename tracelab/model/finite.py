@@ -53,6 +53,16 @@ def require_finite_logits(logits: Float[Tensor, "rows *pos vocab"], numbers: Seq
         raise TracelabError(f"the logits after {what} {numbers[row]} are not finite ({_kind(largest[row])}): {CAUSE}")
 
 
+def require_finite_change(values: Float[Tensor, "..."], where: str) -> None:
+    """Refuse the change of a weight, or a changed weight, that is not finite.
+
+    Raises:
+        TracelabError: naming where it is.
+    """
+    if not values.isfinite().all():
+        raise TracelabError(f"the edit overflows at {where} ({_kind(values)}): fit it again, or scale it down")
+
+
 def _kind(values: Tensor) -> str:
     if values.isnan().any():
         return "NaN"
