@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from tracelab.errors import TracelabError
-from tracelab.files import atomic_folder, require_replaceable
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
