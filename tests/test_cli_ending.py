@@ -214,6 +214,18 @@ def test_a_bias_type_with_a_slash_stays_in_the_folder():
     assert "/" not in result_name(options)
 
 
+@pytest.mark.parametrize("to", ["peft", "merged"])
+def test_the_json_of_an_export_is_its_note(model, tmp_path, to):
+    fit = ["fit", "klaad", "--bias", "gender", "--limit", "6", "--rank", "2", "--trainable", "attn_last"]
+    assert main([*fit, "--model", model, "--out", str(tmp_path / "edit")]) == 0
+    file = tmp_path / "x.json"
+    export = ["export", str(tmp_path / "edit"), "--to", to, "--model", model, "--out", str(tmp_path / "out")]
+    assert main([*export, "--json", str(file)]) == 0
+    settings = json.loads(file.read_text())["settings"]
+    assert settings == json.loads((tmp_path / "out/tracelab_export.json").read_text())
+    assert set(settings["files"]) <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 # --- partial fits ---------------------------------------------------------------------------------------------------
 
 
