@@ -53,6 +53,15 @@ def test_a_full_device_is_one_line():
     assert done.stderr.decode().splitlines() == ["tracelab: [Errno 28] No space left on device"]
 
 
+@pytest.mark.parametrize(("name", "is_command"), [("/bin/tracelab", True), ("/bin/jupyter", False)])
+def test_ctrl_c_while_the_imports_of_a_command_run_is_one_line(name, is_command):
+    code = LIGHT.splitlines()[:4] + [f"sys.argv = [{name!r}]", "import tracelab.starting", "raise KeyboardInterrupt"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], stderr=subprocess.PIPE, cwd=ROOT)
+    assert done.returncode == -signal.SIGINT
+    assert (done.stderr == b"tracelab: interrupted\n") == is_command
+    assert (b"Traceback" in done.stderr) != is_command
+
+
 def test_without_any_output_a_command_still_runs():
     shell, code = f'exec "{sys.executable}" -c "$CODE" 3 >&-', {**os.environ, "CODE": PRINTS}
     done = subprocess.run(shell, shell=True, cwd=ROOT, env=code)
