@@ -7,6 +7,7 @@
 >>> tracelab.inspect(model, edit, "The nurse said that").plot()
 """
 
+import tracelab.starting  # noqa: F401  before the imports that take seconds
 from tracelab import datasets
 from tracelab.errors import TracelabError
 from tracelab.evaluate.scoreboard import Scoreboard, evaluate

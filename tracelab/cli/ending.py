@@ -70,7 +70,7 @@ def _raise_once(told: threading.Event) -> Callable[[int, Any], None]:
 @contextmanager
 def _interrupted_for_good(told: threading.Event) -> Iterator[None]:
     """Send an interruption again that came while an object was being deleted, where Python only prints it."""
-    timers = []
+    timers: list[threading.Timer] = []
 
     def again(unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
