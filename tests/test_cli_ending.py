@@ -53,6 +53,25 @@ def test_a_full_device_is_one_line():
     assert done.stderr.decode().splitlines() == ["tracelab: [Errno 28] No space left on device"]
 
 
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from tracelab.cli import main
+sys.exit(main(["probe", "--bias", "gender"]))
+"""
+
+
+def test_ctrl_c_while_the_imports_of_a_command_run_is_one_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tracelab: interrupted")
+
+
 def test_without_any_output_a_command_still_runs():
     shell, code = f'exec "{sys.executable}" -c "$CODE" 3 >&-', {**os.environ, "CODE": PRINTS}
     done = subprocess.run(shell, shell=True, cwd=ROOT, env=code)
@@ -212,6 +231,18 @@ def test_the_name_of_a_result_under_many_edits_is_cut_and_still_its_own():
 def test_a_bias_type_with_a_slash_stays_in_the_folder():
     options = make_parser().parse_args(["score", "crows-pairs", "--bias", "../race/colour", "--out", "x"])
     assert "/" not in result_name(options)
+
+
+@pytest.mark.parametrize("to", ["peft", "merged"])
+def test_the_json_of_an_export_is_its_note(model, tmp_path, to):
+    fit = ["fit", "klaad", "--bias", "gender", "--limit", "6", "--rank", "2", "--trainable", "attn_last"]
+    assert main([*fit, "--model", model, "--out", str(tmp_path / "edit")]) == 0
+    file = tmp_path / "x.json"
+    export = ["export", str(tmp_path / "edit"), "--to", to, "--model", model, "--out", str(tmp_path / "out")]
+    assert main([*export, "--json", str(file)]) == 0
+    settings = json.loads(file.read_text())["settings"]
+    assert settings == json.loads((tmp_path / "out/tracelab_export.json").read_text())
+    assert set(settings["files"]) <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 # --- partial fits ---------------------------------------------------------------------------------------------------
