@@ -39,6 +39,7 @@ FLOATS = {
     "experts": ("--alpha", "--lr"),
     "fairmed": ("--lam",),
     "biasedit": ("--lam", "--meta-lr"),
+    "erasure": ("--strength",),
     "klaad": ("--lam1", "--lam2", "--lam3", "--margin", "--lr"),
 }
 

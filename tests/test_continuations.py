@@ -9,11 +9,11 @@ import torch
 
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import KINDS
-from tracelab import continuations
 from tracelab.datasets import BBQItem, bbq
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.bbq import FORMATS
 from tracelab.interventions import FairMedConfig, Stack
+from tracelab.model import continuations
 from tracelab.model.continuations import continuation_logprobs, encode_continuations
 
 

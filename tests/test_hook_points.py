@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.tiny import D_MODEL, KINDS, N_LAYERS
-from tracelab import hook_points
 from tracelab.errors import TracelabError
+from tracelab.model import hook_points
 from tracelab.model.hook_points import EDITED, HOOKS, check_hook_points, hook_name
 from tracelab.model.load import model_info, require_hook
 

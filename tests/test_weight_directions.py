@@ -9,11 +9,12 @@ from transformers import AutoTokenizer
 
 from tests.interventions.edits import bridged, random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
-from tracelab import assets, weight_directions
 from tracelab.errors import TracelabError
+from tracelab.inspection import weight_directions
 from tracelab.inspection.weight_directions import _directions
 from tracelab.inspection.weight_directions import weight_directions as directions
 from tracelab.interventions import Stack, WeightDelta
+from tracelab.model import assets
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import from_hf
 

@@ -10,12 +10,12 @@ import tracelab
 from tests.interventions.edits import TOKENS, random_delta, random_fairmed
 from tests.interventions.triple_records import OTHER_TARGETS, records, word_model
 from tests.tiny import tiny_hf
-from tracelab import assets, scoring
 from tracelab.datasets import templates
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.evaluate import transductive_scores
 from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, load_intervention
 from tracelab.localize.probing.prober import ProberConfig
+from tracelab.model import assets, scoring
 from tracelab.model.load import from_hf
 from tracelab.model.scoring import start_logprobs
 
