@@ -31,7 +31,7 @@ from tracelab.interventions.origin import Origin
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
-from tracelab.ranges import require_layers
+from tracelab.ranges import require_layers, shown
 from tracelab.storage.data_hash import data_hash
 
 
@@ -44,7 +44,9 @@ class MethodConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise TracelabError(f"{type(self).__name__}: {first(error)}") from error
+            fault = error.errors()[0]
+            given = "" if fault["type"] == "extra_forbidden" else f", not {shown(fault['input'])}"
+            raise TracelabError(f"{type(self).__name__}: {first(error)}{given}") from error
 
 
 class ActivationSpec(BaseModel):
