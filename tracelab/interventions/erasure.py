@@ -47,7 +47,7 @@ class ErasureConfig(MethodConfig):
 
     rank: PositiveInt = Field(1, le=65536, description="directions removed at each layer")
     method: Literal["paired", "leace", "mean", "pca"] = Field("paired", description="how they are found")
-    strength: FiniteFloat = Field(1.0, description="share of them that is removed; 0 changes nothing")
+    strength: FiniteFloat = Field(1.0, ge=0, description="share of them that is removed; 0 changes nothing")
     shrink: float = Field(0.02, gt=0, le=1, description="of the covariance towards its mean variance")
 
 
