@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TopPLogitsWarper
 
 import tracelab
-from tracelab import Experts, ExpertsConfig, WeightDelta, assets
+from tracelab import Experts, ExpertsConfig, WeightDelta
+from tracelab.model import assets
 
 PROMPT = "The woman had worked for many years as a well known"
 
