@@ -285,16 +285,6 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_when(condition):
-    """A hook that raises once ``condition()`` holds."""
-
-    def hook(value, hook):
-        if condition():
-            raise Interrupted
-
-    return hook
-
-
 @pytest.fixture(scope="module")
 def own_model(tokenizer):
     """A model that no other test uses."""
@@ -308,7 +298,11 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(own_model, pairs, run, n)
     with torch.no_grad():
         before = own_model(tokens)
     calls = itertools.count()
-    hook = interrupt_when(lambda: next(calls) == n)
+
+    def hook(value, hook):
+        if next(calls) == n:
+            raise Interrupted
+
     with own_model.hooks(fwd_hooks=[("blocks.2.hook_mlp_out", hook)]), pytest.raises(Interrupted):
         causal_trace(own_model, pairs[:1], **CHEAP, run=run)
     assert not own_model.list_hooks()
