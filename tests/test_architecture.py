@@ -33,6 +33,7 @@ FLOORS = {
     "tracelab.progress": 1,
     "tracelab.errors": 0,
     "tracelab.span": 0,
+    "tracelab.moved": 0,
 }
 """By room: a room imports from lower floors, its own files from each other."""
 

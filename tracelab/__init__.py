@@ -14,6 +14,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tracelab import moved
+
 if TYPE_CHECKING:
     from tracelab import datasets
     from tracelab.errors import TracelabError
@@ -152,3 +154,4 @@ class _FrontDoor(ModuleType):
 
 
 sys.modules[__name__].__class__ = _FrontDoor
+moved.install()
