@@ -111,9 +111,15 @@ class Call:
 class _Watched:
     """The passes of a model that are under way, an inner one after its outer one, and what records them."""
 
-    calls: list[Call] = field(default_factory=list)
+    begun: list[Call] = field(default_factory=list)
     users: int = 0
     handles: list[RemovableHandle] = field(default_factory=list)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The passes that were begun and not ended, without those whose frames have left the stack."""
+        _drop_interrupted(self.begun)
+        return self.begun
 
 
 _WATCHED: WeakKeyDictionary[nn.Module, _Watched] = WeakKeyDictionary()
@@ -122,9 +128,8 @@ _WATCHED: WeakKeyDictionary[nn.Module, _Watched] = WeakKeyDictionary()
 def current_call(hf_model: nn.Module) -> Call:
     """The forward pass of a watched model that is under way (an empty one while only a part of it runs)."""
     watched = _WATCHED.get(hf_model)
-    if watched is not None:
-        _drop_interrupted(watched.calls)
-    return watched.calls[-1] if watched and watched.calls else Call(reading=_READING.get())
+    calls = watched.calls if watched is not None else []
+    return calls[-1] if calls else Call(reading=_READING.get())
 
 
 def watch(hf_model: nn.Module) -> None:
@@ -190,15 +195,11 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     if call.past_length:
         call.kept = getattr(cache, "kept_by_edits", {})
     # A copy of a watched model has its hooks, and is not known yet.
-    calls = _WATCHED.setdefault(module, _Watched()).calls
-    _drop_interrupted(calls)
-    calls.append(call)
+    _WATCHED.setdefault(module, _Watched()).calls.append(call)
 
 
 def _end(module: nn.Module, args: tuple, output: Any) -> None:
-    calls = _WATCHED[module].calls
-    _drop_interrupted(calls)
-    call = calls.pop()
+    call = _WATCHED[module].calls.pop()
     cache = getattr(output, "past_key_values", None)
     if isinstance(cache, Cache) and call.kept and not call.past_length:
         cache.kept_by_edits = call.kept  # type: ignore[attr-defined]
