@@ -236,3 +236,11 @@ def test_probes_made_under_a_hook_are_no_probes_of_the_model(model):
     model.reset_hooks()
     with pytest.raises(TracelabError, match=r"made with hooks on \(blocks.1.mlp.hook_out \(zero\)\)"):
         FairMed.fit(model, probes)
+
+
+def test_the_way_out_is_named_only_where_there_is_one(model, tmp_path):
+    on_the_bridge(model)
+    with pytest.raises(TracelabError, match="allow_hooks=True$"):
+        tracelab.inspect(model, random_delta(model), "A nurse")
+    with pytest.raises(TracelabError, match="put back the forward$"):
+        tracelab.report(model, "gender", tmp_path / "report")

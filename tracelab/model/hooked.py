@@ -84,12 +84,12 @@ def hook_keys(model: nn.Module) -> list[Any]:
     return keys + [f"{hook} {uuid.uuid4()}" for hook in hooks if hook.edit is None]
 
 
-def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool = False) -> None:
+def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool | None = None) -> None:
     """Refuse a model with hooks on.
 
     Args:
         what: who needs the model as it is, as the subject of the message.
-        allow_hooks: take the model with its hooks for the model as it is.
+        allow_hooks: take the model with its hooks for the model as it is; None: the caller has no such option.
 
     Raises:
         TracelabError: naming the hooks; or the model is in training mode, where dropout makes every number another.
@@ -101,8 +101,8 @@ def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool = False) 
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     raise TracelabError(
         f"{what} needs the model as it is, but hooks are on: {shown}. Leave the edit's with block, close() what is "
-        "attached, model.reset_hooks(including_permanent=True), remove() the handle or put back the forward; or say "
-        "allow_hooks=True"
+        "attached, model.reset_hooks(), remove() the handle or put back the forward"
+        + ("" if allow_hooks is None else "; or say allow_hooks=True")
     )
 
 
