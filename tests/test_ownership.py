@@ -150,6 +150,16 @@ def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
             require_replaceable(name, PATTERNS, marker="result.json")
 
 
+def test_a_manifest_names_files_to_the_letter(tmp_path):
+    """A star in one that is not ours, or was made to look like ours, is no leave to take everything."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"result": "X", "files": {"*": "0"}}))
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(TracelabError, match=r"holds other files \(thesis\.tex\)"):
+        require_replaceable(folder, PATTERNS, marker="result.json")
+
+
 # --- files among others ---------------------------------------------------------------------------------------------
 
 

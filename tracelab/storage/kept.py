@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from tracelab.errors import TracelabError
 from tracelab.storage.files import atomic_file, recover
 from tracelab.storage.locks import locked
-from tracelab.storage.ownership import ChangedSinceWritten, named_in, require_folder
+from tracelab.storage.ownership import ChangedSinceWritten, is_named, named_in, require_folder
 
 MARKERS = ("result.json", "tracelab.json")
 OWN = (*MARKERS, "README.md", "*.parquet", "*.safetensors")
@@ -88,7 +88,7 @@ def _require_nothing_else_in(folder: Path, key: Path) -> None:
     own = OWN if key.is_file() else ()
     named = [names for marker in MARKERS if (names := named_in(folder / marker))]
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not any(file.match(pattern) for pattern in ((*MARKERS, *named[0]) if named else own)):
+        if not is_named(file, named[0] if named else (), own, *(MARKERS if named else ())):
             raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): move them away")
 
 

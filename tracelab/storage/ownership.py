@@ -89,12 +89,16 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
         raise TracelabError(f"{str(folder)!r} {what}, and cannot be replaced by a new folder: name one inside it")
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     names = named_in(folder / marker)
-    allowed = own if names == () else (marker, *(names or ()))
     for file in files:
-        if names is None or not any(file.match(pattern) for pattern in allowed):
+        if names is None or not is_named(file, names, own, marker):
             raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): name a folder of its own")
     if folder.is_dir():
         _require_writable(folder.resolve().parent, str(folder))
+
+
+def is_named(file: Path, names: Sequence[str], own: Sequence[str], *markers: str) -> bool:
+    """Whether a file is one that a manifest names, to the letter; or, where it names none, one of the patterns."""
+    return file.name in (*markers, *names) if names else any(file.match(pattern) for pattern in own)
 
 
 def named_in(marker: Path) -> tuple[str, ...] | None:
