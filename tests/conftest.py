@@ -1,7 +1,8 @@
 """Fixtures, and the switches that must come before any import of the package.
 
-The model hub is off, so no test waits for a network; jaxtyping checks every annotation of tracelab at run time
-with beartype; and torch keeps to one thread, as the tiny models' small products gain nothing from more.
+The model hub is off, so no test waits for a network; jaxtyping checks every annotation of tracelab
+at run time with beartype; and torch keeps to one thread, as the tiny models' small products gain
+nothing from more.
 """
 
 from __future__ import annotations
@@ -76,11 +77,16 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _tests_do_not_depend_on_each_other() -> Iterator[None]:
-    """Each test has the same global seed and leaves no hook and no gradient on the models that tests share."""
+    """Each test has the same global seed and leaves no hook and no gradient on the models that
+    tests share."""
     torch.manual_seed(0)
     yield
     left = [name for model in _SHARED for name in model.list_hooks()]
-    grown = [model.cfg.model_name for model in _SHARED if any(p.grad is not None for p in model.parameters())]
+    grown = [
+        model.cfg.model_name
+        for model in _SHARED
+        if any(p.grad is not None for p in model.parameters())
+    ]
     for model in _SHARED:
         model.reset_hooks()
         for parameter in model.parameters():

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException, BeartypeDecorHintPep673Exception
 
-_CHECK = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as type checkers say
+# an int is a float, as type checkers say
+_CHECK = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 UNCHECKABLE: dict[str, str] = {}
 """The functions with an annotation that beartype refuses, and why."""

@@ -31,7 +31,9 @@ def base(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def adapter(base, tokenizer):
     """A LoRA adapter that moves the logits, in a folder without a tokenizer."""
-    config = LoraConfig(r=4, target_modules=["down_proj", "q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    config = LoraConfig(
+        r=4, target_modules=["down_proj", "q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+    )
     folder = base.parent / "adapter"
     torch.manual_seed(1)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
@@ -56,7 +58,9 @@ def ids():
 def test_an_adapter_folder_is_merged_at_load_and_the_settings_say_so(loaded, oracle, base):
     with torch.no_grad():
         assert torch.allclose(loaded(ids()), oracle(ids()).logits, atol=1e-4)
-        assert not torch.allclose(loaded(ids()), AutoModelForCausalLM.from_pretrained(base)(ids()).logits, atol=0.1)
+        assert not torch.allclose(
+            loaded(ids()), AutoModelForCausalLM.from_pretrained(base)(ids()).logits, atol=0.1
+        )
     assert model_info(loaded).settings()["adapter"] == "adapter"
     assert "adapter" not in model_info(tracelab.load(base)).settings()
 
@@ -65,7 +69,9 @@ def test_an_edit_of_a_merged_adapter_is_exported_merged_and_experts_run_on_it(lo
     edit = random_delta(loaded)
     with torch.no_grad(), edit.applied(loaded):
         edited = loaded(ids())
-    exported = AutoModelForCausalLM.from_pretrained(tracelab.to_merged(loaded, edit, tmp_path / "merged"))
+    exported = AutoModelForCausalLM.from_pretrained(
+        tracelab.to_merged(loaded, edit, tmp_path / "merged")
+    )
     with torch.no_grad():
         assert torch.allclose(exported(ids()).logits, edited, atol=1e-3)
         with random_experts(loaded).applied(loaded):
@@ -80,7 +86,10 @@ def test_adapters_in_memory_are_refused_with_what_to_do(base, adapter, tokenizer
     injected.load_adapter(adapter)
     wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     for given in (injected, wrapped):
-        with pytest.raises(TracelabError, match=r"holds PEFT adapters: give the merged model, model.merge_and_unload"):
+        with pytest.raises(
+            TracelabError,
+            match=r"holds PEFT adapters: give the merged model, model.merge_and_unload",
+        ):
             from_hf(given, tokenizer, model_id="mine")
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     assert from_hf(wrapped.merge_and_unload(), own, model_id="mine")(ids()).isfinite().all()
@@ -88,7 +97,9 @@ def test_adapters_in_memory_are_refused_with_what_to_do(base, adapter, tokenizer
 
 def test_an_adapter_that_is_no_change_of_weights_is_refused(base, tmp_path):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "prompt")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
+        tmp_path / "prompt"
+    )
     with pytest.raises(TracelabError, match="cannot be merged into weights: load its base"):
         tracelab.load(tmp_path / "prompt")
 
@@ -106,7 +117,9 @@ def test_a_base_that_is_not_there_is_one_sentence(adapter, tmp_path):
 def test_a_wrapper_is_no_model(tokenizer):
     inner = tiny_hf("llama", len(tokenizer))
     for given in (torch.nn.DataParallel(inner), torch.compile(inner)):
-        with pytest.raises(TracelabError, match="not a transformers model: give the model inside it"):
+        with pytest.raises(
+            TracelabError, match="not a transformers model: give the model inside it"
+        ):
             from_hf(given, tokenizer, model_id="mine")
 
 
@@ -117,7 +130,7 @@ def test_exchanged_weights_are_told_before_an_export_or_experts_go_wrong(tokeniz
     edit.allow_mismatch = experts.allow_mismatch = True
     # As a quantised linear map keeps its weight: packed, in another type.
     model.original_model.model.layers[1].mlp.down_proj.weight.data = torch.zeros(1024, 1)
-    told = r"not those of its configuration: model.layers.1.mlp.down_proj.weight is float32 \[1024, 1\]"
+    told = r"not those of its configuration: model.layers.1.mlp.down_proj.weight is float32 \[1024, 1\]"  # noqa: E501
     with pytest.raises(TracelabError, match=told):
         tracelab.to_merged(model, edit, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -126,7 +139,9 @@ def test_exchanged_weights_are_told_before_an_export_or_experts_go_wrong(tokeniz
 
 
 def test_what_is_no_model_or_no_tokenizer_is_told(tokenizer):
-    with pytest.raises(TracelabError, match="a str is no transformers model: tracelab.load takes names"):
+    with pytest.raises(
+        TracelabError, match="a str is no transformers model: tracelab.load takes names"
+    ):
         from_hf("gpt2", tokenizer, model_id="mine")
     with pytest.raises(TracelabError, match="'mine' needs its tokenizer, not None"):
         from_hf(tiny_hf("llama", len(tokenizer)), None, model_id="mine")
@@ -136,6 +151,10 @@ def test_an_adapter_whose_base_is_elsewhere_is_told_with_the_base(adapter, tmp_p
     moved = tmp_path / "moved"
     shutil.copytree(adapter, moved)
     config = json.loads((moved / "adapter_config.json").read_text())
-    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))
-    with pytest.raises(TracelabError, match=r"cannot load the model 'moved', an adapter, on its base '\.\./base'"):
+    (moved / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "../base"})
+    )
+    with pytest.raises(
+        TracelabError, match=r"cannot load the model 'moved', an adapter, on its base '\.\./base'"
+    ):
         tracelab.load(moved)

@@ -1,6 +1,8 @@
-"""The floors of the house: a file imports only from floors below its own, and nothing imports in a circle.
+"""The floors of the house: a file imports only from floors below its own, and nothing imports in a
+circle.
 
-The imports of all files are read, those inside functions included; imports for type checkers only do not count.
+The imports of all files are read, those inside functions included; imports for type checkers only
+do not count.
 """
 
 from __future__ import annotations

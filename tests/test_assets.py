@@ -175,14 +175,16 @@ def test_a_member_that_leaves_the_folder_is_refused_whatever_the_hash_of_the_whe
         archive.writestr(member, "/etc/passwd")
     (tmp_path / "in").mkdir()
     with pytest.raises(
-        TracelabError, match=r"toy\.whl holds a member that (leads out|is a link).*nothing was unpacked"
+        TracelabError,
+        match=r"toy\.whl holds a member that (leads out|is a link).*nothing was unpacked",
     ):
         assets.unpack(tmp_path / "toy.whl", wheel, tmp_path / "in")
     assert not list((tmp_path / "in").iterdir())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "toy.whl"]
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def keep_times(file: Path, content: bytes) -> None:
@@ -196,19 +198,28 @@ DAMAGES = {
     "a file is empty": lambda folder: (folder / "data/deep/b.txt").write_text(""),
     "a file is cut": lambda folder: (folder / "converted").write_text("who"),
     "a file was altered": lambda folder: (folder / "data/a.txt").write_text("alpHa"),
-    "a file was altered and its time set back": lambda folder: keep_times(folder / "data/a.txt", b"alpHa"),
-    "a folder stands for a file": lambda folder: ((folder / "converted").unlink(), (folder / "converted").mkdir()),
+    "a file was altered and its time set back": lambda folder: keep_times(
+        folder / "data/a.txt", b"alpHa"
+    ),
+    "a folder stands for a file": lambda folder: (
+        (folder / "converted").unlink(),
+        (folder / "converted").mkdir(),
+    ),
     "a folder is missing": lambda folder: shutil.rmtree(folder / "data"),
     "all is missing": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
     "a file stands for all": lambda folder: (shutil.rmtree(folder), folder.write_text("?")),
     "hashes are no JSON": lambda folder: (folder / "checksums.json").write_bytes(b"\xff\x00{"),
     "hashes are null": lambda folder: (folder / "checksums.json").write_text("null"),
-    "hashes are of nothing": lambda folder: (folder / "checksums.json").write_text('{"files": {"a": 3}}'),
+    "hashes are of nothing": lambda folder: (folder / "checksums.json").write_text(
+        '{"files": {"a": 3}}'
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_made_again_and_says_so_in_one_line(cache, sha256, tmp_path, damage, capfd):
+def test_a_damaged_cache_is_made_again_and_says_so_in_one_line(
+    cache, sha256, tmp_path, damage, capfd
+):
     folder = toy_wheel.fetch(sha256, tmp_path / "log")
     whole = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.txt")}
     DAMAGES[damage](folder)
@@ -227,7 +238,9 @@ def test_a_damaged_cache_that_cannot_be_fetched_says_both(cache, sha256, tmp_pat
     folder = toy_wheel.fetch(sha256, tmp_path / "log")
     (folder / "data/a.txt").unlink()
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(TracelabError, match=r"is damaged \(data/a.txt is missing\), and could not fetch tracetoy"):
+    with pytest.raises(
+        TracelabError, match=r"is damaged \(data/a.txt is missing\), and could not fetch tracetoy"
+    ):
         toy_wheel.fetch(sha256, tmp_path / "log")
 
 
@@ -244,7 +257,8 @@ def test_a_copied_cache_is_as_good_and_hashed_once(cache, sha256, tmp_path, monk
 
 def test_a_check_reads_every_byte(cache, sha256, tmp_path, monkeypatch):
     folder = toy_wheel.fetch(sha256, tmp_path / "log")
-    monkeypatch.setattr(cache_module, "_times", lambda file: [0, 0])  # a disk that forgets writes no times
+    # a disk that forgets writes no times
+    monkeypatch.setattr(cache_module, "_times", lambda file: [0, 0])
     cache_module.write_checksums(folder)
     (folder / "data/a.txt").write_text("alpHa")
     assert cache_module.damage(folder) is None
@@ -272,7 +286,8 @@ def test_a_cache_of_0_1_of_other_content_is_made_again(cache, sha256, tmp_path):
     assert (folder / "data/a.txt").read_text() == "alpha"
 
 
-# --- GGUF -----------------------------------------------------------------------------------------------------------
+# --- GGUF
+# -----------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.fixture
@@ -305,7 +320,9 @@ def test_a_changed_gguf_file_gets_its_own_conversion(conversions, tmp_path):
     assert conversions == ["weights", "heights"]
 
 
-def test_a_damaged_conversion_is_made_again_and_found_by_a_check(conversions, tmp_path, monkeypatch, capfd):
+def test_a_damaged_conversion_is_made_again_and_found_by_a_check(
+    conversions, tmp_path, monkeypatch, capfd
+):
     (tmp_path / "a.gguf").write_text("weights")
     folder = assets.gguf_dir(tmp_path / "a.gguf")
     (folder / "config.json").unlink()

@@ -27,7 +27,9 @@ def plain(tokenizer):
 def noting(hf_model, layer=1):
     """The calls that a hook inside the model sees."""
     seen: list[Call] = []
-    handle = hf_model.model.layers[layer].register_forward_hook(lambda *_: seen.append(current_call(hf_model)))
+    handle = hf_model.model.layers[layer].register_forward_hook(
+        lambda *_: seen.append(current_call(hf_model))
+    )
     try:
         yield seen
     finally:
@@ -122,7 +124,9 @@ def test_a_pass_that_was_interrupted_is_no_longer_under_way(tiny_model, where):
 
     with (
         contextlib.suppress(KeyboardInterrupt),
-        random_delta(model).applied(model) if where == "under an edit" else contextlib.nullcontext(),
+        random_delta(model).applied(model)
+        if where == "under an edit"
+        else contextlib.nullcontext(),
         model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", interrupt)]),
     ):
         model(TOKENS, attention_mask=LEFT)
@@ -179,7 +183,9 @@ def test_edits_attached_to_one_model_can_be_closed_in_any_order(tiny_model, plai
 @pytest.mark.parametrize("name", ["fairmed", "experts"])
 def test_a_mask_given_by_place_counts_as_one_given_by_name(tiny_model, plain, name):
     model = tiny_model("llama")
-    edit = random_experts(model) if name == "experts" else random_fairmed(model, norm="code", lam=1.0)
+    edit = (
+        random_experts(model) if name == "experts" else random_fairmed(model, norm="code", lam=1.0)
+    )
     with torch.no_grad(), edit.attach(plain):
         by_name, by_place = plain(TOKENS, attention_mask=LEFT).logits, plain(TOKENS, LEFT).logits
         without = plain(TOKENS).logits

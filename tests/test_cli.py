@@ -12,7 +12,8 @@ from tracelab.cli import main
 
 
 @pytest.fixture(
-    scope="module", params=["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "qwen2"))]
+    scope="module",
+    params=["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma2", "qwen2"))],
 )
 def tiny_folder(request, tmp_path_factory, tokenizer):
     """A folder with a small random model, saved before any bridge rewires it."""
@@ -29,7 +30,17 @@ def run_json(tmp_path, *arguments):
 
 
 def test_score_writes_the_documented_rows(tmp_path, tiny_folder):
-    written = run_json(tmp_path, "score", "stereoset", "--bias", "religion", "--limit", "20", "--model", tiny_folder)
+    written = run_json(
+        tmp_path,
+        "score",
+        "stereoset",
+        "--bias",
+        "religion",
+        "--limit",
+        "20",
+        "--model",
+        tiny_folder,
+    )
     assert set(written) == {"command", "settings", "results"}
     assert written["command"].startswith("tracelab score stereoset --bias religion")
     rows = {row["metric"]: row for row in written["results"]}
@@ -71,14 +82,49 @@ def test_out_keeps_a_result_that_loads_again(tmp_path, tiny_folder):
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory, tokenizer):
-    """A tiny model's folder, and a FairMed and an experts bundle that the command line fitted on it."""
+    """A tiny model's folder, and a FairMed and an experts bundle that the command line fitted on
+    it."""
     folder = tmp_path_factory.mktemp("bundles")
     tiny_hf("llama", len(tokenizer)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     common = ["--model", str(folder / "model"), "--bias", "gender"]
     fairmed, experts = str(folder / "fairmed"), str(folder / "experts")
-    assert main(["fit", "fairmed", *common, "--limit", "12", "--layers", "1,2", "--lam", "2", "--out", fairmed]) == 0
-    assert main(["fit", "experts", *common, "--limit", "8", "--rank", "2", "--alpha", "2", "--out", f"{experts}/"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "fairmed",
+                *common,
+                "--limit",
+                "12",
+                "--layers",
+                "1,2",
+                "--lam",
+                "2",
+                "--out",
+                fairmed,
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "fit",
+                "experts",
+                *common,
+                "--limit",
+                "8",
+                "--rank",
+                "2",
+                "--alpha",
+                "2",
+                "--out",
+                f"{experts}/",
+            ]
+        )
+        == 0
+    )
     return {"model": str(folder / "model"), "fairmed": fairmed, "experts": experts}
 
 
@@ -91,13 +137,18 @@ def test_fit_writes_bundles_that_hold_what_was_asked_for(bundles):
     assert isinstance(experts, Experts)
     assert (experts.config.alpha, experts.bias) == (2, "gender")
     assert all(edit.notes["fit_seconds"] > 0 for edit in (fairmed, experts))
-    assert {name: len(losses) for name, losses in experts.notes["losses"].items()} == {"expert": 1, "anti_expert": 1}
+    assert {name: len(losses) for name, losses in experts.notes["losses"].items()} == {
+        "expert": 1,
+        "anti_expert": 1,
+    }
 
 
 def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bundles):
     common = ["score", "local-bias", "--bias", "gender", "--model", bundles["model"]]
     plain = run_json(tmp_path, *common)["results"]
-    rows = run_json(tmp_path, *common, "--edit", bundles["fairmed"], "--edit", bundles["experts"])["results"]
+    rows = run_json(tmp_path, *common, "--edit", bundles["fairmed"], "--edit", bundles["experts"])[
+        "results"
+    ]
     before, after = rows
     assert before["value"] == plain[0]["value"]
     assert before["difference"] is None
@@ -116,7 +167,9 @@ def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bu
         ("biasedit", ["--layers", "last12", "--steps", "1", "--rank", "2", "--loss", "logprob"]),
     ],
 )
-def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bundles, method, options, capsys):
+def test_methods_trained_on_triples_are_fitted_scored_and_exported(
+    tmp_path, bundles, method, options, capsys
+):
     from transformers import AutoModelForCausalLM
 
     from tracelab import load_intervention
@@ -124,11 +177,14 @@ def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bun
     bundle, merged = tmp_path / method, tmp_path / "merged"
     common = ["--model", bundles["model"], "--bias", "religion"]
     assert main(["fit", method, *common, "--limit", "60", *options, "--out", str(bundle)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == [method]  # what an interrupted fit keeps is gone
+    # what an interrupted fit keeps is gone
+    assert [path.name for path in tmp_path.iterdir()] == [method]
     edit = load_intervention(bundle)
     assert (edit.kind, edit.bias) == (method, "religion")
     assert {row["split"] for row in edit.notes["curves"]} == {"dev", "train"}
-    rows = run_json(tmp_path, "score", "perplexity", "--limit", "5", *common[:2], "--edit", str(bundle))["results"]
+    rows = run_json(
+        tmp_path, "score", "perplexity", "--limit", "5", *common[:2], "--edit", str(bundle)
+    )["results"]
     assert [row["edit"] for row in rows] == [None, f"{method}(religion)"]
     assert main(["export", str(bundle), "--to", "merged", *common[:2], "--out", str(merged)]) == 0
     assert capsys.readouterr().out.strip().endswith(str(merged))
@@ -143,7 +199,16 @@ def test_methods_trained_on_triples_are_fitted_scored_and_exported(tmp_path, bun
     ],
 )
 def test_every_benchmark_is_scored_under_an_edit(tmp_path, bundles, benchmark):
-    arguments = ["score", benchmark, "--limit", "8", "--model", bundles["model"], "--edit", bundles["experts"]]
+    arguments = [
+        "score",
+        benchmark,
+        "--limit",
+        "8",
+        "--model",
+        bundles["model"],
+        "--edit",
+        bundles["experts"],
+    ]
     rows = run_json(tmp_path, *arguments)["results"]
     assert {row["edit"] for row in rows} == {None, "experts(gender, α=2)"}
     assert all("difference" in row for row in rows if row["edit"])
@@ -173,8 +238,24 @@ def test_compare_writes_rows_costs_stack_and_every_format(tmp_path, bundles, cap
 
 
 def test_a_failed_cell_exits_1_and_keeps_the_rest(tmp_path, bundles, capsys):
-    arguments = ["compare", "--edit", bundles["experts"], "--bias", "profession", "--limit", "4", "--no-off-target"]
-    arguments += ["--benchmark", "crows-pairs", "--benchmark", "stereoset", "--model", bundles["model"]]
+    arguments = [
+        "compare",
+        "--edit",
+        bundles["experts"],
+        "--bias",
+        "profession",
+        "--limit",
+        "4",
+        "--no-off-target",
+    ]
+    arguments += [
+        "--benchmark",
+        "crows-pairs",
+        "--benchmark",
+        "stereoset",
+        "--model",
+        bundles["model"],
+    ]
     assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 1
     assert "crows-pairs has no bias type 'profession'" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out.json").read_text())["results"]
@@ -184,7 +265,17 @@ def test_a_failed_cell_exits_1_and_keeps_the_rest(tmp_path, bundles, capsys):
 def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     edits = ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]
     prompts = ["--prompt", "The nurse said that", "--prompt", "He"]
-    arguments = ["inspect", "--model", bundles["model"], *edits, *prompts, "--top", "2", "--token", "woman"]
+    arguments = [
+        "inspect",
+        "--model",
+        bundles["model"],
+        *edits,
+        *prompts,
+        "--top",
+        "2",
+        "--token",
+        "woman",
+    ]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert "·woman" in capsys.readouterr().out
     drawn = {file.stem for file in tmp_path.glob("*.html")}
@@ -193,8 +284,21 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
 
 
 def test_scores_under_different_edits_are_kept_side_by_side(tmp_path, bundles):
-    common = ["score", "local-bias", "--bias", "gender", "--limit", "4", "--model", bundles["model"]]
-    for edits in ([], ["--edit", bundles["fairmed"]], ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]):
+    common = [
+        "score",
+        "local-bias",
+        "--bias",
+        "gender",
+        "--limit",
+        "4",
+        "--model",
+        bundles["model"],
+    ]
+    for edits in (
+        [],
+        ["--edit", bundles["fairmed"]],
+        ["--edit", bundles["fairmed"], "--edit", bundles["experts"]],
+    ):
         assert main([*common, *edits, "--out", str(tmp_path)]) == 0
     kept = {folder.name.removeprefix("score-local-bias-gender") for folder in tmp_path.iterdir()}
     assert kept == {"", "-under-fairmed", "-under-fairmed-experts"}
@@ -202,7 +306,10 @@ def test_scores_under_different_edits_are_kept_side_by_side(tmp_path, bundles):
 
 def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert main(["fit", "fairmed", "--bias", "gender", "--out", str(tmp_path), "--model", "/no/model"]) == 2
+    assert (
+        main(["fit", "fairmed", "--bias", "gender", "--out", str(tmp_path), "--model", "/no/model"])
+        == 2
+    )
     assert "holds other files (thesis.tex)" in capsys.readouterr().err
 
 
@@ -216,15 +323,30 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
         (["score", "perplexity", "--bias", "gender"], "leave --bias out"),
         (["score", "local-bias", "--source", "x"], "local-bias has no --source"),
         (["compare", "--bias", "gender"], "name at least one bundle with --edit"),
-        (["compare", "--edit", "/no/bundle", "--bias", "gender"], "no bundle folder at '/no/bundle'"),
+        (
+            ["compare", "--edit", "/no/bundle", "--bias", "gender"],
+            "no bundle folder at '/no/bundle'",
+        ),
         (["score", "stereoset", "--edit", "/no/bundle"], "no bundle folder at '/no/bundle'"),
         (["inspect", "--edit", "/no/bundle", "--prompt", "x"], "no bundle folder at '/no/bundle'"),
         (["fit", "fairmed", "--bias", "gender"], "add --out BUNDLE"),
         (["export", "/no/bundle", "--to", "merged"], "add --out DIR"),
-        (["export", "/no/bundle", "--to", "peft", "--out", "none"], "no bundle folder at '/no/bundle'"),
-        (["fit", "biasedit", "--bias", "nonsense", "--out", "none"], "unknown bias type 'nonsense'"),
-        (["fit", "biasedit", "--bias", "gender", "--layers", "first", "--out", "none"], "layers 'first' are not under"),
-        (["fit", "klaad", "--bias", "gender", "--lam1", "-1", "--out", "none"], "lam1, lam2 and lam3 are at least 0"),
+        (
+            ["export", "/no/bundle", "--to", "peft", "--out", "none"],
+            "no bundle folder at '/no/bundle'",
+        ),
+        (
+            ["fit", "biasedit", "--bias", "nonsense", "--out", "none"],
+            "unknown bias type 'nonsense'",
+        ),
+        (
+            ["fit", "biasedit", "--bias", "gender", "--layers", "first", "--out", "none"],
+            "layers 'first' are not under",
+        ),
+        (
+            ["fit", "klaad", "--bias", "gender", "--lam1", "-1", "--out", "none"],
+            "lam1, lam2 and lam3 are at least 0",
+        ),
         (
             ["fit", "fairmed", "--bias", "gender", "--alpha", "0", "--out", "none"],
             "--alpha is not an option of fit fai",
@@ -239,7 +361,10 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
             "lam of FairMed is a number",
         ),
         (["fit", "experts", "--bias", "age", "--out", "none"], "unknown bias type 'age'"),
-        (["fit", "experts", "--bias", "gender", "--alpha", "inf", "--out", "none"], "alpha is a finite"),
+        (
+            ["fit", "experts", "--bias", "gender", "--alpha", "inf", "--out", "none"],
+            "alpha is a finite",
+        ),
         (["trace", "--bias", "gender", "--layers", "99"], "out of range"),
         (["trace", "--bias", "gender", "--layers", "a:b"], "write 0,5,9 or 0:30:3"),
         (["trace", "--bias", "gender", "--window", "31"], "a window of 31 layers"),
@@ -288,7 +413,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatc
 
 @pytest.mark.slow
 def test_an_unknown_verb_exits_2_from_the_shell():
-    done = subprocess.run([sys.executable, "-m", "tracelab.cli", "paint"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tracelab.cli", "paint"], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -1,4 +1,5 @@
-"""How a command ends that nobody reads, that is told to stop, or whose output is a pipe, a device or full."""
+"""How a command ends that nobody reads, that is told to stop, or whose output is a pipe, a device
+or full."""
 
 from __future__ import annotations
 
@@ -37,18 +38,23 @@ PRINTS = LIGHT + (
 )
 
 
-@pytest.mark.parametrize("lines", ["3", "100000"])  # in the buffer until the end, and far more than that
+# in the buffer until the end, and far more than that
+@pytest.mark.parametrize("lines", ["3", "100000"])
 def test_a_pipe_that_nobody_reads_ends_a_command_quietly(lines):
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", PRINTS, lines], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, lines], stdout=write, stderr=subprocess.PIPE, cwd=ROOT
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_full_device_is_one_line():
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=subprocess.PIPE, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=subprocess.PIPE, cwd=ROOT
+        )
     assert done.returncode == 2
     assert done.stderr.decode().splitlines() == ["tracelab: [Errno 28] No space left on device"]
 
@@ -66,7 +72,9 @@ sys.exit(main(["probe", "--bias", "gender"]))
 
 
 def test_ctrl_c_while_the_imports_of_a_command_run_is_one_line():
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
     assert done.returncode == 130
     (line,) = done.stderr.splitlines()
     assert line.startswith("tracelab: interrupted")
@@ -121,11 +129,14 @@ def test_an_interruption_while_an_object_is_deleted_is_not_lost(number, capsys):
 
 def test_a_full_disk_for_the_words_too_is_a_status():
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=full, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS, "3"], stdout=full, stderr=full, cwd=ROOT
+        )
     assert done.returncode == 2
 
 
-# --- where results go -----------------------------------------------------------------------------------------------
+# --- where results go
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +188,9 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("out", ["file", "file/under", "nowhere", "/dev/null", "/proc/deep"])
-def test_what_cannot_hold_a_folder_is_refused_before_the_model_is_looked_for(tmp_path, capsys, verb, out):
+def test_what_cannot_hold_a_folder_is_refused_before_the_model_is_looked_for(
+    tmp_path, capsys, verb, out
+):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "nowhere").symlink_to(tmp_path / "no such thing")
     path = out if out.startswith("/") or not out else str(tmp_path / out)
@@ -189,7 +202,9 @@ def test_what_cannot_hold_a_folder_is_refused_before_the_model_is_looked_for(tmp
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "nowhere"]
 
 
-@pytest.mark.parametrize("name", ["index.html", "tables/headline.csv", "figures/mine.png", "parts/x", "bundles/x"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "tables/headline.csv", "figures/mine.png", "parts/x", "bundles/x"]
+)
 def test_a_site_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp_path, capsys, name):
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
@@ -200,7 +215,9 @@ def test_a_site_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp_p
 
 
 @pytest.mark.parametrize("name", ["attention-crows-pairs.html", "attention-crows-pairs-maps.png"])
-def test_a_figure_of_somebodys_own_is_refused_before_the_model_is_looked_for(tmp_path, capsys, name):
+def test_a_figure_of_somebodys_own_is_refused_before_the_model_is_looked_for(
+    tmp_path, capsys, name
+):
     (tmp_path / name).write_text("mine")
     assert main([*VERBS["attention"], "--model", "/no/model", "--out", str(tmp_path)]) == 2
     assert f"{name}' was not written by tracelab" in capsys.readouterr().err
@@ -222,39 +239,76 @@ def test_what_else_a_verb_writes_beside_its_result_is_refused_before_the_model_i
 def test_the_name_of_a_result_under_many_edits_is_cut_and_still_its_own():
     parser = make_parser()
     edits = [part for n in range(12) for part in ("--edit", f"an-edit-with-a-rather-long-name-{n}")]
-    names = [result_name(parser.parse_args([*SCORE, *some, "--out", "x"])) for some in (edits, edits[:-2], edits[:2])]
+    names = [
+        result_name(parser.parse_args([*SCORE, *some, "--out", "x"]))
+        for some in (edits, edits[:-2], edits[:2])
+    ]
     assert len(set(names)) == 3
     assert all(len(name) <= 180 for name in names)
     assert names[2] == "score-crows-pairs-age-under-an-edit-with-a-rather-long-name-0"
 
 
 def test_a_bias_type_with_a_slash_stays_in_the_folder():
-    options = make_parser().parse_args(["score", "crows-pairs", "--bias", "../race/colour", "--out", "x"])
+    options = make_parser().parse_args(
+        ["score", "crows-pairs", "--bias", "../race/colour", "--out", "x"]
+    )
     assert "/" not in result_name(options)
 
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
 def test_the_json_of_an_export_is_its_note(model, tmp_path, to):
-    fit = ["fit", "klaad", "--bias", "gender", "--limit", "6", "--rank", "2", "--trainable", "attn_last"]
+    fit = [
+        "fit",
+        "klaad",
+        "--bias",
+        "gender",
+        "--limit",
+        "6",
+        "--rank",
+        "2",
+        "--trainable",
+        "attn_last",
+    ]
     assert main([*fit, "--model", model, "--out", str(tmp_path / "edit")]) == 0
     file = tmp_path / "x.json"
-    export = ["export", str(tmp_path / "edit"), "--to", to, "--model", model, "--out", str(tmp_path / "out")]
+    export = [
+        "export",
+        str(tmp_path / "edit"),
+        "--to",
+        to,
+        "--model",
+        model,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*export, "--json", str(file)]) == 0
     settings = json.loads(file.read_text())["settings"]
     assert settings == json.loads((tmp_path / "out/tracelab_export.json").read_text())
     assert set(settings["files"]) <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-# --- partial fits ---------------------------------------------------------------------------------------------------
+# --- partial fits
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("method", ["klaad", "biasedit", "experts"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_somebody_keeps_under_the_name_of_a_partial_fit_is_refused_and_stays(tmp_path, capsys, method, kind):
+def test_what_somebody_keeps_under_the_name_of_a_partial_fit_is_refused_and_stays(
+    tmp_path, capsys, method, kind
+):
     mine = tmp_path / "K.partial" if kind == "file" else tmp_path / "K.partial" / "training"
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
-    arguments = ["fit", method, "--bias", "gender", "--model", "/no/model", "--out", str(tmp_path / "K")]
+    arguments = [
+        "fit",
+        method,
+        "--bias",
+        "gender",
+        "--model",
+        "/no/model",
+        "--out",
+        str(tmp_path / "K"),
+    ]
     assert main(arguments) == 2
     assert "was not written by tracelab: move it away" in capsys.readouterr().err
     assert mine.read_text() == "mine"

@@ -1,4 +1,5 @@
-"""What the options of the command line refuse: one line, exit 2, nothing written, and no model loaded for it."""
+"""What the options of the command line refuse: one line, exit 2, nothing written, and no model
+loaded for it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ RANGES = {
     "--head": (0, 9999),
 }
 COUNT = (1, 2**31 - 1)
-NO_WHOLE_NUMBER = (*("", " ", "\n", "x", "²", "٣", "１２", "1_000", "1.5", "1e3", "0x10", "nan", "inf"), "7" * 5000)
+NO_WHOLE_NUMBER = (
+    *("", " ", "\n", "x", "²", "٣", "１２", "1_000", "1.5", "1e3", "0x10", "nan", "inf"),
+    "7" * 5000,
+)
 NO_NUMBER = ("", " ", "x", "²", "٣", "１２", "1_000", "0x10", "1,5")
 NOT_FINITE = ("nan", "inf", "-inf", "1e400", "7" * 5000)
 FLOATS = {
@@ -45,7 +49,9 @@ FLOATS = {
 
 
 def options_of(verb: str) -> list[argparse.Action]:
-    subparsers = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    subparsers = next(
+        a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
     return subparsers.choices[verb]._actions
 
 
@@ -95,7 +101,9 @@ def test_the_sweep_knows_every_option_with_a_number():
 
 
 @pytest.mark.parametrize(("verb", "option"), WHOLE)
-def test_a_whole_number_out_of_its_range_is_refused_before_the_model_is_loaded(refused, verb, option):
+def test_a_whole_number_out_of_its_range_is_refused_before_the_model_is_loaded(
+    refused, verb, option
+):
     least, most = RANGES.get(option, COUNT)
     for value in (least - 1, most + 1, -(2**70), 2**70, 99999999999):
         end = f"is at least {least}," if value < least else f"is at most {most},"
@@ -108,7 +116,9 @@ def test_what_is_no_whole_number_in_ascii_is_refused(refused, verb, option):
         assert f"argument {option}" in refused([*BASE[verb], f"{option}={value}"])
 
 
-@pytest.mark.parametrize(("method", "option"), [(m, option) for m, options in FLOATS.items() for option in options])
+@pytest.mark.parametrize(
+    ("method", "option"), [(m, option) for m, options in FLOATS.items() for option in options]
+)
 def test_what_is_no_finite_number_is_refused(refused, method, option):
     base = ["fit", method, "--bias", "gender", "--out", "bundle"]
     for value in NO_NUMBER:
@@ -124,14 +134,25 @@ def test_what_is_no_finite_number_is_refused(refused, method, option):
 @pytest.mark.parametrize("verb", BASE)
 def test_an_empty_value_is_refused(refused, verb):
     for action in options_of(verb):
-        if action.option_strings and action.nargs is None and action.type is None and not action.choices:
+        if (
+            action.option_strings
+            and action.nargs is None
+            and action.type is None
+            and not action.choices
+        ):
             for value in ("", " ", "\n"):
                 line = refused([*BASE[verb], f"{action.option_strings[0]}={value}"])
                 assert "is empty: give it a value, or leave the option out" in line
 
 
 def test_empty_names_are_refused_where_no_option_stands_before_them(refused):
-    for argv in (["fetch", ""], ["export", "", "--to", "merged"], ["score", ""], ["compare", "--stack", "", "b"], [""]):
+    for argv in (
+        ["fetch", ""],
+        ["export", "", "--to", "merged"],
+        ["score", ""],
+        ["compare", "--stack", "", "b"],
+        [""],
+    ):
         refused(argv)
 
 
@@ -155,11 +176,31 @@ def test_two_dashes_are_no_value(refused, verb):
 
 @pytest.mark.parametrize(
     "layers",
-    ["", ":", ",", "1,,2", "1,", "5:1", "3:3", "0:10:0", "10:0:-1", "0:1:1:1", "-1", "1:2,3", "a:b", "1.5", "²", "1_0"]
+    [
+        "",
+        ":",
+        ",",
+        "1,,2",
+        "1,",
+        "5:1",
+        "3:3",
+        "0:10:0",
+        "10:0:-1",
+        "0:1:1:1",
+        "-1",
+        "1:2,3",
+        "a:b",
+        "1.5",
+        "²",
+        "1_0",
+    ]
     + ["٣", "0:99999999999", "99999999999", "0:10000", "7" * 5000, " ", "0 5"],
 )
 def test_layers_that_are_not_understood_are_refused(refused, layers):
-    for base in (BASE["trace"], *(["fit", m, "--bias", "gender", "--out", "b"] for m in ("fairmed", "biasedit"))):
+    for base in (
+        BASE["trace"],
+        *(["fit", m, "--bias", "gender", "--out", "b"] for m in ("fairmed", "biasedit")),
+    ):
         refused([*base, f"--layers={layers}"])
 
 
@@ -170,16 +211,24 @@ def test_words_for_layers_that_are_not_understood_are_refused(refused, layers):
 
 
 @pytest.mark.parametrize("out", [".", "..", "/", "x/..", "./"])
-@pytest.mark.parametrize("verb", ["fit experts", "fit klaad", "fit biasedit", "fit fairmed", "export"])
+@pytest.mark.parametrize(
+    "verb", ["fit experts", "fit klaad", "fit biasedit", "fit fairmed", "export"]
+)
 def test_a_bundle_needs_a_folder_with_a_name(refused, verb, out):
-    argv = ["export", "bundle", "--to", "merged"] if verb == "export" else [*verb.split(), "--bias", "gender"]
+    argv = (
+        ["export", "bundle", "--to", "merged"]
+        if verb == "export"
+        else [*verb.split(), "--bias", "gender"]
+    )
     if verb == "export":  # the bundle is not there either
         refused([*argv, "--out", out])
     else:
         assert "cannot be replaced by a new folder" in refused([*argv, "--out", out])
 
 
-@pytest.mark.parametrize("name", ["bbq=²", "bbq=٣", "bbq=0", "bbq=-1", "bbq=", "bbq=1_0", "bbq=x", f"bbq={'7' * 5000}"])
+@pytest.mark.parametrize(
+    "name", ["bbq=²", "bbq=٣", "bbq=0", "bbq=-1", "bbq=", "bbq=1_0", "bbq=x", f"bbq={'7' * 5000}"]
+)
 def test_a_number_of_records_that_is_not_understood_is_refused(refused, name):
     assert "is not understood" in refused(["compare", "--edit", "bundle", "--benchmark", name])
 
@@ -189,7 +238,10 @@ def test_a_number_of_records_that_is_not_understood_is_refused(refused, name):
     [
         (["compare", "--edit", "b", "--benchmark", "bbqq"], "unknown benchmark 'bbqq'"),
         (["compare", "--edit", "b", "--bias", "age"], "unknown bias type 'age'"),
-        (["inspect", "--edit", "b", "--prompt", "x", "--positions", "first"], "unknown positions 'first'"),
+        (
+            ["inspect", "--edit", "b", "--prompt", "x", "--positions", "first"],
+            "unknown positions 'first'",
+        ),
         (["inspect", "--edit", "b", "--prompt", "x", "--rank-by", "p"], "unknown rank_by 'p'"),
         (["probe", "--bias", "gender", "--split", "half"], "unknown split 'half'"),
         (["trace", "--bias", "gender", "--positions", "some"], "unknown positions 'some'"),
@@ -207,7 +259,9 @@ def test_a_wrong_word_is_refused_before_the_model_is_loaded(refused, argv, messa
     assert message in refused(argv)
 
 
-@pytest.mark.parametrize("device", ["meta", "cuda:99", "foo", "mps", "cuda:-1", "²", "cuda:99999999999999999999"])
+@pytest.mark.parametrize(
+    "device", ["meta", "cuda:99", "foo", "mps", "cuda:-1", "²", "cuda:99999999999999999999"]
+)
 def test_a_device_that_cannot_compute_is_refused(tmp_path, monkeypatch, capsys, device):
     monkeypatch.chdir(tmp_path)
     assert main(["probe", "--bias", "gender", "--device", device]) == 2
@@ -219,8 +273,13 @@ def test_a_device_that_cannot_compute_is_refused(tmp_path, monkeypatch, capsys, 
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail] err == 0.\nDefaultCPUAllocator: can't allocate memory: you tried to allocate 9e9"),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 92233720368547 bytes."),
+        RuntimeError(
+            "[enforce fail] err == 0.\nDefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 9e9"
+        ),
+        RuntimeError(
+            "DefaultCPUAllocator: not enough memory: you tried to allocate 92233720368547 bytes."
+        ),
     ],
 )
 def test_memory_that_runs_out_is_one_line(refused, monkeypatch, error):
@@ -269,7 +328,11 @@ def test_help_of_every_verb_shows_an_example(capsys, verb):
 
 
 def test_help_tells_the_ranges(capsys):
-    for argv, told in ((["score"], "0 (default) to 4294967295"), (["trace"], "1 to 10000"), (["probe"], "1 to 1000")):
+    for argv, told in (
+        (["score"], "0 (default) to 4294967295"),
+        (["trace"], "1 to 10000"),
+        (["probe"], "1 to 1000"),
+    ):
         with pytest.raises(SystemExit):
             main([*argv, "--help"])
         assert told in " ".join(capsys.readouterr().out.split())

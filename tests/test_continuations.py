@@ -25,7 +25,10 @@ def short(n: int, bias: str | None = None) -> list[BBQItem]:
 
 def encode_prompts(model, items, name="plain"):
     format = FORMATS[name]
-    return [encode_continuations(model, format.prompt(i), [text for _, text in format.choices(i)]) for i in items]
+    return [
+        encode_continuations(model, format.prompt(i), [text for _, text in format.choices(i)])
+        for i in items
+    ]
 
 
 def flat(found) -> torch.Tensor:
@@ -41,7 +44,9 @@ def test_a_shared_prefix_changes_nothing(tiny_model, kind, name):
     assert min(prompt.shared for prompt in made) > 15
     plain = flat(continuation_logprobs(model, made, share_prefix=False))
     for batch_tokens in (4000, 1):
-        shared = flat(continuation_logprobs(model, made, share_prefix=True, batch_tokens=batch_tokens))
+        shared = flat(
+            continuation_logprobs(model, made, share_prefix=True, batch_tokens=batch_tokens)
+        )
         assert torch.allclose(shared, plain, rtol=0, atol=1e-4)
     assert plain.std() > 0.5
 
@@ -67,11 +72,18 @@ def test_by_default_the_prefix_is_shared_and_tokens_are_computed_once(tiny_model
 
 def test_prompts_of_one_token_and_none_at_all(tiny_model):
     model = tiny_model("gpt2")
-    made = [encode_continuations(model, "Who", [" is", " was it"]), *encode_prompts(model, short(2))]
+    made = [
+        encode_continuations(model, "Who", [" is", " was it"]),
+        *encode_prompts(model, short(2)),
+    ]
     assert made[0].shared == 0
-    plain, shared = (flat(continuation_logprobs(model, made, share_prefix=s)) for s in (False, True))
+    plain, shared = (
+        flat(continuation_logprobs(model, made, share_prefix=s)) for s in (False, True)
+    )
     assert torch.allclose(plain, shared, rtol=0, atol=1e-4)
-    with pytest.raises(TracelabError, match="no token in 'Who' or none before it: give a prompt, or prepend BOS"):
+    with pytest.raises(
+        TracelabError, match="no token in 'Who' or none before it: give a prompt, or prepend BOS"
+    ):
         encode_continuations(model, "", ["Who"])
     assert encode_continuations(model, "", ["Who"], prepend_bos=True).firsts == (1,)
 
@@ -84,7 +96,9 @@ EDITS = {
     "fairmed, published": lambda model: random_fairmed(
         model, **FairMedConfig.published("gender", lam=0.3, seed=3).settings()
     ),
-    "stack": lambda model: Stack([random_fairmed(model), random_experts(model), random_delta(model)]),
+    "stack": lambda model: Stack(
+        [random_fairmed(model), random_experts(model), random_delta(model)]
+    ),
 }
 
 
@@ -105,7 +119,9 @@ def test_an_edit_that_ties_prompt_and_answer_together_is_scored_the_plain_way(ti
     model = tiny_model("llama")
     made = encode_prompts(model, short(5))
     with random_fairmed(model, positions="all", norm="code", grad="sign", lam=0.3).applied(model):
-        plain, shared, default = (flat(continuation_logprobs(model, made, share_prefix=s)) for s in (False, True, None))
+        plain, shared, default = (
+            flat(continuation_logprobs(model, made, share_prefix=s)) for s in (False, True, None)
+        )
     assert (plain - shared).abs().max() > 0.01
     assert torch.equal(default, plain)
 
@@ -116,7 +132,9 @@ def test_a_cache_that_does_not_do_what_it_should_is_noticed(tiny_model, monkeypa
     plain = flat(continuation_logprobs(model, made, share_prefix=False))
     right = continuations._shared
     monkeypatch.setattr(
-        continuations, "_shared", lambda *args: [[values + 0.01 for values in options] for options in right(*args)]
+        continuations,
+        "_shared",
+        lambda *args: [[values + 0.01 for values in options] for options in right(*args)],
     )
     assert torch.equal(flat(continuation_logprobs(model, made)), plain)
 
@@ -124,9 +142,15 @@ def test_a_cache_that_does_not_do_what_it_should_is_noticed(tiny_model, monkeypa
 @pytest.mark.parametrize("edited", [False, True])
 def test_on_the_real_model_a_shared_prefix_changes_nothing(real_model, edited):
     made = encode_prompts(real_model, short(3, "gender"))
-    edit = random_delta(real_model, layers=(10, 20), scale=0.02).applied(real_model) if edited else None
+    edit = (
+        random_delta(real_model, layers=(10, 20), scale=0.02).applied(real_model)
+        if edited
+        else None
+    )
     with edit or contextlib.nullcontext():
-        plain, shared = (flat(continuation_logprobs(real_model, made, share_prefix=s)) for s in (False, True))
+        plain, shared = (
+            flat(continuation_logprobs(real_model, made, share_prefix=s)) for s in (False, True)
+        )
     assert torch.allclose(plain, shared, rtol=0, atol=1e-4)
 
 

@@ -30,11 +30,14 @@ def listing(figure) -> dict[str, list]:
     return dict(zip(table.header["values"], map(list, table.cells["values"]), strict=True))
 
 
-# --- weights ------------------------------------------------------------------------------------------------------
+# --- weights
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_the_weights_view_has_a_line_a_map_and_the_relative_norm_of_each_layer(model):
-    result = tracelab.inspect(model, random_delta(model, modules=LINEAR_MAPS, layers=(0, 1, 3)), PROMPT)
+    result = tracelab.inspect(
+        model, random_delta(model, modules=LINEAR_MAPS, layers=(0, 1, 3)), PROMPT
+    )
     figure = result.plot("weights")
     assert [trace.name for trace in figure.data[:-1]] == list(LINEAR_MAPS)
     for trace in figure.data[:-1]:
@@ -49,15 +52,24 @@ def test_the_weights_view_has_a_line_a_map_and_the_relative_norm_of_each_layer(m
 
 
 def test_the_weights_view_lists_the_largest_directions_that_write_to_the_residual_stream(model):
-    result = tracelab.inspect(model, random_delta(model, modules=LINEAR_MAPS, layers=(0, 1, 2, 3)), PROMPT)
+    result = tracelab.inspect(
+        model, random_delta(model, modules=LINEAR_MAPS, layers=(0, 1, 2, 3)), PROMPT
+    )
     figure = result.plot("weights")
     written = result.weights[result.weights["module"].isin(["mlp.out", "attn.o"])]
     largest = written.sort_values("singular_value", ascending=False)[:8]
     shown = listing(figure)
-    assert list(shown) == [f"<b>{name}</b>" for name in ("layer, map", "share", "promoted", "demoted")]
-    assert shown["<b>layer, map</b>"] == [f"{row.layer} {row.module}" for row in largest.itertuples()]
+    assert list(shown) == [
+        f"<b>{name}</b>" for name in ("layer, map", "share", "promoted", "demoted")
+    ]
+    assert shown["<b>layer, map</b>"] == [
+        f"{row.layer} {row.module}" for row in largest.itertuples()
+    ]
     assert shown["<b>share</b>"] == [f"{round(100 * share)}%" for share in largest["share"]]
-    assert titles(figure) == ["weight_delta", "largest directions that write to the residual stream"]
+    assert titles(figure) == [
+        "weight_delta",
+        "largest directions that write to the residual stream",
+    ]
     for name in ("promoted", "demoted"):
         for text, tokens in zip(shown[f"<b>{name}</b>"], largest[name], strict=True):
             drawn = unescape(text.replace("<br>", " ")).split(" ")
@@ -65,8 +77,12 @@ def test_the_weights_view_lists_the_largest_directions_that_write_to_the_residua
             assert drawn == short
 
 
-def test_where_no_map_writes_to_the_residual_stream_the_largest_directions_are_listed_without_tokens(model):
-    figure = tracelab.inspect(model, random_delta(model, modules=("attn.q", "attn.k")), PROMPT).plot("weights")
+def test_where_no_map_writes_to_the_residual_stream_the_largest_directions_are_listed_without_tokens(  # noqa: E501
+    model,
+):
+    figure = tracelab.inspect(
+        model, random_delta(model, modules=("attn.q", "attn.k")), PROMPT
+    ).plot("weights")
     assert titles(figure)[1] == "largest directions"
     assert len(listing(figure)["<b>layer, map</b>"]) == 8
     assert set(listing(figure)["<b>promoted</b>"]) == {""}
@@ -93,12 +109,15 @@ def test_each_edit_with_deltas_has_a_panel_and_its_share_of_the_listing(model):
 
 
 def test_the_weights_view_shows_a_zero_delta_at_zero(model):
-    figure = tracelab.inspect(model, tracelab.WeightDelta.low_rank(model, layers=[2]), PROMPT).plot("weights")
+    figure = tracelab.inspect(model, tracelab.WeightDelta.low_rank(model, layers=[2]), PROMPT).plot(
+        "weights"
+    )
     assert list(figure.data[0].y) == [0]
     assert set(listing(figure)["<b>share</b>"]) == {"–"}
 
 
-# --- attention ----------------------------------------------------------------------------------------------------
+# --- attention
+# ----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @torch.no_grad()
@@ -111,7 +130,9 @@ def test_the_attention_view_has_before_after_and_difference_of_each_edit(model):
         _, clean = model.run_with_cache(tokens)
         with edit.applied(model):
             _, edited = model.run_with_cache(tokens)
-        before, after = (cache["blocks.3.attn.hook_pattern"][0].mean(dim=0) for cache in (clean, edited))
+        before, after = (
+            cache["blocks.3.attn.hook_pattern"][0].mean(dim=0) for cache in (clean, edited)
+        )
         maps[name] = (before, after, after - before)
     expected = [values for name in edits for values in maps[name]]
     above = np.triu(np.ones((6, 6), dtype=bool), k=1)
@@ -119,8 +140,22 @@ def test_the_attention_view_has_before_after_and_difference_of_each_edit(model):
     for trace, values in zip(figure.data, expected, strict=True):
         assert np.isnan(trace.z[above]).all()
         np.testing.assert_allclose(trace.z[~above], values.numpy()[~above], atol=1e-6)
-    assert titles(figure) == ["before", "after: a", "after - before", "before", "after: b", "after - before"]
-    assert list(figure.layout.xaxis.ticktext) == ["The", "·nurse", "·said", "·that", "·the", "·doctor"]
+    assert titles(figure) == [
+        "before",
+        "after: a",
+        "after - before",
+        "before",
+        "after: b",
+        "after - before",
+    ]
+    assert list(figure.layout.xaxis.ticktext) == [
+        "The",
+        "·nurse",
+        "·said",
+        "·that",
+        "·the",
+        "·doctor",
+    ]
     assert figure.layout.xaxis.ticktext == figure.layout.yaxis.ticktext
     assert figure.layout.coloraxis2.cmin == -figure.layout.coloraxis2.cmax
     assert figure.layout.title.text == "Attention at layer 3, mean over heads"

@@ -12,18 +12,29 @@ from tracelab.localize.probing.prober import ProberConfig
 
 @pytest.fixture(scope="module")
 def trace(tiny_model):
-    return causal_trace(tiny_model("llama"), stereoset("gender"), max_cases=2, n_samples=2, window=2, positions="all")
+    return causal_trace(
+        tiny_model("llama"),
+        stereoset("gender"),
+        max_cases=2,
+        n_samples=2,
+        window=2,
+        positions="all",
+    )
 
 
 @pytest.fixture(scope="module")
 def gap(tiny_model):
     pairs = [pair.pair() for pair in crows_pairs("gender", limit=30)]
-    twin = Pair("twin", "gender", "The man and the man met the man.", "The man and the woman met the man.")
+    twin = Pair(
+        "twin", "gender", "The man and the man met the man.", "The man and the woman met the man."
+    )
     return attention_gap(tiny_model("llama"), [twin, *pairs])
 
 
 def test_f1_figure_shows_prober_control_and_chosen_layers(real_model):
-    probes = probe_layers(real_model, templates("gender", limit=8), n_seeds=1, config=ProberConfig(hidden=8, epochs=1))
+    probes = probe_layers(
+        real_model, templates("gender", limit=8), n_seeds=1, config=ProberConfig(hidden=8, epochs=1)
+    )
     figure = probes.plot()
     lines = {trace.name: trace for trace in figure.data if trace.name}
     assert set(lines) == {"prober", "control (shuffled labels)", "top 8 layers"}
@@ -83,4 +94,6 @@ def test_without_a_browser_the_html_stays_and_one_line_says_so(gap, tmp_path, ca
     monkeypatch.setattr("plotly.io.write_images", no_browser)
     written = figures.save_figures({"gap": gap.plot()}, tmp_path)
     assert written == [tmp_path / "gap.html"]
-    assert capsys.readouterr().err == ("tracelab: no PNG figures, the HTML is there (Kaleido requires Google Chrome)\n")
+    assert capsys.readouterr().err == (
+        "tracelab: no PNG figures, the HTML is there (Kaleido requires Google Chrome)\n"
+    )

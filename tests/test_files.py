@@ -76,7 +76,8 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["result"]
 
 
-# --- links, devices, modes ------------------------------------------------------------------------------------------
+# --- links, devices, modes
+# ------------------------------------------------------------------------------------------
 
 
 def put(target: Path, text: str = "new") -> None:
@@ -137,8 +138,12 @@ def test_an_open_file_of_a_process_is_written_to_and_not_replaced(tmp_path):
     assert Path("/dev/stdout").is_symlink()
 
 
-@pytest.mark.parametrize(("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
-def test_modes_are_those_of_the_umask_and_a_replaced_file_keeps_its_own(tmp_path, umask, file, folder):
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_modes_are_those_of_the_umask_and_a_replaced_file_keeps_its_own(
+    tmp_path, umask, file, folder
+):
     (tmp_path / "old").write_text("x")
     (tmp_path / "old").chmod(0o640)
     before = os.umask(umask)
@@ -153,7 +158,8 @@ def test_modes_are_those_of_the_umask_and_a_replaced_file_keeps_its_own(tmp_path
     assert modes == {"new": file, "old": 0o640, "made": folder, "private": file}
 
 
-# --- interruptions --------------------------------------------------------------------------------------------------
+# --- interruptions
+# --------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
 LIGHT = (  # without the package's imports, which take seconds
@@ -175,7 +181,7 @@ with atomic_folder(Path(sys.argv[1], "folder")) as made, atomic_file(Path(sys.ar
     (made / "x").write_text("half")
     path.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-"""
+"""  # noqa: E501
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_writer(tmp_path):
@@ -273,5 +279,7 @@ def test_what_is_written_is_brought_to_the_disk_before_it_gets_its_name(tmp_path
 @pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
 def test_a_folder_without_a_name_of_its_own_is_never_replaced(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TracelabError, match="cannot be replaced by a new folder: name one inside it"):
+    with pytest.raises(
+        TracelabError, match="cannot be replaced by a new folder: name one inside it"
+    ):
         require_replaceable(Path(name), ["*"], marker="x")

@@ -37,8 +37,12 @@ def broken(tokenizer):
     hf_model = tiny_hf("llama", len(tokenizer))
     with torch.no_grad():
         hf_model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.warns(UserWarning, match="nothing can be measured on 'one-nan': the model's logits are not finite"):
-        return from_hf(hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="one-nan")
+    with pytest.warns(
+        UserWarning, match="nothing can be measured on 'one-nan': the model's logits are not finite"
+    ):
+        return from_hf(
+            hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="one-nan"
+        )
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ def test_the_first_text_at_fault_is_named(model):
 
     seen = {}
     handle = model.original_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.update(tokens=args[0] if args else kwargs["input_ids"]), with_kwargs=True
+        lambda module, args, kwargs: seen.update(tokens=args[0] if args else kwargs["input_ids"]),
+        with_kwargs=True,
     )
     texts = ["He is here.", "She is not.", "The baker and his dog are here.", "A baker."]
     try:
@@ -128,7 +133,13 @@ def test_experts_that_cut_the_base_first_still_sample_and_score(model):
 def test_an_edit_that_overflows_has_a_reason_and_no_score(model):
     edit = random_experts(model).with_alpha(1e38)
     board = tracelab.evaluate(
-        model, {"overflows": edit}, ["stereoset", "crows-pairs"], bias="gender", limit=8, costs=False, off_target=False
+        model,
+        {"overflows": edit},
+        ["stereoset", "crows-pairs"],
+        bias="gender",
+        limit=8,
+        costs=False,
+        off_target=False,
     )
     rows = board.frame[board.frame["edit"] == "overflows"]
     assert rows["value"].isna().all()
@@ -141,7 +152,9 @@ def test_an_edit_that_overflows_has_a_reason_and_no_score(model):
 def test_sentence_scores_that_are_not_finite_have_no_metrics(model):
     sentences = stereoset_scores(model, stereoset("gender", limit=4)).sentences
     sentences.loc[1, "stereotype"] = float("nan")
-    with pytest.raises(TracelabError, match=f"record {sentences['id'][1]!r} .1 of 4. are not finite"):
+    with pytest.raises(
+        TracelabError, match=f"record {sentences['id'][1]!r} .1 of 4. are not finite"
+    ):
         stereoset_metrics(sentences)
     pairs = crows_pairs_scores(model, crows_pairs("gender", limit=4)).pairs
     pairs["crows_sum_less"] = float("-inf")

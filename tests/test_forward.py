@@ -6,7 +6,13 @@ import torch
 from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS
 from tracelab.interventions.training.finetune import frozen
-from tracelab.model.partial_forward import BlockRunner, SuffixRunner, _Return, last_logits, replaced_blocks
+from tracelab.model.partial_forward import (
+    BlockRunner,
+    SuffixRunner,
+    _Return,
+    last_logits,
+    replaced_blocks,
+)
 
 LENGTH = 9
 
@@ -18,7 +24,8 @@ def tokens() -> torch.Tensor:
 
 @torch.no_grad()
 def residuals(model, tokens):
-    """Logits, and the residual stream before each block and after the last, by hooks on a whole pass."""
+    """Logits, and the residual stream before each block and after the last, by hooks on a whole
+    pass."""
     names = ["blocks.0.hook_resid_pre"]
     names += [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
     logits, cache = model.run_with_cache(tokens, names_filter=names)
@@ -106,7 +113,9 @@ def test_hooks_are_in_force_in_single_blocks(tiny_model, tokens):
     runner = BlockRunner(model)
     keys, values = runner.key_values(tokens)[1]
     with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: 0 * value)]):
-        after = runner.run(1, expected[1], start=0, length=LENGTH, prefix=(keys[:, :, :0], values[:, :, :0]))
+        after = runner.run(
+            1, expected[1], start=0, length=LENGTH, prefix=(keys[:, :, :0], values[:, :, :0])
+        )
     assert (after - expected[2]).abs().amax() > 0.01
 
 
@@ -167,7 +176,9 @@ def sequences() -> list[list[int]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("start", [0, 1, 3])
 @torch.no_grad()
-def test_sequences_run_from_a_block_on_have_the_whole_models_logits(tiny_model, sequences, kind, start):
+def test_sequences_run_from_a_block_on_have_the_whole_models_logits(
+    tiny_model, sequences, kind, start
+):
     model = tiny_model(kind)
     runner = SuffixRunner(model, sequences, start, batch_tokens=16)  # several batches, with padding
     tokens, mask, logits = runner([2, 0, 1, 3, 2])
@@ -208,14 +219,17 @@ def test_blocks_before_the_start_are_not_computed_again(tiny_model, sequences):
     model, fired = tiny_model("llama"), []
     runner = SuffixRunner(model, sequences, 2)
     names = [f"blocks.{layer}.mlp.out.hook_in" for layer in range(N_LAYERS)]
-    with model.hooks(fwd_hooks=[(name, lambda value, hook: fired.append(hook.name)) for name in names]):
+    with model.hooks(
+        fwd_hooks=[(name, lambda value, hook: fired.append(hook.name)) for name in names]
+    ):
         runner([0, 1])
     assert fired == names[2:]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_a_suffix_keeps_is_a_constant(tiny_model, sequences, kind):
-    # Made where gradients are on, too: otherwise each call would backpropagate into the blocks before.
+    # Made where gradients are on, too: otherwise each call would backpropagate into the blocks
+    # before.
     model = tiny_model(kind)
     with torch.enable_grad():
         runner = SuffixRunner(model, sequences, 2)
@@ -228,7 +242,9 @@ def test_what_a_suffix_keeps_is_a_constant(tiny_model, sequences, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @torch.no_grad()
-def test_after_a_suffix_all_blocks_are_back_in_place_also_after_an_error(tiny_model, tokens, sequences, kind):
+def test_after_a_suffix_all_blocks_are_back_in_place_also_after_an_error(
+    tiny_model, tokens, sequences, kind
+):
     model = tiny_model(kind)
     logits, blocks = model(tokens), list(model.blocks)
     runner = SuffixRunner(model, sequences, 2)

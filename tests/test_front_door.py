@@ -1,4 +1,5 @@
-"""What can be asked without loading a model library costs no time, and every public name is where it is said to be."""
+"""What can be asked without loading a model library costs no time, and every public name is where
+it is said to be."""
 
 from __future__ import annotations
 
@@ -17,13 +18,26 @@ from tracelab.evaluate.registry import BENCHMARKS
 from tracelab.evaluate.scoreboard.scoreboard import DEFAULT
 from tracelab.interventions.methods import METHODS
 
-HEAVY = ("torch", "numpy", "pandas", "plotly", "transformers", "transformer_lens", "sklearn", "scipy")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pandas",
+    "plotly",
+    "transformers",
+    "transformer_lens",
+    "sklearn",
+    "scipy",
+)
 
 
 def loaded_by(code: str) -> list[str]:
     """Which heavy libraries a fresh process has loaded after some code."""
-    report = f"\nimport json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    report = (
+        f"\nimport json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -36,13 +36,17 @@ def test_a_seed_repeats_whatever_the_global_one_and_does_not_disturb_it(model):
     assert torch.equal(torch.random.get_rng_state(), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "uncached"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "uncached"]
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_prompts_of_different_lengths_are_continued_as_one_at_a_time(tiny_model, kind, options):
     model = tiny_model(kind)
     together = tracelab.generate(model, PROMPTS, **GREEDY, **options)
     two_a_batch = tracelab.generate(model, PROMPTS, batch_size=2, **GREEDY, **options)
-    alone = [texts(tracelab.generate(model, [prompt], **GREEDY, **options))[0] for prompt in PROMPTS]
+    alone = [
+        texts(tracelab.generate(model, [prompt], **GREEDY, **options))[0] for prompt in PROMPTS
+    ]
     assert texts(together) == texts(two_a_batch) == alone
     assert len(set(alone)) == 3
 
@@ -53,11 +57,15 @@ def test_greedy_text_is_the_most_likely_token_after_each(model):
     with torch.no_grad():
         for _ in range(5):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    assert texts(tracelab.generate(model, PROMPTS[:1], **GREEDY)) == [model.tokenizer.decode(ids[length:])]
+    assert texts(tracelab.generate(model, PROMPTS[:1], **GREEDY)) == [
+        model.tokenizer.decode(ids[length:])
+    ]
 
 
 def test_each_sample_of_each_prompt_is_a_row_in_order(model):
-    result = tracelab.generate(model, PROMPTS, num_return_sequences=4, max_new_tokens=3, batch_size=2)
+    result = tracelab.generate(
+        model, PROMPTS, num_return_sequences=4, max_new_tokens=3, batch_size=2
+    )
     frame = result.frame
     assert frame["prompt_id"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert frame["sample"].tolist() == [0, 1, 2, 3] * 3
@@ -82,10 +90,21 @@ def test_an_edit_that_is_applied_acts_on_what_is_sampled(model):
 
 
 def test_the_settings_tell_how_it_was_sampled(model):
-    settings = tracelab.generate(model, PROMPTS, max_new_tokens=2, top_p=0.5, temperature=0.7, seed=6).settings
+    settings = tracelab.generate(
+        model, PROMPTS, max_new_tokens=2, top_p=0.5, temperature=0.7, seed=6
+    ).settings
     assert settings["model"]["model_id"] == "tiny-llama"
-    assert (settings["seed"], settings["top_p"], settings["temperature"], settings["top_k"]) == (6, 0.5, 0.7, 0)
-    assert (settings["max_new_tokens"], settings["num_beams"], settings["do_sample"]) == (2, 1, True)
+    assert (settings["seed"], settings["top_p"], settings["temperature"], settings["top_k"]) == (
+        6,
+        0.5,
+        0.7,
+        0,
+    )
+    assert (settings["max_new_tokens"], settings["num_beams"], settings["do_sample"]) == (
+        2,
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +114,11 @@ def test_the_settings_tell_how_it_was_sampled(model):
         (["The", ""], {}, "no token in the text ''"),
         (["The"], {"max_new_tokens": 0}, "max_new_tokens is at least 1, not 0"),
         (["The"], {"temperature": 0.0}, "temperature is a number above 0, not 0.0"),
-        (["The"], {"num_return_sequences": 2, "do_sample": False}, "cannot generate so: Greedy methods"),
+        (
+            ["The"],
+            {"num_return_sequences": 2, "do_sample": False},
+            "cannot generate so: Greedy methods",
+        ),
         (["The"], {"batch_size": 0}, "batch_size is at least 1, not 0"),
         (["The"], {"batch_size": -1}, "batch_size is at least 1, not -1"),
         (["The"], {"num_beams": 0}, "num_beams is at least 1, not 0"),
@@ -137,7 +160,9 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize("options", [{"do_sample": False}, {"seed": 3}, {"do_sample": False, "num_beams": 2}])
+@pytest.mark.parametrize(
+    "options", [{"do_sample": False}, {"seed": 3}, {"do_sample": False, "num_beams": 2}]
+)
 def test_of_the_checkpoints_generation_config_only_the_end_tokens_act(model, options):
     hf_model = model.original_model
     expected = tracelab.generate(model, PROMPTS[:2], max_new_tokens=6, **options)
@@ -160,7 +185,9 @@ def test_the_checkpoints_end_tokens_end_a_text_and_are_recorded(model):
     with torch.no_grad():
         end = int(model(torch.tensor([whole]))[0, -1].argmax())
     kept = model.original_model.generation_config
-    model.original_model.generation_config = GenerationConfig(eos_token_id=[49151 + 99, end], pad_token_id=0)
+    model.original_model.generation_config = GenerationConfig(
+        eos_token_id=[49151 + 99, end], pad_token_id=0
+    )
     try:
         found = tracelab.generate(model, PROMPTS[:1], **GREEDY)
     finally:

@@ -18,7 +18,8 @@ def test_names_carry_the_layer():
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_tracelab_edits_is_usable_on_every_architecture(tiny_model, kind):
     faults = check_hook_points(tiny_model(kind))
-    # GPT-NeoX adds attention and MLP in parallel: it has no state between them. Gemma 2 caps its logits at the end.
+    # GPT-NeoX adds attention and MLP in parallel: it has no state between them. Gemma 2 caps its
+    # logits at the end.
     assert faults.keys() == {"gpt_neox": {"resid_mid"}, "gemma2": {"logits"}}.get(kind, set())
 
 
@@ -31,7 +32,10 @@ def test_a_hook_points_shape_is_what_its_kind_says(tiny_model, kind):
     model = tiny_model(kind)
     shapes = {}
     hooks = [
-        (hook_name(name, 1), lambda value, hook, name=name: shapes.update({name: tuple(value.shape)}))
+        (
+            hook_name(name, 1),
+            lambda value, hook, name=name: shapes.update({name: tuple(value.shape)}),
+        )
         for name in HOOKS.keys() - model_info(model).faults.keys()
     ]
     logits = model.run_with_hooks(torch.arange(10, 17)[None], fwd_hooks=hooks)
@@ -63,7 +67,9 @@ def test_a_point_that_does_not_exist_is_reported(tiny_model, monkeypatch):
 
 
 def test_using_a_faulty_point_is_refused_by_name(tiny_model):
-    with pytest.raises(TracelabError, match=r"blocks\.1\.hook_resid_mid cannot be used on tiny-gpt_neox"):
+    with pytest.raises(
+        TracelabError, match=r"blocks\.1\.hook_resid_mid cannot be used on tiny-gpt_neox"
+    ):
         require_hook(tiny_model("gpt_neox"), "resid_mid", 1)
     assert require_hook(tiny_model("llama"), "resid_mid", 1) == "blocks.1.hook_resid_mid"
 

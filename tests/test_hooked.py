@@ -1,4 +1,5 @@
-"""A number measured under hooks says so, and what needs the model as it is refuses one that has them."""
+"""A number measured under hooks says so, and what needs the model as it is refuses one that has
+them."""
 
 from __future__ import annotations
 
@@ -92,8 +93,15 @@ def test_a_model_just_loaded_has_no_hooks(tiny_model):
 
 
 def test_the_hooks_that_transformer_lens_itself_puts_on_opt_do_not_count(tokenizer):
-    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "max_position_embeddings": 64}
-    config = OPTConfig(vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, **sizes)
+    sizes = {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 64,
+        "max_position_embeddings": 64,
+    }
+    config = OPTConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, **sizes
+    )
     model = from_hf(OPTForCausalLM(config), tokenizer, model_id="tiny-opt")
     assert any(point.fwd_hooks for point in model.hook_dict.values())
     assert hooks_on(model) == []
@@ -139,8 +147,13 @@ def test_every_way_to_leave_a_hook_on_is_seen(model, leave_on):
 @pytest.mark.parametrize("leave_on", LEFT_ON)
 def test_evaluate_refuses_a_model_with_hooks_on(model, leave_on, tmp_path):
     leave_on(model)
-    with pytest.raises(TracelabError, match="evaluate needs the model as it is, but hooks are on: .*allow_hooks=True"):
-        tracelab.evaluate(model, {}, ["perplexity"], limit=4, costs=False, folder=tmp_path / "cells")
+    with pytest.raises(
+        TracelabError,
+        match="evaluate needs the model as it is, but hooks are on: .*allow_hooks=True",
+    ):
+        tracelab.evaluate(
+            model, {}, ["perplexity"], limit=4, costs=False, folder=tmp_path / "cells"
+        )
     assert not (tmp_path / "cells").exists()
 
 
@@ -166,7 +179,9 @@ NEED_THE_MODEL_AS_IT_IS = {
 
 
 @pytest.mark.parametrize("what", NEED_THE_MODEL_AS_IT_IS)
-def test_what_needs_the_model_as_it_is_names_the_hooks_and_refuses(model, what, tmp_path, monkeypatch):
+def test_what_needs_the_model_as_it_is_names_the_hooks_and_refuses(
+    model, what, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     edit = random_delta(model)
     on_the_bridge(model)
@@ -190,7 +205,9 @@ def test_with_allow_hooks_the_hooked_model_is_measured_and_the_settings_say_so(m
     assert clean.frame["value"][0] != hooked.frame["value"][0]
 
 
-def test_a_cell_measured_under_a_hook_is_not_handed_out_without_it_nor_for_another_hook(model, tmp_path):
+def test_a_cell_measured_under_a_hook_is_not_handed_out_without_it_nor_for_another_hook(
+    model, tmp_path
+):
     def value(**options):
         options |= {"limit": 4, "costs": False, "folder": tmp_path}
         return tracelab.evaluate(model, {}, ["perplexity"], **options).frame["value"][0]
@@ -234,7 +251,9 @@ def test_probes_made_under_a_hook_are_no_probes_of_the_model(model):
     on_the_bridge(model)
     probes = tracelab.probe_layers(model, templates("gender", limit=20), n_seeds=1)
     model.reset_hooks()
-    with pytest.raises(TracelabError, match=r"made with hooks on \(blocks.1.mlp.hook_out \(zero\)\)"):
+    with pytest.raises(
+        TracelabError, match=r"made with hooks on \(blocks.1.mlp.hook_out \(zero\)\)"
+    ):
         FairMed.fit(model, probes)
 
 

@@ -1,4 +1,5 @@
-"""Names and texts that are script, table syntax or formulas stay text wherever tracelab shows or writes them."""
+"""Names and texts that are script, table syntax or formulas stay text wherever tracelab shows or
+writes them."""
 
 from __future__ import annotations
 
@@ -37,18 +38,32 @@ def board(names) -> Scoreboard:
             "low": 40.0,
             "high": 60.0,
         }
-        | {"n": 3, "difference": 1.0, "difference_low": 0.0, "difference_high": 2.0, "p_holm": 0.01, "reason": ""}
+        | {
+            "n": 3,
+            "difference": 1.0,
+            "difference_low": 0.0,
+            "difference_high": 2.0,
+            "p_holm": 0.01,
+            "reason": "",
+        }
         for edit in ("unedited", *names)
         for metric in ("ss", "perplexity", names[0])
     ]
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     failed = table.head(1).assign(reason=names[0], edit=names[-1])
-    settings = {"model": {"model_id": names[0]}, "bias": names[-1], "edits": {name: {} for name in names}}
+    settings = {
+        "model": {"model_id": names[0]},
+        "bias": names[-1],
+        "edits": {name: {} for name in names},
+    }
     costs = pd.DataFrame({"edit": list(names), "note": list(names)})
-    return Scoreboard(settings, pd.concat([table, failed], ignore_index=True), costs, pd.DataFrame())
+    return Scoreboard(
+        settings, pd.concat([table, failed], ignore_index=True), costs, pd.DataFrame()
+    )
 
 
-# --- pages --------------------------------------------------------------------------------------------------------
+# --- pages
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @needs_browser
@@ -100,7 +115,8 @@ def test_the_page_of_a_report_runs_nothing_of_what_it_quotes(tokenizer, tmp_path
     assert not runs(tmp_path / "r/index.html", tmp_path / "browser")  # it holds every figure
 
 
-# --- Markdown, LaTeX, CSV, terminals ------------------------------------------------------------------------------
+# --- Markdown, LaTeX, CSV, terminals
+# ------------------------------------------------------------------------------
 
 
 def test_a_markdown_table_has_the_cells_it_should_whatever_they_hold():
@@ -124,10 +140,13 @@ def test_a_latex_table_has_a_line_a_row_whatever_its_cells_hold():
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", '=HYPERLINK("x")', "-"]
+    "text",
+    ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\r=1", '=HYPERLINK("x")', "-"],
 )
 def test_a_cell_that_a_spreadsheet_would_compute_is_text_in_csv(text, tmp_path):
-    (tmp_path / "t.csv").write_text(csv_table(pd.DataFrame({text: [text], "n": [-1.5]})), encoding="utf-8", newline="")
+    (tmp_path / "t.csv").write_text(
+        csv_table(pd.DataFrame({text: [text], "n": [-1.5]})), encoding="utf-8", newline=""
+    )
     back = pd.read_csv(tmp_path / "t.csv")
     shown = "'" + text.replace("\r", "\n")  # a bare carriage return would begin a row of its own
     assert list(back.columns) == [shown, "n"]
@@ -135,7 +154,9 @@ def test_a_cell_that_a_spreadsheet_would_compute_is_text_in_csv(text, tmp_path):
 
 
 def test_numbers_and_ordinary_texts_are_the_same_in_csv():
-    table = pd.DataFrame({"a": [-1.5, 2.0], "b": ["-0.5", "x = y"], "c": ["+1e5", None], "d": [1, 2]})
+    table = pd.DataFrame(
+        {"a": [-1.5, 2.0], "b": ["-0.5", "x = y"], "c": ["+1e5", None], "d": [1, 2]}
+    )
     assert csv_table(table) == table.to_csv(index=False)
 
 

@@ -25,7 +25,9 @@ EDITS = {
     "delta": random_delta,
     "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
     "experts": lambda model: random_experts(model, alpha=0.7),
-    "stack": lambda model: Stack([random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]),
+    "stack": lambda model: Stack(
+        [random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]
+    ),
 }
 
 
@@ -61,15 +63,20 @@ def softmax(logits) -> np.ndarray:
     return torch.softmax(logits.double(), dim=-1).numpy()
 
 
-# --- values -------------------------------------------------------------------------------------------------------
+# --- values
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_token_rows_are_those_of_two_ordinary_forward_passes(model, edit, positions):
     before, after = before_and_after(model, edit, positions)
-    rows = tracelab.inspect(model, edit, PROMPT, positions=positions, top=3, tokens=["woman"]).tokens
+    rows = tracelab.inspect(
+        model, edit, PROMPT, positions=positions, top=3, tokens=["woman"]
+    ).tokens
     length = len(before)
-    assert sorted(set(rows["position"])) == ([length - 1] if positions == "last" else list(range(length)))
+    assert sorted(set(rows["position"])) == (
+        [length - 1] if positions == "last" else list(range(length))
+    )
     assert len(rows) == 7 * rows["position"].nunique()
     for row in rows.itertuples():
         z, w = before[row.position], after[row.position]
@@ -77,14 +84,18 @@ def test_token_rows_are_those_of_two_ordinary_forward_passes(model, edit, positi
         assert row.logit_after == pytest.approx(float(w[row.token_id]), abs=1e-5)
         assert row.p_before == pytest.approx(softmax(z)[row.token_id], abs=1e-6)
         assert row.p_after == pytest.approx(softmax(w)[row.token_id], abs=1e-6)
-        assert row.token == model.tokenizer.decode([row.token_id]).replace(" ", "·").replace("\n", "⏎")
+        assert row.token == model.tokenizer.decode([row.token_id]).replace(" ", "·").replace(
+            "\n", "⏎"
+        )
 
 
 @pytest.mark.parametrize("rank_by", ["probability", "logit"])
 def test_the_tokens_listed_are_those_that_move_most(model, rank_by):
     edit = random_delta(model)
     before, after = (z[-1].double() for z in before_and_after(model, edit))
-    change = after - before if rank_by == "logit" else torch.tensor(softmax(after) - softmax(before))
+    change = (
+        after - before if rank_by == "logit" else torch.tensor(softmax(after) - softmax(before))
+    )
     ranked = sorted(range(len(change)), key=lambda token: float(change[token]))
     rows = tracelab.inspect(model, edit, PROMPT, top=4, rank_by=rank_by).tokens
     assert rows[rows["direction"] == "promoted"]["token_id"].tolist() == ranked[: -4 - 1 : -1]
@@ -112,7 +123,11 @@ def test_layer_rows_are_relative_norms_of_what_is_cached_inside_the_edit(model, 
             _, edited = model.run_with_cache(tokens)
     rows = tracelab.inspect(model, edit, PROMPT, positions="all").layers
     assert len(rows) == 4 * tokens.shape[1]
-    names = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "pattern": "attn.hook_pattern"}
+    names = {
+        "resid_post": "hook_resid_post",
+        "mlp_out": "hook_mlp_out",
+        "pattern": "attn.hook_pattern",
+    }
     for row in rows.itertuples():
         for measure, hook in names.items():
             old, new = (cache[f"blocks.{row.layer}.{hook}"][0] for cache in (clean, edited))
@@ -120,11 +135,15 @@ def test_layer_rows_are_relative_norms_of_what_is_cached_inside_the_edit(model, 
                 old, new = old[:, row.position, :], new[:, row.position, :]
             else:
                 old, new = old[row.position], new[row.position]
-            assert getattr(row, measure) == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4, abs=1e-6)
+            assert getattr(row, measure) == pytest.approx(
+                float((new - old).norm() / old.norm()), rel=1e-4, abs=1e-6
+            )
 
 
 def test_before_the_first_edited_layer_nothing_moves_and_after_it_everything(model):
-    layers = tracelab.inspect(model, random_delta(model, layers=(2,)), PROMPT).layers.set_index("layer")
+    layers = tracelab.inspect(model, random_delta(model, layers=(2,)), PROMPT).layers.set_index(
+        "layer"
+    )
     assert not layers.loc[:1, ["resid_post", "mlp_out", "pattern"]].to_numpy().any()
     assert (layers.loc[2:, ["resid_post", "mlp_out"]].to_numpy() > 0.01).all()
     assert layers.loc[2, "pattern"] == 0
@@ -151,13 +170,17 @@ def test_an_edit_of_nothing_gives_zero_everywhere(model, name):
         assert result.groups.empty
 
 
-def test_the_last_position_is_as_when_the_prompt_is_continued_and_all_are_as_when_they_are_scored(model):
+def test_the_last_position_is_as_when_the_prompt_is_continued_and_all_are_as_when_they_are_scored(
+    model,
+):
     edit = random_fairmed(model, lam=2.0, positions="published")
     for positions, columns in (("last", [3, 4, 5]), ("all", [1, 2, 3, 4, 5])):
         with as_read(positions, 6), edit.applied(model), edit.observed() as told, torch.no_grad():
             logits = model(tokens_of(model))[0, -1]
         assert told[0]["mask"][0].nonzero().flatten().tolist() == columns
-        rows = tracelab.inspect(model, edit, PROMPT, positions=positions).tokens.query("position == 5")
+        rows = tracelab.inspect(model, edit, PROMPT, positions=positions).tokens.query(
+            "position == 5"
+        )
         expected = logits[torch.tensor(rows["token_id"].to_numpy())]
         assert rows["logit_after"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -165,7 +188,9 @@ def test_the_last_position_is_as_when_the_prompt_is_continued_and_all_are_as_whe
 @pytest.mark.parametrize("name", ["delta", "experts"])
 def test_all_positions_end_with_the_last_one_where_what_is_read_does_not_matter(model, name):
     edit = EDITS[name](model)
-    last, everywhere = (tracelab.inspect(model, edit, PROMPT, positions=rule, top=2) for rule in ("last", "all"))
+    last, everywhere = (
+        tracelab.inspect(model, edit, PROMPT, positions=rule, top=2) for rule in ("last", "all")
+    )
     for name, table in last.tables().items():
         whole = everywhere.tables()[name]
         if name in ("attention", "weights"):  # which have no position
@@ -201,7 +226,11 @@ def test_each_edit_is_applied_alone(model):
 def test_edits_of_one_name_are_numbered_and_can_be_named(model):
     deltas = [random_delta(model), random_fairmed(model), random_delta(model, seed=5)]
     result = tracelab.inspect(model, deltas, PROMPT, top=1)
-    assert list(result.settings["edits"]) == ["weight_delta #1", "fairmed(gender)", "weight_delta #3"]
+    assert list(result.settings["edits"]) == [
+        "weight_delta #1",
+        "fairmed(gender)",
+        "weight_delta #3",
+    ]
     assert list(dict.fromkeys(result.tokens["edit"])) == list(result.settings["edits"])
     named = tracelab.inspect(model, {"mild": deltas[0], "strong": deltas[2]}, PROMPT, top=1)
     assert list(named.settings["edits"]) == ["mild", "strong"]
@@ -221,14 +250,18 @@ def test_named_words_are_shown_by_their_first_token_after_a_space(model):
 
 def test_the_models_bos_is_put_first_only_when_asked(model):
     without, with_bos = (
-        tracelab.inspect(model, random_delta(model), PROMPT, positions="all", prepend_bos=bos).positions
+        tracelab.inspect(
+            model, random_delta(model), PROMPT, positions="all", prepend_bos=bos
+        ).positions
         for bos in (None, True)
     )
     assert len(with_bos) == len(without) + 1
     assert with_bos["token"].iloc[0] == model.tokenizer.bos_token
 
 
-def test_attention_is_the_last_layers_pattern_averaged_over_heads_with_and_without_the_edit(model, edit):
+def test_attention_is_the_last_layers_pattern_averaged_over_heads_with_and_without_the_edit(
+    model, edit
+):
     tokens = tokens_of(model)
     with torch.no_grad(), as_read("last", tokens.shape[1]):
         _, clean = model.run_with_cache(tokens)
@@ -239,14 +272,31 @@ def test_attention_is_the_last_layers_pattern_averaged_over_heads_with_and_witho
     assert (table["key"] <= table["query"]).all()
     for row in table.itertuples():
         for value, cache in ((row.before, clean), (row.after, edited)):
-            expected = sum(float(head[row.query, row.key]) for head in cache["blocks.3.attn.hook_pattern"][0]) / 4
+            expected = (
+                sum(
+                    float(head[row.query, row.key])
+                    for head in cache["blocks.3.attn.hook_pattern"][0]
+                )
+                / 4
+            )
             assert value == pytest.approx(expected, abs=1e-6)
-    assert table.groupby("query")[["before", "after"]].sum().to_numpy() == pytest.approx(1, abs=1e-5)
-    assert table.query("query == 5")["token"].tolist() == ["The", "·nurse", "·said", "·that", "·the", "·doctor"]
+    assert table.groupby("query")[["before", "after"]].sum().to_numpy() == pytest.approx(
+        1, abs=1e-5
+    )
+    assert table.query("query == 5")["token"].tolist() == [
+        "The",
+        "·nurse",
+        "·said",
+        "·that",
+        "·the",
+        "·doctor",
+    ]
 
 
 def test_attention_before_is_that_of_the_model_itself_and_an_edit_of_an_early_layer_moves_it(model):
-    both = tracelab.inspect(model, {"a": random_delta(model), "b": random_delta(model, layers=(3,))}, PROMPT).attention
+    both = tracelab.inspect(
+        model, {"a": random_delta(model), "b": random_delta(model, layers=(3,))}, PROMPT
+    ).attention
     early, late = (both[both["edit"] == name].reset_index(drop=True) for name in ("a", "b"))
     assert (early["before"] == late["before"]).all()
     assert (early["after"] - early["before"]).abs().max() > 1e-2
@@ -254,15 +304,21 @@ def test_attention_before_is_that_of_the_model_itself_and_an_edit_of_an_early_la
 
 
 def test_weights_are_listed_once_whatever_the_prompts(model):
-    edits = {"delta": random_delta(model), "fairmed": random_fairmed(model), "mix": random_experts(model)}
+    edits = {
+        "delta": random_delta(model),
+        "fairmed": random_fairmed(model),
+        "mix": random_experts(model),
+    }
     table = tracelab.inspect(model, edits, [PROMPT, SHORT], top_directions=2).weights
-    assert table["edit"].unique().tolist() == ["delta"]  # experts' deltas change other passes than the model's
+    # experts' deltas change other passes than the model's
+    assert table["edit"].unique().tolist() == ["delta"]
     assert len(table) == 2 * 2 * 2
     assert table.columns.tolist()[:4] == ["edit", "layer", "module", "direction"]
     assert tracelab.inspect(model, edits["fairmed"], PROMPT).weights.empty
 
 
-# --- the methods' own columns -------------------------------------------------------------------------------------
+# --- the methods' own columns
+# -------------------------------------------------------------------------------------
 
 
 def test_group_rows_are_the_probers_on_the_activations(model):
@@ -291,7 +347,9 @@ def test_group_rows_are_the_probers_on_the_activations(model):
 
 
 def test_two_attributes_have_rows_of_their_own(model):
-    edits = Stack([random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age", seed=1)])
+    edits = Stack(
+        [random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age", seed=1)]
+    )
     rows = tracelab.inspect(model, edits, PROMPT).groups
     assert rows.groupby("attribute")["group"].unique().map(sorted).to_dict() == {
         "age": ["old", "young"],
@@ -301,7 +359,9 @@ def test_two_attributes_have_rows_of_their_own(model):
 
 @pytest.mark.parametrize("name", ["experts", "stack"])
 def test_experts_columns_give_the_mixed_logit(model, name):
-    rows = tracelab.inspect(model, EDITS[name](model), PROMPT, positions="all", tokens=["woman"]).tokens
+    rows = tracelab.inspect(
+        model, EDITS[name](model), PROMPT, positions="all", tokens=["woman"]
+    ).tokens
     mixed = rows["z"] + 0.7 * (rows["z_plus"] - rows["z_minus"])
     assert rows["logit_after"].to_numpy() == pytest.approx(mixed.to_numpy(), abs=1e-4)
     if name == "experts":  # of a stack, z is what the edits before it made
@@ -318,7 +378,9 @@ def test_z_plus_and_z_minus_are_the_experts_own_logits(model):
 
 
 def test_edits_without_experts_have_no_mixed_logits(model):
-    rows = tracelab.inspect(model, [random_delta(model), random_experts(model)], PROMPT, top=1).tokens
+    rows = tracelab.inspect(
+        model, [random_delta(model), random_experts(model)], PROMPT, top=1
+    ).tokens
     assert rows[rows["edit"] == "weight_delta"]["z_plus"].isna().all()
     assert rows[rows["edit"] != "weight_delta"]["z_plus"].notna().all()
     assert "z_plus" not in tracelab.inspect(model, random_delta(model), PROMPT).tokens
@@ -327,17 +389,23 @@ def test_edits_without_experts_have_no_mixed_logits(model):
 def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenizer):
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     model = from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="no-pattern")
-    tracelab.model.load.model_info(model).faults["pattern"] = "it does not fire on this architecture"
+    tracelab.model.load.model_info(model).faults["pattern"] = (
+        "it does not fire on this architecture"
+    )
     result = tracelab.inspect(model, random_delta(model), PROMPT)
     assert result.layers["pattern"].isna().all()
     assert (result.layers["resid_post"].iloc[1:] > 0).all()
     assert result.attention.empty
     assert set(result.figures()) == {"tokens-0", "positions-0", "layers-0", "weights"}
-    with pytest.raises(TracelabError, match="the view 'attention' needs attention patterns, and no-pattern shows none"):
+    with pytest.raises(
+        TracelabError,
+        match="the view 'attention' needs attention patterns, and no-pattern shows none",
+    ):
         result.plot("attention")
 
 
-# --- refused ------------------------------------------------------------------------------------------------------
+# --- refused
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_what_cannot_be_inspected_is_refused(model, tokenizer):
@@ -350,7 +418,9 @@ def test_what_cannot_be_inspected_is_refused(model, tokenizer):
             tracelab.inspect(model, delta, PROMPT, **sizes)
     with pytest.raises(TracelabError, match="unknown positions 'first': choose one of last, all"):
         tracelab.inspect(model, delta, PROMPT, positions="first")
-    with pytest.raises(TracelabError, match="unknown rank_by 'p': choose one of probability, logit"):
+    with pytest.raises(
+        TracelabError, match="unknown rank_by 'p': choose one of probability, logit"
+    ):
         tracelab.inspect(model, delta, PROMPT, rank_by="p")
     for nothing in (["woman", ""], [" "]):
         with pytest.raises(TracelabError, match="no token in the word"):

@@ -18,7 +18,9 @@ EDITS = {
     "delta": random_delta,
     "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
     "experts": lambda model: random_experts(model, alpha=0.7),
-    "stack": lambda model: Stack([random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]),
+    "stack": lambda model: Stack(
+        [random_fairmed(model, lam=2.0, steps=5), random_experts(model, alpha=0.7)]
+    ),
 }
 
 
@@ -31,8 +33,14 @@ def model(tiny_model):
 def result(tiny_model):
     """Two prompts, all positions; names that HTML would eat."""
     model = tiny_model("llama")
-    edits = {"<i>delta</i>": random_delta(model), "fairmed": EDITS["fairmed"](model), "mix": EDITS["experts"](model)}
-    return tracelab.inspect(model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"])
+    edits = {
+        "<i>delta</i>": random_delta(model),
+        "fairmed": EDITS["fairmed"](model),
+        "mix": EDITS["experts"](model),
+    }
+    return tracelab.inspect(
+        model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"]
+    )
 
 
 def shown(figure) -> str:
@@ -41,7 +49,9 @@ def shown(figure) -> str:
     ticks = [t for axis in figure.select_yaxes() for t in axis.ticktext or ()]
     ticks += [t for axis in figure.select_xaxes() for t in axis.ticktext or ()]
     names = [trace.name for trace in figure.data if trace.name]
-    return " ".join([figure.layout.title.text, figure.layout.title.subtitle.text, *titles, *ticks, *names])
+    return " ".join(
+        [figure.layout.title.text, figure.layout.title.subtitle.text, *titles, *ticks, *names]
+    )
 
 
 @pytest.mark.parametrize("view", [view for view in VIEWS if view != "weights"])
@@ -62,14 +72,20 @@ def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, p
 def test_the_tokens_view_has_a_line_a_token_and_the_values_of_the_last_position(result):
     figure = result.plot("tokens", prompt=1)
     table = result.tokens.query("prompt == 1 and position == 1")
-    unique = {edit: part.drop_duplicates("token_id") for edit, part in table.groupby("edit", sort=False)}
+    unique = {
+        edit: part.drop_duplicates("token_id") for edit, part in table.groupby("edit", sort=False)
+    }
     assert len(figure.data) == sum(len(part) + 2 for part in unique.values())
-    markers = {name: [trace for trace in figure.data if trace.name == name] for name in ("before", "after")}
+    markers = {
+        name: [trace for trace in figure.data if trace.name == name] for name in ("before", "after")
+    }
     for name, field in (("before", "p_before"), ("after", "p_after")):
         for trace, part in zip(markers[name], unique.values(), strict=True):
             np.testing.assert_allclose(sorted(trace.x), sorted(part[field]), rtol=1e-5)
     for before, after in zip(markers["before"], markers["after"], strict=True):
-        assert (np.diff(np.array(after.x) - np.array(before.x)) <= 1e-9).all()  # most promoted first
+        assert (
+            np.diff(np.array(after.x) - np.array(before.x)) <= 1e-9
+        ).all()  # most promoted first
         assert before.text == after.text
     assert [trace.showlegend for trace in markers["before"]] == [True, False, False]
 
@@ -106,18 +122,31 @@ def test_the_groups_view_has_before_and_after_of_each_group(result):
 
 
 def test_in_the_groups_view_of_several_attributes_each_group_is_in_the_legend_once(model):
-    edits = Stack([random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age")])
+    edits = Stack(
+        [random_fairmed(model, attribute="gender"), random_fairmed(model, attribute="age")]
+    )
     figure = tracelab.inspect(model, {"both": edits, "again": edits}, PROMPT).plot("groups")
     assert len(figure.data) == 2 * (6 + 4)
     listed = [trace.name for trace in figure.data if trace.showlegend]
     assert sorted(listed) == sorted(
-        f"{group} {when}" for group in ("female", "male", "trans", "old", "young") for when in ("before", "after")
+        f"{group} {when}"
+        for group in ("female", "male", "trans", "old", "young")
+        for when in ("before", "after")
     )
-    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1 / 2])
+    assert [shape.y0 for shape in figure.layout.shapes] == pytest.approx(
+        [1 / 3, 1 / 2, 1 / 3, 1 / 2]
+    )
 
 
 def test_group_names_are_escaped(model):
-    spec = AttributeSpec(attribute="<u>", groups=("<b>x", "y"), scored=("<b>x", "y"), layers=(1,), d_model=32, hidden=4)
+    spec = AttributeSpec(
+        attribute="<u>",
+        groups=("<b>x", "y"),
+        scored=("<b>x", "y"),
+        layers=(1,),
+        d_model=32,
+        hidden=4,
+    )
     edit = FairMed(FairMedConfig(), [spec], Origin.of(model))
     figure = tracelab.inspect(model, edit, PROMPT).plot("groups")
     assert "<" not in shown(figure)
@@ -127,7 +156,9 @@ def test_group_names_are_escaped(model):
 def test_the_logits_view_shows_the_formulas_terms_centred(result):
     figure = result.plot("logits", prompt=1)
     (heatmap,) = figure.data
-    table = result.tokens.query("prompt == 1 and position == 1 and edit == 'mix'").drop_duplicates("token_id")
+    table = result.tokens.query("prompt == 1 and position == 1 and edit == 'mix'").drop_duplicates(
+        "token_id"
+    )
     assert list(heatmap.x) == ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
     assert heatmap.z.shape == (len(table), 5)
     np.testing.assert_allclose(heatmap.z[:, 3], table["z_plus"] - table["z_minus"], rtol=1e-5)
@@ -151,28 +182,47 @@ def test_the_logits_view_leaves_what_base_first_cut_empty_and_scales_the_rest(mo
 
 def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
     views = ("tokens", "positions", "layers", "groups", "logits", "attention")
-    assert set(result.figures()) == {"weights", *(f"{view}-{prompt}" for view in views for prompt in (0, 1))}
+    assert set(result.figures()) == {
+        "weights",
+        *(f"{view}-{prompt}" for view in views for prompt in (0, 1)),
+    }
     plain = tracelab.inspect(model, random_fairmed(model), PROMPT)
-    assert set(plain.figures()) == {"tokens-0", "positions-0", "layers-0", "groups-0", "attention-0"}
+    assert set(plain.figures()) == {
+        "tokens-0",
+        "positions-0",
+        "layers-0",
+        "groups-0",
+        "attention-0",
+    }
 
 
 def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
-    with pytest.raises(TracelabError, match="unknown view 'heads': choose one of tokens, positions, layers, groups, l"):
+    with pytest.raises(
+        TracelabError,
+        match="unknown view 'heads': choose one of tokens, positions, layers, groups, l",
+    ):
         result.plot("heads")
     for prompt in (2, -1):
         with pytest.raises(TracelabError, match=f"no prompt {prompt}: there are 2, counted from 0"):
             result.plot(prompt=prompt)
     plain = tracelab.inspect(model, random_delta(model), PROMPT)
-    with pytest.raises(TracelabError, match="the view 'groups' is of FairMed, and none of the edits is one"):
+    with pytest.raises(
+        TracelabError, match="the view 'groups' is of FairMed, and none of the edits is one"
+    ):
         plain.plot("groups")
-    with pytest.raises(TracelabError, match="the view 'logits' is of experts, and none of the edits has any"):
+    with pytest.raises(
+        TracelabError, match="the view 'logits' is of experts, and none of the edits has any"
+    ):
         plain.plot("logits")
     fairmed = tracelab.inspect(model, random_fairmed(model), PROMPT)
-    with pytest.raises(TracelabError, match="the view 'weights' is of weight deltas, and none of the edits is one"):
+    with pytest.raises(
+        TracelabError, match="the view 'weights' is of weight deltas, and none of the edits is one"
+    ):
         fairmed.plot("weights")
 
 
-# --- kept ---------------------------------------------------------------------------------------------------------
+# --- kept
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_a_saved_result_shows_the_same_figures(result, tmp_path):
@@ -188,7 +238,11 @@ def test_settings_and_page_tell_what_was_inspected(result):
     assert list(settings["edits"]) == ["<i>delta</i>", "fairmed", "mix"]
     assert settings["edits"]["mix"]["config"]["alpha"] == 0.7
     assert settings["edits"]["mix"]["made_for"] == settings["model"]["fingerprint"]
-    assert (settings["positions"], settings["top"], settings["rank_by"]) == ("all", 2, "probability")
+    assert (settings["positions"], settings["top"], settings["rank_by"]) == (
+        "all",
+        2,
+        "probability",
+    )
     assert settings["model"]["model_id"] == "tiny-llama"
     assert settings["prepend_bos"] is False
     assert "&lt;i&gt;delta" in result._repr_html_()

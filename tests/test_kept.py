@@ -1,4 +1,5 @@
-"""What is kept is taken again only if it is whole and was asked for so; what is damaged is made again."""
+"""What is kept is taken again only if it is whole and was asked for so; what is damaged is made
+again."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ CHANGES = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
     "one byte less": lambda content: content[:-1],
-    "one bit": lambda content: bytes(byte ^ (place == len(content) // 2) for place, byte in enumerate(content)),
+    "one bit": lambda content: bytes(byte ^ (place == len(content) // 2) for place, byte in enumerate(content)),  # noqa: E501
     "an empty object": lambda content: b"{}",
     "null": lambda content: b"null",
     "no UTF-8": lambda content: b"\xff\xfe\x00{",
@@ -105,7 +106,9 @@ def test_a_damaged_result_is_refused_in_one_line(tmp_path, name, change):
     assert any(each in str(caught.value) for each in ("damaged", "no saved result"))
 
 
-@pytest.mark.parametrize("values", ['{"result": "Small"}', '{"result": "Small", "settings": null, "files": null}'])
+@pytest.mark.parametrize(
+    "values", ['{"result": "Small"}', '{"result": "Small", "settings": null, "files": null}']
+)
 def test_a_result_that_lacks_or_mistakes_a_field_is_damaged(tmp_path, values):
     small().save(tmp_path / "part")
     (tmp_path / "part/result.json").write_text(values)
@@ -159,7 +162,10 @@ def test_a_kept_part_survives_an_error_at_any_write(tmp_path, monkeypatch):
             if calls.count <= turn:
                 break
             failed += 1
-            for number in (4, 3):  # nothing half made is taken for whole, nothing of one for the other
+            for number in (
+                4,
+                3,
+            ):  # nothing half made is taken for whole, nothing of one for the other
                 pd.testing.assert_frame_equal(Maker()(folder, number).table, small(number).table)
             assert not [path for path in folder.rglob(".tmp-*")]
     assert failed > 8
@@ -195,7 +201,11 @@ for _ in range(3):
 @pytest.mark.slow
 def test_processes_with_different_seeds_in_one_folder_never_swap_results(tmp_path):
     runs = [
-        subprocess.Popen([sys.executable, "-c", ANOTHER, str(tmp_path), str(seed)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", ANOTHER, str(tmp_path), str(seed)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for seed in (1, 2)
     ]
     said = [run.communicate()[1] for run in runs]

@@ -20,7 +20,14 @@ from tracelab.interventions import Experts, FairMed, FairMedConfig, WeightDelta
 from tracelab.interventions.export import to_merged
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.model import assets
-from tracelab.model.load import fingerprint, from_hf, given_tokenizer, load, model_info, tokenizer_adds_bos
+from tracelab.model.load import (
+    fingerprint,
+    from_hf,
+    given_tokenizer,
+    load,
+    model_info,
+    tokenizer_adds_bos,
+)
 from tracelab.model.scoring import score
 from tracelab.model.tokens import encode
 
@@ -78,7 +85,8 @@ def test_a_local_folder_gives_the_saved_models_logits(saved, tokenizer):
 @pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process(plain_model):
     code = (
-        "from transformers import AutoModelForCausalLM as A; from tracelab.model import assets, load as model; "
+        "from transformers import AutoModelForCausalLM as A; from tracelab.model import assets, "
+        "load as model; "
         "print(model.fingerprint(A.from_pretrained(assets.model_dir())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -230,10 +238,14 @@ def test_an_architecture_that_cannot_be_bridged_is_refused(own_tokenizer):
         from_hf(AutoModelForCausalLM.from_config(config), own_tokenizer, model_id="old")
 
 
-def test_a_tokenizer_is_used_as_it_is_in_memory_and_never_read_again(own_tokenizer, tmp_path, monkeypatch):
+def test_a_tokenizer_is_used_as_it_is_in_memory_and_never_read_again(
+    own_tokenizer, tmp_path, monkeypatch
+):
     own_tokenizer.add_tokens(["<mine>"])
     own_tokenizer.chat_template = "mine"
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: pytest.fail("read from disk"))
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *args, **options: pytest.fail("read from disk")
+    )
     model = from_hf(tiny_hf("llama", len(own_tokenizer)), own_tokenizer, model_id="m")
     assert not model_info(model).prepend_bos
     assert encode(model, "a <mine>").ids[-1] == len(own_tokenizer) - 1
@@ -249,7 +261,9 @@ def test_a_tokenizer_is_used_as_it_is_in_memory_and_never_read_again(own_tokeniz
 
 def test_a_tokenizer_that_stands_on_no_disk_is_enough(saved):
     inner = AutoTokenizer.from_pretrained(saved).backend_tokenizer
-    own = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
     model = from_hf(tiny_hf("llama", len(own)), own, model_id="m")
     assert score(model, [TEXT]).tokens
 
@@ -269,9 +283,15 @@ def test_what_is_fp32_by_design_is_so_whatever_the_default_dtype(tiny_model, dty
         ]
         with edits[0].applied(model):
             scores = score(model, [TEXT])
-        trace = causal_trace(model, stereoset("gender", limit=2), n_samples=2, layers=[1], components=["resid"])
+        trace = causal_trace(
+            model, stereoset("gender", limit=2), n_samples=2, layers=[1], components=["resid"]
+        )
         tensors = [value for edit in edits for value in edit.state_dict().values()]
-        return [*probes.probers.values(), *tensors], [scores.sum, trace.states["gap"]], model_info(loaded).faults
+        return (
+            [*probes.probers.values(), *tensors],
+            [scores.sum, trace.states["gap"]],
+            model_info(loaded).faults,
+        )
 
     expected = everything()
     torch.set_default_dtype(dtype)

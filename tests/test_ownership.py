@@ -1,4 +1,5 @@
-"""What is somebody's own is never replaced, and what cannot be written is refused before any work."""
+"""What is somebody's own is never replaced, and what cannot be written is refused before any
+work."""
 
 from __future__ import annotations
 
@@ -47,8 +48,21 @@ def what_cannot_hold_a_folder(place: Path) -> dict[str, Path]:
 
 
 KINDS = (
-    *("a file", "under a file", "a link that leads nowhere", "under a link that leads nowhere", "a link in a circle"),
-    *("a pipe", "a device", "under a device", "where nobody can write", "a name too long", "under a name too long"),
+    *(
+        "a file",
+        "under a file",
+        "a link that leads nowhere",
+        "under a link that leads nowhere",
+        "a link in a circle",
+    ),
+    *(
+        "a pipe",
+        "a device",
+        "under a device",
+        "where nobody can write",
+        "a name too long",
+        "under a name too long",
+    ),
 )
 
 
@@ -90,7 +104,8 @@ def test_a_file_may_replace_a_file_or_go_through_a_link_a_pipe_or_a_device(tmp_p
             require_file(tmp_path / "socket")
 
 
-# --- folders that are replaced as a whole ---------------------------------------------------------------------------
+# --- folders that are replaced as a whole
+# ---------------------------------------------------------------------------
 
 OURS = {
     "a result": {"result": "X", "files": {"table.parquet": "0"}, "settings": {}},
@@ -109,17 +124,23 @@ def folder_of(place: Path, marker: bytes | str, *others: str) -> Path:
 
 
 @pytest.mark.parametrize("what", OURS)
-def test_a_folder_that_says_that_tracelab_wrote_it_is_replaceable_unless_more_is_in_it(tmp_path, what):
+def test_a_folder_that_says_that_tracelab_wrote_it_is_replaceable_unless_more_is_in_it(
+    tmp_path, what
+):
     folder = folder_of(tmp_path / "ours", json.dumps(OURS[what]), "table.parquet")
     require_replaceable(folder, PATTERNS, marker="result.json")
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(TracelabError, match=r"holds other files \(notes.txt\): name a folder of its own"):
+    with pytest.raises(
+        TracelabError, match=r"holds other files \(notes.txt\): name a folder of its own"
+    ):
         require_replaceable(folder, PATTERNS, marker="result.json")
 
 
 @pytest.mark.parametrize("what", ["a result", "an export"])
 def test_a_file_of_the_right_kind_that_is_not_listed_is_somebodys(tmp_path, what):
-    folder = folder_of(tmp_path / "ours", json.dumps(OURS[what]), "table.parquet", "model.safetensors")
+    folder = folder_of(
+        tmp_path / "ours", json.dumps(OURS[what]), "table.parquet", "model.safetensors"
+    )
     with pytest.raises(TracelabError, match=r"holds other files \(model.safetensors\)"):
         require_replaceable(folder, PATTERNS, marker="result.json")
 
@@ -151,7 +172,8 @@ def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
 
 
 def test_a_manifest_names_files_to_the_letter(tmp_path):
-    """A star in one that is not ours, or was made to look like ours, is no leave to take everything."""
+    """A star in one that is not ours, or was made to look like ours, is no leave to take
+    everything."""
     folder = tmp_path / "made"
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps({"result": "X", "files": {"*": "0"}}))
@@ -160,7 +182,8 @@ def test_a_manifest_names_files_to_the_letter(tmp_path):
         require_replaceable(folder, PATTERNS, marker="result.json")
 
 
-# --- files among others ---------------------------------------------------------------------------------------------
+# --- files among others
+# ------------------------------------------------------------------------------
 
 
 def test_a_file_is_ours_from_the_moment_it_was_written_by_us(tmp_path):
@@ -171,7 +194,9 @@ def test_a_file_is_ours_from_the_moment_it_was_written_by_us(tmp_path):
     assert is_ours(tmp_path / "deep" / "a\nb.csv")
 
 
-@pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: p.symlink_to("nowhere"), os.mkfifo])
+@pytest.mark.parametrize(
+    "make", [lambda p: p.write_text("mine"), lambda p: p.symlink_to("nowhere"), os.mkfifo]
+)
 def test_a_file_of_somebodys_own_is_refused_and_stays(tmp_path, make):
     make(tmp_path / "a.csv")
     with (
@@ -209,7 +234,8 @@ def test_a_disk_that_fills_up_in_the_list_leaves_it_as_it_was(tmp_path, monkeypa
     assert [is_ours(tmp_path / name) for name in "ac"] == [True, True]
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
+# --- figures
+# ------------------------------------------------------------------------------
 
 FIGURE = {"a": go.Figure(go.Scatter(y=[1, 2]))}
 
@@ -233,7 +259,9 @@ def test_plotlys_script_is_whole_whatever_a_kill_has_left(tmp_path, left):
     assert 'src="plotly.min.js"' in (tmp_path / "a.html").read_text()
 
 
-def test_a_script_of_somebodys_own_is_refused_and_one_of_ours_is_mended_whatever_is_left_of_it(tmp_path):
+def test_a_script_of_somebodys_own_is_refused_and_one_of_ours_is_mended_whatever_is_left_of_it(
+    tmp_path,
+):
     file = tmp_path / "plotly.min.js"
     file.write_text("/* my own */")
     with pytest.raises(TracelabError, match=r"plotly.min.js' was not written by tracelab"):

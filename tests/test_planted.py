@@ -1,7 +1,8 @@
-"""A stereotype planted in the MLP of one block: tracing has to find the block, and an edit there has to undo it.
+"""A stereotype planted in the MLP of one block: tracing has to find the block, and an edit there
+has to undo it.
 
-The model first learns that either filler may follow every target word, then, in one block's MLP alone, that one of the
-two does for half of the target words and the other for the rest.
+The model first learns that either filler may follow every target word, then, in one block's MLP
+alone, that one of the two does for half of the target words and the other for the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.interventions.triple_records import CONTEXTS, FILLERS, record, save_word_tokenizer, word_hf
+from tests.interventions.triple_records import (
+    CONTEXTS,
+    FILLERS,
+    record,
+    save_word_tokenizer,
+    word_hf,
+)
 from tracelab import BiasEdit, BiasEditConfig, causal_trace
 from tracelab.evaluate import stereoset_scores
 from tracelab.model.load import from_hf
@@ -28,7 +35,15 @@ def records():
             for stereo, anti, unrelated in (FILLERS[0], FILLERS[2]):
                 first, second = (stereo, anti) if target in ONE else (anti, stereo)
                 fillers = (first, second, unrelated)
-                made.append(record(context.format(target), *fillers, number=len(made), bias="gender", target=target))
+                made.append(
+                    record(
+                        context.format(target),
+                        *fillers,
+                        number=len(made),
+                        bias="gender",
+                        target=target,
+                    )
+                )
     return made
 
 
@@ -42,7 +57,9 @@ def learn(hf_model, tokenizer, parameters, texts, lr):
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     for _ in range(300):
         optimizer.zero_grad()
-        hf_model(batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()
+        hf_model(
+            batch.input_ids, attention_mask=batch.attention_mask, labels=labels
+        ).loss.backward()
         optimizer.step()
     for parameter in hf_model.parameters():
         parameter.requires_grad_(True)
@@ -58,7 +75,13 @@ def planted(request, tmp_path_factory):
     both = [side.text for each in records() for side in (each.stereotype, each.anti_stereotype)]
     learn(hf_model, tokenizer, list(hf_model.parameters()), both, lr=3e-3)
     stereotypes = [each.stereotype.text for each in records()]
-    learn(hf_model, tokenizer, list(hf_model.model.layers[layer].mlp.parameters()), stereotypes, lr=1e-2)
+    learn(
+        hf_model,
+        tokenizer,
+        list(hf_model.model.layers[layer].mlp.parameters()),
+        stereotypes,
+        lr=1e-2,
+    )
     return layer, from_hf(hf_model, tokenizer, model_id="planted")
 
 
@@ -86,5 +109,6 @@ def test_an_edit_of_the_planted_block_moves_ss_to_50_and_keeps_lms(planted):
     with edit.applied(model):
         (ss, lms), (unseen_ss, unseen_lms) = ss_and_lms(model, seen), ss_and_lms(model, unseen)
     assert abs(ss - 50) <= 5
-    assert abs(unseen_ss - 50) < 25  # from 50: carries over to target words that it was not made from
+    # from 50: carries over to target words that it was not made from
+    assert abs(unseen_ss - 50) < 25
     assert (lms, unseen_lms) == (100, 100)

@@ -1,4 +1,5 @@
-"""The numbers that the Python functions take: the same range at every entry point, and one sentence about it."""
+"""The numbers that the Python functions take: the same range at every entry point, and one sentence
+about it."""
 
 from __future__ import annotations
 
@@ -52,7 +53,16 @@ from tracelab.ranges import (
 
 HANDED_ON = {
     *("measure_cell", "score_table", "crows_pairs_metrics", "stereoset_metrics", "summarise"),
-    *("fit_edits", "development", "choose_stack", "compare", "measure", "finetune", "split_rows", "train_probers"),
+    *(
+        "fit_edits",
+        "development",
+        "choose_stack",
+        "compare",
+        "measure",
+        "finetune",
+        "split_rows",
+        "train_probers",
+    ),
 }
 """What is given a seed by a function that has checked it (or one made from it)."""
 
@@ -71,7 +81,8 @@ def functions_with_a_seed() -> list:
     return [pytest.param(function, id=name) for name, function in found.items()]
 
 
-# --- the helpers ----------------------------------------------------------------------------------------------------
+# --- the helpers
+# ----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("value", [1, np.int64(1), torch.tensor(1)])
@@ -86,7 +97,9 @@ def test_whole_numbers_of_any_library_are_taken(value):
         (0, "n is at least 1, not 0"),
         (-(2**70), "n is at least 1, not -1180591620717411303424"),
         (2**31, "n is at most 2147483647, not 2147483648"),
-        pytest.param(10**5000, "n is at most 2147483647, not a number of 16610 bits", id="5001 digits"),
+        pytest.param(
+            10**5000, "n is at most 2147483647, not a number of 16610 bits", id="5001 digits"
+        ),
         (1.0, "n is a whole number, not 1.0"),
         (True, "n is a whole number, not True"),
         ("1", "n is a whole number, not '1'"),
@@ -108,7 +121,9 @@ def test_a_seed_is_from_0_to_what_numpy_takes():
             require_seed(seed)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, "1", None, True])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), 10**400, "1", None, True]
+)
 def test_what_is_no_finite_number_is_refused(value):
     with pytest.raises(TracelabError, match="x is a finite number, not"):
         require_number("x", value)
@@ -148,7 +163,9 @@ def test_no_record_is_not_a_limit():
 
 def test_memory_that_ran_out_is_told_from_other_errors():
     assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
+    assert is_out_of_memory(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    )
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**56)
@@ -167,12 +184,17 @@ def test_a_message_is_one_line_of_printable_characters_and_sane_length():
     assert long.endswith("end")
 
 
-# --- every entry point ----------------------------------------------------------------------------------------------
+# --- every entry point
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", functions_with_a_seed())
 def test_every_public_function_refuses_a_bad_seed_first_of_all(function):
-    needed = [p for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    needed = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is inspect.Parameter.empty
+    ]
     positional = [None for p in needed if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     for seed in (-1, 2**32, True, 1.5):
         with pytest.raises(TracelabError, match="seed is"):
@@ -181,15 +203,27 @@ def test_every_public_function_refuses_a_bad_seed_first_of_all(function):
 
 def test_the_sweep_finds_the_functions():
     names = {parameter.id.rpartition(".")[2] for parameter in functions_with_a_seed()}
-    assert {"stereoset_scores", "evaluate", "generate", "causal_trace", "report", "paired", "mean_interval"} <= names
+    assert {
+        "stereoset_scores",
+        "evaluate",
+        "generate",
+        "causal_trace",
+        "report",
+        "paired",
+        "mean_interval",
+    } <= names
 
 
-@pytest.mark.parametrize("config", [BiasEditConfig, FairMedConfig, FinetuneConfig, KLAADConfig, ProberConfig])
+@pytest.mark.parametrize(
+    "config", [BiasEditConfig, FairMedConfig, FinetuneConfig, KLAADConfig, ProberConfig]
+)
 def test_every_number_of_a_configuration_has_its_range(config):
     numbers = {name: value for name, value in vars(config()).items() if type(value) in (int, float)}
     assert len(numbers) >= 4
     for name, value in numbers.items():
-        bad = (-1, 2**70, True) if type(value) is int else (float("nan"), float("inf"), -float("inf"))
+        bad = (
+            (-1, 2**70, True) if type(value) is int else (float("nan"), float("inf"), -float("inf"))
+        )
         for each in bad:
             with pytest.raises(TracelabError) as caught:
                 config(**{name: each})
@@ -220,7 +254,10 @@ CALLS = {
     "generate": (
         lambda m, d, **o: generate(m, SENTENCES, **o),
         {
-            **dict.fromkeys(("max_new_tokens", "num_return_sequences", "num_beams", "batch_size"), (0, -1, 2**40)),
+            **dict.fromkeys(
+                ("max_new_tokens", "num_return_sequences", "num_beams", "batch_size"),
+                (0, -1, 2**40),
+            ),
             "top_k": (-1, 2**40),
             "temperature": (0.0, -1.0, float("nan"), float("inf")),
             "top_p": (0.0, 1.5, float("nan")),
@@ -240,9 +277,17 @@ CALLS = {
     ),
     "attention": (
         lambda m, d, **o: attention_gap(m, crows_pairs("gender", limit=4), **o),
-        {"layer": (4, -5, 2**40), "heads": ([4], [-1], [], [2**40]), "keep_maps": (-1,), "batch_tokens": (0,)},
+        {
+            "layer": (4, -5, 2**40),
+            "heads": ([4], [-1], [], [2**40]),
+            "keep_maps": (-1,),
+            "batch_tokens": (0,),
+        },
     ),
-    "inspect": (lambda m, d, **o: inspect_edits(m, d, "He said", **o), {"top": (0, -1), "top_directions": (0, 2**40)}),
+    "inspect": (
+        lambda m, d, **o: inspect_edits(m, d, "He said", **o),
+        {"top": (0, -1), "top_directions": (0, 2**40)},
+    ),
     "evaluate": (
         lambda m, d, **o: evaluate(m, d, ["stereoset"], **o),
         {"limit": (0, -1, {"stereoset": 0}, {"stereoset": -3})},
@@ -253,7 +298,11 @@ CALLS = {
     ),
     "low_rank": (
         lambda m, d, **o: WeightDelta.low_rank(m, **{"layers": [0], **o}),
-        {"rank": (0, -1, 33, 99999999999), "layers": ([4], [-1], [], range(10**12)), "seed": (-1, 2**70)},
+        {
+            "rank": (0, -1, 33, 99999999999),
+            "layers": ([4], [-1], [], range(10**12)),
+            "seed": (-1, 2**70),
+        },
     ),
     "edited layers": (
         lambda m, d, **o: edited_layers(m, records=[], **o),
@@ -265,7 +314,10 @@ CALLS = {
     ),
     "export": (lambda m, d, **o: to_peft(m, d, Path("never"), **o), {"rank": (0, -1, 2**40)}),
     "limits": (lambda m, d, **o: stereoset("gender", **o), {"limit": (0, -1)}),
-    "no alpha": (lambda m, d, **o: Experts(d, None).with_alpha(**o), {"alpha": (float("nan"), float("inf"))}),
+    "no alpha": (
+        lambda m, d, **o: Experts(d, None).with_alpha(**o),
+        {"alpha": (float("nan"), float("inf"))},
+    ),
 }
 
 
@@ -291,7 +343,9 @@ def test_networks_that_no_memory_holds_are_refused(monkeypatch):
 
 def test_samples_that_no_memory_holds_are_refused_before_any_is_drawn(tiny, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 2**10)  # a machine of 1 MiB
-    with pytest.raises(TracelabError, match="10000 noise samples of 3 pairs need .* GiB, the machine has 0.000977"):
+    with pytest.raises(
+        TracelabError, match="10000 noise samples of 3 pairs need .* GiB, the machine has 0.000977"
+    ):
         causal_trace(tiny, stereoset("gender")[:40], n_samples=10_000, max_cases=3)
 
 
@@ -313,7 +367,10 @@ def test_a_text_that_is_no_text_is_one_sentence(tiny, delta):
         lambda text: inspect_edits(tiny, delta, text),
         lambda text: tracelab.report(tiny, "gender", "never", prompts=[text]),
     ):
-        with pytest.raises(TracelabError, match=r"the text 'caf\\udce9' cannot be tokenised: it is not valid Unicode"):
+        with pytest.raises(
+            TracelabError,
+            match=r"the text 'caf\\udce9' cannot be tokenised: it is not valid Unicode",
+        ):
             call("caf\udce9")
     assert not Path("never").exists()
 

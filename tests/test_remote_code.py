@@ -1,4 +1,5 @@
-"""Code that comes with a model or a classifier: never run unasked, never asked for, recorded where it was allowed."""
+"""Code that comes with a model or a classifier: never run unasked, never asked for, recorded where
+it was allowed."""
 
 from __future__ import annotations
 
@@ -41,20 +42,27 @@ def folder(saved, tmp_path):
 
 
 def with_code(folder: Path, mark: Path, what: str) -> None:
-    """Let a folder need code of its own, which leaves a mark, for its ``tokenizer``, ``config`` or ``model``."""
+    """Let a folder need code of its own, which leaves a mark, for its ``tokenizer``, ``config`` or
+    ``model``."""
     write = f"open({str(mark)!r}, 'w').close()\n"
     if what == "tokenizer":
-        code = f"from transformers import PreTrainedTokenizerFast\n{write}class T(PreTrainedTokenizerFast): pass\n"
+        code = f"from transformers import PreTrainedTokenizerFast\n{write}class T(PreTrainedTokenizerFast): pass\n"  # noqa: E501
         file, changes = (
             "tokenizer_config.json",
             {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": [None, "own.T"]}},
         )
     elif what == "config":
-        code = f"from transformers import LlamaConfig\n{write}class C(LlamaConfig): model_type = 'own'\n"
+        code = f"from transformers import LlamaConfig\n{write}class C(LlamaConfig): model_type = 'own'\n"  # noqa: E501
         file, changes = "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
     else:
-        code = f"from transformers import LlamaForCausalLM\n{write}class M(LlamaForCausalLM): pass\n"
-        auto = {"AutoModelForCausalLM": "own.M", "AutoModelForSequenceClassification": "own.M", "AutoConfig": "own.M"}
+        code = (
+            f"from transformers import LlamaForCausalLM\n{write}class M(LlamaForCausalLM): pass\n"
+        )
+        auto = {
+            "AutoModelForCausalLM": "own.M",
+            "AutoModelForSequenceClassification": "own.M",
+            "AutoConfig": "own.M",
+        }
         file, changes = "config.json", {"model_type": "own", "auto_map": auto}
     (folder / "own.py").write_text(code)
     content = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -64,7 +72,9 @@ def with_code(folder: Path, mark: Path, what: str) -> None:
 @pytest.mark.parametrize("what", ["tokenizer", "config", "model"])
 def test_code_of_a_model_is_not_run_and_nobody_is_asked(folder, tmp_path, what):
     with_code(folder, tmp_path / "ran", what)
-    with pytest.raises(TracelabError, match="comes with code of its own, which is not run: .*--trust-remote-code"):
+    with pytest.raises(
+        TracelabError, match="comes with code of its own, which is not run: .*--trust-remote-code"
+    ):
         load(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -92,13 +102,21 @@ def test_the_command_line_trusts_only_where_it_is_told_to(folder, tmp_path):
 
 def test_code_of_a_classifier_is_never_run(tmp_path, tokenizer):
     config = AutoConfig.for_model(
-        "distilbert", vocab_size=len(tokenizer), dim=16, hidden_dim=16, n_layers=1, n_heads=2, num_labels=2
+        "distilbert",
+        vocab_size=len(tokenizer),
+        dim=16,
+        hidden_dim=16,
+        n_layers=1,
+        n_heads=2,
+        num_labels=2,
     )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "c")
     tokenizer.save_pretrained(tmp_path / "c")
     with_code(tmp_path / "c", tmp_path / "ran", "model")
     with_code(tmp_path / "c", tmp_path / "ran", "tokenizer")
-    with pytest.raises(TracelabError, match="the regard classifier .* comes with code of its own, which is not run"):
+    with pytest.raises(
+        TracelabError, match="the regard classifier .* comes with code of its own, which is not run"
+    ):
         load_classifier(tmp_path / "c", what="regard")
     assert not (tmp_path / "ran").exists()
 
@@ -111,10 +129,14 @@ class Trap:
         return (os.mkdir, (str(self.path),))
 
 
-def test_a_pickle_that_holds_more_than_tensors_is_refused_without_advice_to_load_it(folder, tmp_path):
+def test_a_pickle_that_holds_more_than_tensors_is_refused_without_advice_to_load_it(
+    folder, tmp_path
+):
     (folder / "model.safetensors").unlink()
     torch.save({"a": Trap(tmp_path / "sprung")}, folder / "pytorch_model.bin")
-    with pytest.raises(TracelabError, match="a pickle can run code: get them as safetensors") as refused:
+    with pytest.raises(
+        TracelabError, match="a pickle can run code: get them as safetensors"
+    ) as refused:
         load(folder)
     assert not (tmp_path / "sprung").exists()
     for advice in ("weights_only", "torch.load", "trust", "upgrade"):

@@ -36,8 +36,12 @@ def results(tiny_model) -> dict[type[Result], Result]:
     model = tiny_model("llama")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few prompts
-        probes = probe_layers(model, templates("gender", limit=8), config=ProberConfig(hidden=8, epochs=1), n_seeds=1)
-    trace = causal_trace(model, stereoset("gender", limit=4), n_samples=1, window=2, layers=[1], max_cases=2)
+        probes = probe_layers(
+            model, templates("gender", limit=8), config=ProberConfig(hidden=8, epochs=1), n_seeds=1
+        )
+    trace = causal_trace(
+        model, stereoset("gender", limit=4), n_samples=1, window=2, layers=[1], max_cases=2
+    )
     return {
         StereoSetScores: stereoset_scores(model, stereoset("religion", limit=10)),
         CrowsPairsScores: crows_pairs_scores(model, crows_pairs("age", limit=10)),
@@ -45,8 +49,12 @@ def results(tiny_model) -> dict[type[Result], Result]:
         HellingerScores: hellinger(model, prompt_pairs("gender")[:3]),
         LayerProbes: probes,
         CausalTrace: trace,
-        BeforeAfter: inspect(model, [random_delta(model), random_experts(model)], ["The dog", "A cat"], top=3),
-        Generations: generate(model, ["The dog", "A cat sits"], max_new_tokens=3, num_return_sequences=2),
+        BeforeAfter: inspect(
+            model, [random_delta(model), random_experts(model)], ["The dog", "A cat"], top=3
+        ),
+        Generations: generate(
+            model, ["The dog", "A cat sits"], max_new_tokens=3, num_return_sequences=2
+        ),
     }
 
 
@@ -83,7 +91,9 @@ def test_a_saved_result_comes_back_as_it_was(results, tmp_path, kind):
 def test_a_result_is_not_read_as_another_kind(results, tmp_path, kind):
     folder = results[kind].save(tmp_path / "kept")
     other = next(k for k in KINDS if k is not kind)
-    with pytest.raises(TracelabError, match=f"'.*kept' holds a {kind.__name__}, not a {other.__name__}"):
+    with pytest.raises(
+        TracelabError, match=f"'.*kept' holds a {kind.__name__}, not a {other.__name__}"
+    ):
         other.load(folder)
 
 
@@ -102,7 +112,9 @@ def test_a_result_is_kept_in_open_formats(results, tmp_path):
     }
     assert json.loads((folder / "result.json").read_text())["result"] == "LayerProbes"
     assert set(load_file(folder / "probers.safetensors")) == set(results[LayerProbes].probers)
-    pd.testing.assert_frame_equal(pd.read_parquet(folder / "layers.parquet"), results[LayerProbes].layers)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder / "layers.parquet"), results[LayerProbes].layers
+    )
 
 
 def test_saving_again_replaces_the_old_result_as_a_whole(results, tmp_path):
@@ -115,10 +127,14 @@ def test_saving_again_replaces_the_old_result_as_a_whole(results, tmp_path):
 def test_a_folder_of_other_things_is_not_replaced(results, tmp_path, monkeypatch):
     (tmp_path / "thesis.tex").write_text("years of work")
     for folder in (tmp_path, str(tmp_path)):
-        with pytest.raises(TracelabError, match=r"holds other files \(thesis\.tex\): name a folder of its own"):
+        with pytest.raises(
+            TracelabError, match=r"holds other files \(thesis\.tex\): name a folder of its own"
+        ):
             results[StereoSetScores].save(folder)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TracelabError, match="cannot be replaced by a new folder: name one inside it"):
+    with pytest.raises(
+        TracelabError, match="cannot be replaced by a new folder: name one inside it"
+    ):
         results[StereoSetScores].save(".")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -192,7 +208,9 @@ def test_a_forged_result_reads_no_file_outside_its_folder(results, tmp_path, nam
     del content["sha256"]
     content["files"][name] = hashlib.sha256(b"x").hexdigest()
     (kept / "result.json").write_text(json.dumps(content))
-    with pytest.raises(TracelabError, match=rf"is damaged \(ValueError: '{name}' is no file of the folder\)"):
+    with pytest.raises(
+        TracelabError, match=rf"is damaged \(ValueError: '{name}' is no file of the folder\)"
+    ):
         Generations.load(kept)
 
 

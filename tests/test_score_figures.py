@@ -12,7 +12,9 @@ def table(edit, alpha, values):
     return pd.DataFrame(rows).assign(edit=edit, alpha=alpha, model="m")
 
 
-TABLE = pd.concat([table(None, 0, {"ss": 60, "perplexity": 80}), table("a<b", 1, {"ss": 55, "perplexity": 90})])
+TABLE = pd.concat(
+    [table(None, 0, {"ss": 60, "perplexity": 80}), table("a<b", 1, {"ss": 55, "perplexity": 90})]
+)
 
 
 def test_scores_draw_a_panel_a_metric_with_intervals_and_the_ideal():
@@ -27,7 +29,9 @@ def test_scores_draw_a_panel_a_metric_with_intervals_and_the_ideal():
 
 
 def test_a_sweep_draws_a_line_and_a_band_a_series_and_metric():
-    figure = sweep(TABLE, "alpha", ["ss", "perplexity"], series="model", title="t", caption="c", x_title="α")
+    figure = sweep(
+        TABLE, "alpha", ["ss", "perplexity"], series="model", title="t", caption="c", x_title="α"
+    )
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert [list(line.x) for line in lines] == [[0, 1], [0, 1]]
     assert [list(line.y) for line in lines] == [[60, 55], [80, 90]]

@@ -20,7 +20,8 @@ TEXTS = (
 
 
 def slow_logprobs(hf_model, ids: list[int], first: int) -> np.ndarray:
-    """log p(token | tokens before it) from ``first`` on, one sequence alone, in plain transformers."""
+    """log p(token | tokens before it) from ``first`` on, one sequence alone, in plain
+    transformers."""
     with torch.no_grad():
         logprobs = hf_model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return np.array([float(logprobs[j - 1, ids[j]]) for j in range(first, len(ids))])
@@ -37,12 +38,17 @@ def test_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, 
 
 
 def test_the_default_bos_is_the_models(real_model):
-    default, without = score(real_model, [TEXTS[0]]), score(real_model, [TEXTS[0]], prepend_bos=False)
+    default, without = (
+        score(real_model, [TEXTS[0]]),
+        score(real_model, [TEXTS[0]], prepend_bos=False),
+    )
     assert default.tokens == without.tokens
     assert default.sum == without.sum
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=2, max_size=7),
     batch_tokens=st.integers(1, 80),
@@ -50,7 +56,9 @@ def test_the_default_bos_is_the_models(real_model):
     data=st.data(),
 )
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
-def test_padding_and_batch_size_change_no_number(tiny_model, kind, lengths, batch_tokens, bos, data):
+def test_padding_and_batch_size_change_no_number(
+    tiny_model, kind, lengths, batch_tokens, bos, data
+):
     ids = st.integers(20, 40_000)
     sequences = [data.draw(st.lists(ids, min_size=n + 1, max_size=n + 1)) for n in lengths]
     firsts = [data.draw(st.integers(1, n)) for n in lengths]
@@ -92,7 +100,9 @@ def test_scores_keep_the_order_of_the_texts(tiny_model):
     ("context", "text"),
     [("The nurse is here.", "She was late."), ("He said", "that"), ("A café", "’s 😀 sign")],
 )
-def test_a_continuation_is_the_tail_of_the_joint_text(real_model, plain_model, tokenizer, context, text, bos):
+def test_a_continuation_is_the_tail_of_the_joint_text(
+    real_model, plain_model, tokenizer, context, text, bos
+):
     scores = score(real_model, [text], [context], prepend_bos=bos)
     ids = [tokenizer.bos_token_id] * bos + tokenizer(f"{context} {text}").input_ids
     (tokens,) = scores.tokens
@@ -150,7 +160,9 @@ def test_chunks_of_positions_change_no_number():
     logits = torch.randn(3, 11, 50)
     rows, positions = torch.randint(3, (40,)), torch.randint(11, (40,))
     targets = torch.randint(50, (40,))
-    expected = [logits[r, p].log_softmax(0)[t] for r, p, t in zip(rows, positions, targets, strict=True)]
+    expected = [
+        logits[r, p].log_softmax(0)[t] for r, p, t in zip(rows, positions, targets, strict=True)
+    ]
     for chunk in (1, 7, 256):
         values = target_logprobs(logits, rows, positions, targets, chunk)
         assert torch.allclose(values, torch.stack(expected), atol=1e-6)
@@ -190,7 +202,9 @@ def test_a_text_without_a_token_to_score_is_refused(tiny_model, text):
 
 def test_a_single_token_is_scored_only_after_bos_or_a_context(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(TracelabError, match="no token to score in text 0 .'A'.: prepend BOS or give a context"):
+    with pytest.raises(
+        TracelabError, match="no token to score in text 0 .'A'.: prepend BOS or give a context"
+    ):
         score(model, ["A"], prepend_bos=False)
     assert len(score(model, ["A"], prepend_bos=True).logprobs[0]) == 1
     assert len(score(model, ["A"], ["Is this"], prepend_bos=False).logprobs[0]) == 1

@@ -151,7 +151,8 @@ def test_intervals_of_shares_and_of_paired_differences_cover_at_their_nominal_ra
         after = before + rng.normal(0.1, 0.2, size=100)
         return [(after - before)[:, None]]
 
-    # Of 100 units a percentile interval covers in 94 %; three standard errors of 600 studies are 3 points.
+    # Of 100 units a percentile interval covers in 94 %; three standard errors of 600 studies are 3
+    # points.
     assert 0.91 <= covered(share, 0.6) <= 0.97
     assert 0.91 <= covered(difference, 0.1) <= 0.97
 
@@ -165,4 +166,5 @@ def test_intervals_over_groups_of_records_cover_at_least_at_their_nominal_rate()
         return [(rng.random((6, 1)) < share).astype(float) for share in shares]
 
     truth = np.clip(0.6 + 0.2 * np.random.default_rng(2).standard_normal(10**6), 0, 1).mean()
-    assert 0.94 <= covered(groups, float(truth)) <= 0.995  # resampling twice makes it a little too wide
+    # resampling twice makes it a little too wide
+    assert 0.94 <= covered(groups, float(truth)) <= 0.995

@@ -46,9 +46,14 @@ def test_texts_are_read_in_their_order_whatever_holds_them(model, carry):
 
 def test_one_string_is_one_text(model):
     assert tracelab.score(model, "A woman said").texts == ("A woman said",)
-    assert tracelab.score(model, "hello", "A man said").sum == tracelab.score(model, ["hello"], ["A man said"]).sum
+    assert (
+        tracelab.score(model, "hello", "A man said").sum
+        == tracelab.score(model, ["hello"], ["A man said"]).sum
+    )
     assert len(perplexity(model, "A woman said so.").texts) == 1
-    assert ExpertTexts("gender", biased="she bakes", anti_biased=pd.Series(["he bakes"])).biased == ("she bakes",)
+    assert ExpertTexts(
+        "gender", biased="she bakes", anti_biased=pd.Series(["he bakes"])
+    ).biased == ("she bakes",)
     seen = []
     text_scorer(lambda texts: seen.extend(texts) or [0.0])("A woman said")
     assert seen == ["A woman said"]
@@ -56,7 +61,9 @@ def test_one_string_is_one_text(model):
         tracelab.score(model, TEXTS, "A man said")
 
 
-@pytest.mark.parametrize(("gap", "shown"), [(float("nan"), "nan"), (None, "None"), (3, "3"), (pd.NA, "<NA>")])
+@pytest.mark.parametrize(
+    ("gap", "shown"), [(float("nan"), "nan"), (None, "None"), (3, "3"), (pd.NA, "<NA>")]
+)
 def test_a_missing_text_is_named_by_its_number(model, gap, shown):
     given = [*TEXTS, gap, "more"]
     message = f"{{}} 2 is {shown}, not a string: leave it out, or fill it in"
@@ -92,7 +99,9 @@ def test_what_holds_no_texts_is_refused(given, message):
 def test_prompts_and_words_of_inspect_may_be_columns(model):
     edit = random_delta(model)
     plain = tracelab.inspect(model, edit, TEXTS, tokens=["man", "woman"], top=2)
-    column = tracelab.inspect(model, edit, pd.Series(TEXTS, index=[7, 3]), tokens=pd.Series(["man", "woman"]), top=2)
+    column = tracelab.inspect(
+        model, edit, pd.Series(TEXTS, index=[7, 3]), tokens=pd.Series(["man", "woman"]), top=2
+    )
     pd.testing.assert_frame_equal(plain.tokens, column.tokens)
     assert column.settings["prompts"] == TEXTS
 
@@ -114,7 +123,11 @@ def test_what_is_no_record_is_named_by_its_number(model):
 
 
 def test_one_benchmark_and_one_component_may_be_named_by_a_string(model):
-    board = tracelab.evaluate(model, random_delta(model), "local-bias", bias="gender", limit=4, costs=False)
+    board = tracelab.evaluate(
+        model, random_delta(model), "local-bias", bias="gender", limit=4, costs=False
+    )
     assert set(board.frame["benchmark"]) == {"local-bias"}
-    trace = tracelab.causal_trace(model, stereoset("gender", limit=4), components="mlp", n_samples=1, layers=[1])
+    trace = tracelab.causal_trace(
+        model, stereoset("gender", limit=4), components="mlp", n_samples=1, layers=[1]
+    )
     assert trace.settings["components"] == ["mlp"]

@@ -122,7 +122,9 @@ LONG = "The baker said that she was tired and went home. " * 20
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
-def test_with_learned_positions_a_text_beyond_the_context_is_refused_before_any_work(tiny_model, kind):
+def test_with_learned_positions_a_text_beyond_the_context_is_refused_before_any_work(
+    tiny_model, kind
+):
     model = tiny_model(kind)
     edit = random_delta(model, modules=("mlp.out",), layers=(1,))
     ran = []
@@ -160,7 +162,9 @@ def test_with_learned_positions_a_text_beyond_the_context_is_refused_before_any_
 
 def test_rotary_positions_run_on_with_one_warning(tiny_model):
     model = tiny_model("llama")
-    with pytest.warns(UserWarning, match="^text 1 .and 1 more. has 221 tokens, tiny-llama a context of 128") as caught:
+    with pytest.warns(
+        UserWarning, match="^text 1 .and 1 more. has 221 tokens, tiny-llama a context of 128"
+    ) as caught:
         scores = tracelab.score(model, ["A baker", LONG, LONG], prepend_bos=False)
     assert len(caught) == 1
     assert len(scores.logprobs[1]) == 220
@@ -242,7 +246,9 @@ def test_other_tables_of_positions_are_known(tokenizer, kind):
 def test_a_text_that_begins_with_bos_gets_no_second_and_this_is_said(tokenizer):
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     model = from_hf(tiny_hf("llama", len(own)), own, model_id="chat", prepend_bos=True)
-    chat = model.tokenizer.apply_chat_template([{"role": "user", "content": "Who bakes?"}], tokenize=False)
+    chat = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Who bakes?"}], tokenize=False
+    )
     with pytest.warns(UserWarning, match="begins with the BOS token already"):
         encoding = encode(model, chat)
     assert encoding.ids.count(own.bos_token_id) == chat.count(own.bos_token)
@@ -266,7 +272,7 @@ def beyond(tokenizer, **tokens):
 
 def test_a_token_without_an_embedding_is_named(tokenizer):
     model = beyond(tokenizer)
-    message = f"the token '<extra>' .id {len(tokenizer)}. is beyond the {len(tokenizer)} embeddings of small"
+    message = f"the token '<extra>' .id {len(tokenizer)}. is beyond the {len(tokenizer)} embeddings of small"  # noqa: E501
     with pytest.raises(TracelabError, match=message):
         tracelab.score(model, ["He is <extra> here."])
     with pytest.raises(TracelabError, match=message):
@@ -278,7 +284,9 @@ def test_a_padding_token_without_an_embedding_is_replaced_by_another(tokenizer):
     model = beyond(tokenizer, pad_token="<extra>")
     assert 0 <= pad_id(model) < len(tokenizer)
     together = tracelab.score(model, ["He is here.", "She"], prepend_bos=True).sum
-    alone = [tracelab.score(model, [text], prepend_bos=True).sum[0] for text in ("He is here.", "She")]
+    alone = [
+        tracelab.score(model, [text], prepend_bos=True).sum[0] for text in ("He is here.", "She")
+    ]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len(tracelab.generate(model, ["He is here.", "She"], max_new_tokens=2).frame) == 2
 
@@ -295,16 +303,24 @@ def metaspace():
     """A tokenizer that marks the beginning of words, as Llama 2's."""
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     texts = ["A woman works in a bakery and a man works in a mill.", "woman", "Awoman"] * 20
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"]))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    inner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"])
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def word_pieces():
     """A tokenizer that marks the continuation of words, as BERT's."""
     words = ["[UNK]", "[EOS]", "she", "is", "play", "##ing", "##s", "a", "man"]
-    inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[EOS]")
@@ -312,11 +328,17 @@ def word_pieces():
 
 def test_labels_keep_the_marks_of_every_kind_of_tokenizer(model):
     spaced = from_hf(tiny_hf("llama", 200), metaspace(), model_id="metaspace")
-    assert "".join(token_texts(spaced, encode(spaced, "A woman works", prepend_bos=False).ids)) == "·A·woman·works"
+    assert (
+        "".join(token_texts(spaced, encode(spaced, "A woman works", prepend_bos=False).ids))
+        == "·A·woman·works"
+    )
     pieces = from_hf(tiny_hf("llama", 200), word_pieces(), model_id="pieces")
     ids = encode(pieces, "she is playing", prepend_bos=False).ids
     assert token_texts(pieces, ids) == ["she", "is", "play", "##ing"]
-    assert token_texts(model, model.tokenizer(" a\n", add_special_tokens=False).input_ids) == ["·a", "⏎"]
+    assert token_texts(model, model.tokenizer(" a\n", add_special_tokens=False).input_ids) == [
+        "·a",
+        "⏎",
+    ]
 
 
 def test_a_continuation_is_decoded_with_its_prompt(model):
@@ -328,6 +350,8 @@ def test_a_continuation_is_decoded_with_its_prompt(model):
         (pieces, "she is", " playing"),
         (model, "She said", " that"),
     ):
-        before, whole = (encode(made, text, prepend_bos=False).ids for text in (prompt, prompt + more))
+        before, whole = (
+            encode(made, text, prepend_bos=False).ids for text in (prompt, prompt + more)
+        )
         assert continuation_text(made, before, whole[len(before) :]) == more
     assert continuation_text(spaced, encode(spaced, "A man", prepend_bos=True).ids, [2]) == ""

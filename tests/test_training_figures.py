@@ -25,7 +25,11 @@ def rows():
         if step:
             curves.add(step, "train", {"kl": 1 / step, "loss": float(step % 3)})
         if step in SCORES:
-            curves.add(step, "dev", {"kl": 0.5, "loss": SCORES[step], "ss": 60.0 - step, "score": SCORES[step]})
+            curves.add(
+                step,
+                "dev",
+                {"kl": 0.5, "loss": SCORES[step], "ss": 60.0 - step, "score": SCORES[step]},
+            )
     return curves.rows
 
 
@@ -54,7 +58,9 @@ def test_training_steps_their_running_mean_and_development_data_are_drawn(rows):
     np.testing.assert_allclose(traces["a training step"].y, train)
     means = [np.mean(train[max(0, i - 9) : i + 1]) for i in range(24)]
     np.testing.assert_allclose(traces["mean of 10 steps"].y, means)
-    assert dict(zip(traces["development data"].x, traces["development data"].y, strict=True)) == SCORES
+    assert (
+        dict(zip(traces["development data"].x, traces["development data"].y, strict=True)) == SCORES
+    )
     assert traces["development data"].mode == "lines+markers"
 
 
@@ -83,7 +89,8 @@ def test_without_a_score_no_step_is_marked(rows):
     assert not figure.layout.shapes
 
 
-# --- what edits keep -----------------------------------------------------------------------------------------------
+# --- what edits keep
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["biasedit", "klaad"])
@@ -91,7 +98,9 @@ def edit(tiny_model, request):
     delta = random_delta(tiny_model("llama"))
     maps = delta.spec().maps
     if request.param == "biasedit":
-        return BiasEdit(BiasEditSpec(maps=maps, config=BiasEditConfig(), bias="<b>race</b>"), delta.origin)
+        return BiasEdit(
+            BiasEditSpec(maps=maps, config=BiasEditConfig(), bias="<b>race</b>"), delta.origin
+        )
     return KLAAD(KLAADSpec(maps=maps, config=KLAADConfig(), bias="<b>race</b>"), delta.origin)
 
 
@@ -99,10 +108,15 @@ def test_a_fitted_edit_draws_its_notes(edit, rows):
     edit.notes |= {"curves": rows, "n_train": 96, "n_dev": 24}
     figure = edit.plot_training()
     assert figure.layout.title.text == f"Training of {edit.kind}(&lt;b&gt;race&lt;/b&gt;)"
-    assert figure.layout.title.subtitle.text == "96 training triples, 24 development triples · tiny-llama"
+    assert (
+        figure.layout.title.subtitle.text
+        == "96 training triples, 24 development triples · tiny-llama"
+    )
     assert len(figure.data) == len(drawn(rows).data)
 
 
 def test_an_edit_without_curves_is_refused(edit):
-    with pytest.raises(TracelabError, match="the notes of .* hold no training curves: only an edit that was fitted"):
+    with pytest.raises(
+        TracelabError, match="the notes of .* hold no training curves: only an edit that was fitted"
+    ):
         edit.plot_training()

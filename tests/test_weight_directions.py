@@ -52,7 +52,8 @@ def texts(model, ids) -> str:
     return " ".join(model.tokenizer.decode([i]).replace(" ", "·").replace("\n", "⏎") for i in ids)
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------
+# --- sizes
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("rank", [4, None])
@@ -64,20 +65,26 @@ def test_sizes_are_those_of_whole_matrices(model, rank):
     ]
     for row in rows:
         change = whole(delta, row["module"], row["layer"])
+        path = "mlp.down_proj" if row["module"] == "mlp.out" else "self_attn.o_proj"
         base = model.original_model.get_parameter(
-            f"model.layers.{row['layer']}.{'mlp.down_proj' if row['module'] == 'mlp.out' else 'self_attn.o_proj'}"
-            "._original_component.weight"
+            f"model.layers.{row['layer']}.{path}._original_component.weight"
         ).detach()
         sigma = np.linalg.svd(change)[1]
         assert row["norm"] == pytest.approx(np.sqrt((change**2).sum()), rel=1e-5)
-        assert row["relative"] == pytest.approx(row["norm"] / float((base**2).sum() ** 0.5), rel=1e-5)
+        assert row["relative"] == pytest.approx(
+            row["norm"] / float((base**2).sum() ** 0.5), rel=1e-5
+        )
         assert row["singular_value"] == pytest.approx(sigma[row["direction"]], rel=1e-4)
-        assert row["share"] == pytest.approx(sigma[row["direction"]] ** 2 / (sigma**2).sum(), rel=1e-4)
+        assert row["share"] == pytest.approx(
+            sigma[row["direction"]] ** 2 / (sigma**2).sum(), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("rank", [4, None])
 def test_shares_of_all_directions_sum_to_one_and_fall(model, rank):
-    rows = directions(model, random_delta(model, layers=(2,), modules=("mlp.out",), rank=rank), top=1000)
+    rows = directions(
+        model, random_delta(model, layers=(2,), modules=("mlp.out",), rank=rank), top=1000
+    )
     shares = [row["share"] for row in rows]
     assert len(shares) == (4 if rank else 32)
     assert sum(shares) == pytest.approx(1, abs=1e-5)
@@ -120,15 +127,19 @@ def test_a_large_dense_delta_is_decomposed_without_the_users_random_numbers(monk
     found, values, norm = _directions([part], 3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(values, sigma[:3], rtol=1e-4, atol=0)
-    torch.testing.assert_close((found * u[:, :3]).sum(dim=0).abs(), torch.ones(3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        (found * u[:, :3]).sum(dim=0).abs(), torch.ones(3), rtol=1e-4, atol=0
+    )
     assert norm == pytest.approx(float(sigma.norm()), rel=1e-5)
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------
+# --- tokens
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def heads(kind: str, hf, x: np.ndarray) -> np.ndarray:
-    """Logits of a direction by hand: the final norm as this architecture scales (and centres), then the unembedding."""
+    """Logits of a direction by hand: the final norm as this architecture scales (and centres), then
+    the unembedding."""
     inner = hf.transformer if kind == "gpt2" else hf.model
     if kind == "gpt2":
         scaled = inner.ln_f.weight.detach().double().numpy() * (x - x.mean())
@@ -152,7 +163,11 @@ def test_promoted_tokens_are_the_largest_logits_of_the_output_direction(tokenize
     before = 1.0
     if kind == "gemma2":
         layer = hf.model.layers[1]
-        norm = layer.post_feedforward_layernorm if module == "mlp.out" else layer.post_attention_layernorm
+        norm = (
+            layer.post_feedforward_layernorm
+            if module == "mlp.out"
+            else layer.post_attention_layernorm
+        )
         before = 1 + norm.weight.detach().double().numpy()
     logits = heads(kind, hf, u.double().numpy() * before)
     own = AutoTokenizer.from_pretrained(assets.model_dir())
@@ -184,7 +199,8 @@ def test_every_map_of_every_architecture_has_its_own_size(tiny_model, kind):
         assert row["relative"] == pytest.approx(row["norm"] / float(matrix.norm()), rel=1e-4)
 
 
-# --- edits of several parts, and of none ---------------------------------------------------------------------------
+# --- edits of several parts, and of none
+# ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ranks", [(4, 4), (4, None)])

@@ -53,10 +53,16 @@ def test_after_a_change_results_name_the_weights_that_made_them(model, change):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_a_change_an_edit_of_the_old_weights_is_refused_and_one_of_the_new_loads(model, change, tmp_path):
+def test_after_a_change_an_edit_of_the_old_weights_is_refused_and_one_of_the_new_loads(
+    model, change, tmp_path
+):
     old = random_delta(model)
     change(model)
-    for use in (old.hooks, lambda m: old.applied(m).__enter__(), lambda m: old.attach(m.original_model)):
+    for use in (
+        old.hooks,
+        lambda m: old.applied(m).__enter__(),
+        lambda m: old.attach(m.original_model),
+    ):
         with pytest.raises(TracelabError, match="fit it on that model"):
             use(model)
     new = random_delta(model).save(tmp_path / "new")
@@ -66,7 +72,9 @@ def test_after_a_change_an_edit_of_the_old_weights_is_refused_and_one_of_the_new
 @pytest.mark.parametrize("change", CHANGES)
 def test_after_a_change_kept_cells_are_measured_again(model, change, tmp_path):
     def value(folder):
-        return tracelab.evaluate(model, {}, ["perplexity"], limit=4, costs=False, folder=folder).frame["value"][0]
+        return tracelab.evaluate(
+            model, {}, ["perplexity"], limit=4, costs=False, folder=folder
+        ).frame["value"][0]
 
     before = value(tmp_path / "cells")
     change(model)

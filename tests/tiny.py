@@ -1,6 +1,7 @@
 """Small random models of several architectures, with the embedded model's tokenizer.
 
-Their weights are wide (``initializer_range``), so that scores, noise and edits move the logits by whole
+Their weights are wide (``initializer_range``), so that scores, noise and edits move the logits by
+whole
 nats: a comparison to 1e-5 of models that hardly react would show nothing.
 """
 
@@ -22,7 +23,13 @@ _ROPE = {
     "num_attention_heads": 4,
     **_COMMON,
 }
-_LLAMA = {**_ROPE, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    **_ROPE,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,

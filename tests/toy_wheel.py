@@ -13,7 +13,9 @@ import types
 import zipfile
 from pathlib import Path
 
-if __name__ == "__main__":  # only assets.py is needed: the whole package would import torch and take seconds
+if (
+    __name__ == "__main__"
+):  # only assets.py is needed: the whole package would import torch and take seconds
     package = types.ModuleType("tracelab")
     package.__path__ = [str(Path(__file__).parent.parent / "tracelab")]
     sys.modules["tracelab"] = package
@@ -28,7 +30,7 @@ FILES = {
     "tracetoy/data/code.py": "raise SystemExit",
     "tracetoy/other/c.txt": "not asked for",
     "tracetoy-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tracetoy\nVersion: 1.0\n",
-    "tracetoy-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "tracetoy-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",  # noqa: E501
 }
 
 

@@ -131,7 +131,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The public names and the rooms, each loaded when it is first used: what needs no torch does without (PEP 562)."""
+    """The public names and the rooms, each loaded when it is first used: what needs no torch does
+    without (PEP 562)."""
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
@@ -146,7 +147,8 @@ def __dir__() -> list[str]:
 
 
 class _FrontDoor(ModuleType):
-    """``tracelab.evaluate`` and ``tracelab.report`` are functions, also after the packages of that name are loaded."""
+    """``tracelab.evaluate`` and ``tracelab.report`` are functions, also after the packages of that
+    name are loaded."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

@@ -1,11 +1,12 @@
 """The one exception a user is meant to read.
 
-Everything tracelab refuses (an unknown bias type, a layer that does not exist, a file that is not the
-benchmark it claims to be) is a :class:`TracelabError` whose message is one sentence that names the
-value given, the values possible and the next step. The command line prints it and exits with 2.
+Everything tracelab refuses (an unknown bias type, a layer that does not exist, a file that is not
+the benchmark it claims to be) is a :class:`TracelabError` whose message is one sentence that names
+the value given, the values possible and the next step. The command line prints it and exits with 2.
 
-Messages quote what stands in files, which may be anything: so every message becomes one line, without the characters
-that steer a terminal, and is cut where it is longer than a person would read.
+Messages quote what stands in files, which may be anything: so every message becomes one line,
+without the characters that steer a terminal, and is cut where it is longer than a person would
+read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u20
 class TracelabError(ValueError):
     """A request that cannot be carried out as asked; the message says what to do instead.
 
-    Whatever a file or an argument put into the message, it is one line of printable characters and of sane length.
+    Whatever a file or an argument put into the message, it is one line of printable characters and
+    of sane length.
     """
 
     def __init__(self, message: str = "") -> None:

@@ -1,8 +1,9 @@
 """Text from models, data and files, written where something would read it as more than text.
 
-A model id, a token, a note may hold anything: a tag that a browser runs, a bar that ends a cell of a Markdown table, a
-line break, a formula that a spreadsheet computes. Each function here makes a text stand for itself in one such place.
-Plotly's figures, which read a few tags, have their own in :mod:`tracelab.figures.style`.
+A model id, a token, a note may hold anything: a tag that a browser runs, a bar that ends a cell of
+a Markdown table, a line break, a formula that a spreadsheet computes. Each function here makes a
+text stand for itself in one such place. Plotly's figures, which read a few tags, have their own in
+:mod:`tracelab.figures.style`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def code_for_markdown(text: str) -> str:
 
 
 def for_latex(text: str) -> str:
-    """In a line or in a table's cell of LaTeX; ``[`` or ``*`` first would belong to the ``\\\\`` of the row before."""
+    """In a line or in a table's cell of LaTeX; ``[`` or ``*`` first would belong to the ``\\\\`` of
+    the row before."""
     text = one_line(text).translate(_LATEX)
     return f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text
 
@@ -67,14 +69,16 @@ def latex_table(table: pd.DataFrame) -> str:
 def csv_table(table: pd.DataFrame) -> str:
     """A table as CSV that a spreadsheet reads as values.
 
-    A text that it would compute (``=``, ``+``, ``-`` or ``@`` first, and no number) has an apostrophe before it, which
-    spreadsheets do not show. What reads CSV otherwise sees it; a result's Parquet file has the text as it is.
+    A text that it would compute (``=``, ``+``, ``-`` or ``@`` first, and no number) has an
+    apostrophe before it, which spreadsheets do not show. What reads CSV otherwise sees it; a
+    result's Parquet file has the text as it is.
     """
     return _map_texts(table, _for_spreadsheet).to_csv(index=False)
 
 
 def _for_spreadsheet(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")  # csv writers do not quote a bare \r, which begins a row
+    # csv writers do not quote a bare \r, which begins a row
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.startswith(_FORMULA):
         return text
     try:

@@ -1,9 +1,9 @@
 """Gradients on for what learns, off for what measures, whatever is set around a call.
 
-Notebooks begin with ``torch.set_grad_enabled(False)`` or put everything under ``torch.inference_mode()``. What trains
-an edit is inside :func:`learning`, what only measures inside :func:`measuring`; both are context managers and
-decorators, and both leave inference mode, whose tensors no later training could use, and a default device, which is for
-tensors of one's own.
+Notebooks begin with ``torch.set_grad_enabled(False)`` or put everything under
+``torch.inference_mode()``. What trains an edit is inside :func:`learning`, what only measures
+inside :func:`measuring`; both are context managers and decorators, and both leave inference mode,
+whose tensors no later training could use, and a default device, which is for tensors of one's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def _no_default_device() -> AbstractContextManager[Any]:
 
 
 def leave_inference_mode(module: nn.Module) -> None:
-    """Replace tensors of a module that were made under ``torch.inference_mode()`` by normal copies; ties stay ties.
+    """Replace tensors of a module that were made under ``torch.inference_mode()`` by normal copies;
+    ties stay ties.
 
     No gradient can pass through the others, not even when they are constants.
     """
@@ -46,7 +47,9 @@ def leave_inference_mode(module: nn.Module) -> None:
         if id(value) not in copies:
             copy = value.detach().clone()
             learns = isinstance(value, nn.Parameter)
-            copies[id(value)] = nn.Parameter(copy, requires_grad=value.requires_grad) if learns else copy
+            copies[id(value)] = (
+                nn.Parameter(copy, requires_grad=value.requires_grad) if learns else copy
+            )
         return copies[id(value)]
 
     with measuring():

@@ -1,4 +1,5 @@
-"""Every metric by its name in tables: what figures call it, its unit, and its value for an unbiased, capable model."""
+"""Every metric by its name in tables: what figures call it, its unit, and its value for an
+unbiased, capable model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Module names of 0.1: they still import what they named, with a warning that says where it is now.
 
-Only ``tracelab``'s own names are promised to stay; scripts and notebooks import from its modules all the same.
+Only ``tracelab``'s own names are promised to stay; scripts and notebooks import from its modules
+all the same.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def install() -> None:
 
 
 def names_of(package: str, module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that was a module in 0.1, whose names are in ``module`` now."""
+    """The ``__getattr__`` of a package that was a module in 0.1, whose names are in ``module``
+    now."""
 
     def get(name: str) -> Any:
         if name.startswith("__") or importlib.util.find_spec(f"{package}.{name}") is not None:

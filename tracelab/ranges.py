@@ -1,7 +1,8 @@
 """The numbers that a user gives: each in its range, or one sentence that names the range.
 
-Every entry point, in Python and on the command line, asks here, so that a range holds at all of them. Ranges have an
-upper end too: a rank or a number of samples that no memory holds is refused before anything is computed.
+Every entry point, in Python and on the command line, asks here, so that a range holds at all of
+them. Ranges have an upper end too: a rank or a number of samples that no memory holds is refused
+before anything is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ SAMPLES_MOST = 10_000
 EPOCHS_MOST = 10_000
 STEPS_MOST = 1_000_000
 WIDTH_MOST = 65_536
-"""Of splits of a probe, noise samples, epochs, training steps, and widths of the networks that tracelab trains."""
+"""Of splits of a probe, noise samples, epochs, training steps, and widths of the networks that
+tracelab trains."""
 
 
 def require_int(what: str, value: Any, least: int = 1, most: int = INT_MOST) -> int:
@@ -65,7 +67,8 @@ def require_limit(limit: Any) -> None:
 
 
 def require_whole_limit(limit: Any) -> int | None:
-    """Return a ``limit=`` that is a whole number or None, for who says himself what a small one leaves.
+    """Return a ``limit=`` that is a whole number or None, for who says himself what a small one
+    leaves.
 
     Raises:
         TracelabError: 2.5, ``"3"``, True.
@@ -73,7 +76,9 @@ def require_whole_limit(limit: Any) -> int | None:
     return None if limit is None else require_int("limit", limit, -INT_MOST)
 
 
-def require_number(what: str, value: Any, *, least: float | None = None, above: float | None = None) -> float:
+def require_number(
+    what: str, value: Any, *, least: float | None = None, above: float | None = None
+) -> float:
     """Return ``value`` if it is a finite number, of at least ``least`` or above ``above``.
 
     Raises:
@@ -85,7 +90,11 @@ def require_number(what: str, value: Any, *, least: float | None = None, above: 
     elif least is not None:
         kind = f"a number of at least {least:g}"
     try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+        number = (
+            float(value)
+            if isinstance(value, Real) and not isinstance(value, bool)
+            else float("nan")
+        )
     except OverflowError:  # a whole number of more than 308 digits
         number = float("inf")
     low = (least is not None and number < least) or (above is not None and number <= above)
@@ -95,7 +104,8 @@ def require_number(what: str, value: Any, *, least: float | None = None, above: 
 
 
 def require_layers(layers: Iterable[Any], n_layers: int, model_id: str) -> list[int]:
-    """Layer numbers, ascending and each once; stops at the first that does not exist, however many would follow.
+    """Layer numbers, ascending and each once; stops at the first that does not exist, however many
+    would follow.
 
     Raises:
         TracelabError: naming it.
@@ -104,7 +114,9 @@ def require_layers(layers: Iterable[Any], n_layers: int, model_id: str) -> list[
     for layer in layers:
         number = require_int("a layer", layer, -INT_MOST)
         if not 0 <= number < n_layers:
-            raise TracelabError(f"layer {number} is out of range: {model_id} has layers 0 to {n_layers - 1}")
+            raise TracelabError(
+                f"layer {number} is out of range: {model_id} has layers 0 to {n_layers - 1}"
+            )
         found.add(number)
     return sorted(found)
 
@@ -120,11 +132,15 @@ def require_memory(what: str, n_bytes: int) -> None:
     except (AttributeError, ValueError, OSError):  # no POSIX system
         return
     if n_bytes > total > 0:
-        raise TracelabError(f"{what} need {n_bytes / 2**30:.3g} GiB, the machine has {total / 2**30:.3g}: ask for less")
+        raise TracelabError(
+            f"{what} need {n_bytes / 2**30:.3g} GiB, the machine has {total / 2**30:.3g}: ask for "
+            "less"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of Python, of a device or of torch's allocator (a plain RuntimeError)."""
+    """Whether memory ran out, of Python, of a device or of torch's allocator (a plain
+    RuntimeError)."""
     told = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 

@@ -1,9 +1,9 @@
 """What every result of tracelab can do: show itself, become a table, be saved and come back.
 
-A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely, tensors. ``save`` writes
-each table as Parquet, the tensors as safetensors and the rest as one JSON file, which names the others with their
-hashes; ``load`` reads them back and takes none that was altered. Which model, data, seed and versions made it is in
-``settings``.
+A result is a frozen dataclass whose fields are pandas tables, plain JSON values and, rarely,
+tensors. ``save`` writes each table as Parquet, the tensors as safetensors and the rest as one JSON
+file, which names the others with their hashes; ``load`` reads them back and takes none that was
+altered. Which model, data, seed and versions made it is in ``settings``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from torch import Tensor
 from tracelab.errors import TracelabError, quoted
 from tracelab.escaping import for_html, lines
 from tracelab.storage.files import atomic_folder, recover
-from tracelab.storage.ownership import ChangedSinceWritten, made_by_tracelab, named_in, require_replaceable
+from tracelab.storage.ownership import (
+    ChangedSinceWritten,
+    made_by_tracelab,
+    named_in,
+    require_replaceable,
+)
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")
@@ -58,7 +63,8 @@ class Result:
         return {} if type(self).plot is Result.plot else {"": self.plot()}
 
     def save(self, folder: Path | str) -> Path:
-        """Write the result into ``folder``, which replaces a result saved there before; returns the folder.
+        """Write the result into ``folder``, which replaces a result saved there before; returns the
+        folder.
 
         Raises:
             TracelabError: ``folder`` holds something else, or cannot be written.
@@ -71,7 +77,9 @@ class Result:
                 if isinstance(value, pd.DataFrame):
                     value.to_parquet(made / f"{name}.parquet")
                 elif isinstance(value, dict) and value and _all_tensors(value):
-                    save_file({k: t.contiguous() for k, t in value.items()}, made / f"{name}.safetensors")
+                    save_file(
+                        {k: t.contiguous() for k, t in value.items()}, made / f"{name}.safetensors"
+                    )
                 else:
                     plain[name] = value
             files = {file.name: _hash(file) for file in sorted(made.iterdir())}
@@ -107,7 +115,8 @@ class Result:
         except Exception as error:  # damage surfaces as whatever a reader happens to raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TracelabError(
-                f"the result in {str(folder)!r} is damaged ({type(error).__name__}: {reason}): make it again"
+                f"the result in {str(folder)!r} is damaged ({type(error).__name__}: {reason}): "
+                "make it again"
             ) from error
         raise TracelabError(f"{str(folder)!r} holds a {kind}, not a {cls.__name__}")
 
@@ -116,12 +125,17 @@ class Result:
         """What the files hold, given what stands in the JSON file."""
         digest = values.pop("sha256", None)  # 0.1 wrote none
         if digest is not None and digest != _content_hash(values):
-            said = f"{folder / MARKER} was changed since tracelab wrote it: what it says is no longer tracelab's"
+            said = (
+                f"{folder / MARKER} was changed since tracelab wrote it: "
+                "what it says is no longer tracelab's"
+            )
             warnings.warn(said, ChangedSinceWritten, stacklevel=3)
         hashes = values.pop("files", None)
         del values["result"]
         for name, digest in (hashes or {}).items():
-            if not _lies_in(folder, name):  # a forged name may lead anywhere, to a device without an end too
+            if not _lies_in(
+                folder, name
+            ):  # a forged name may lead anywhere, to a device without an end too
                 raise ValueError(f"{quoted(name)} is no file of the folder")
             if _hash(folder / name) != digest:
                 raise ValueError(f"{name} is not the file that was written")
@@ -143,7 +157,9 @@ class Result:
     def _repr_html_(self) -> str:
         model = self.settings.get("model")
         model_id = for_html(str(model.get("model_id", ""))) if isinstance(model, dict) else ""
-        table = self.frame.head(12).to_html(index=False, float_format="{:.4g}".format, border=0, escape=True)
+        table = self.frame.head(12).to_html(
+            index=False, float_format="{:.4g}".format, border=0, escape=True
+        )
         more = f"<p>… {len(self.frame)} rows in all</p>" if len(self.frame) > 12 else ""
         return f"<p><b>{type(self).__name__}</b> · {model_id}</p>{table}{more}"
 
@@ -160,7 +176,12 @@ def require_result_folder(folder: Path | str) -> None:
     if not named_in(folder / MARKER) and made_by_tracelab(content := read_marker(folder)):
         # Of 0.1, whose file names no others: those that a result of this kind may have.
         kinds = [kind for kind in _kinds(Result) if kind.__name__ == content.get("result")]
-        own += [f"{field.name}.{ending}" for kind in kinds for field in fields(kind) for ending in ENDINGS]
+        own += [
+            f"{field.name}.{ending}"
+            for kind in kinds
+            for field in fields(kind)
+            for ending in ENDINGS
+        ]
     require_replaceable(folder, own, marker=MARKER)
 
 

@@ -2,9 +2,10 @@
 
 Both resample the unit that a benchmark averages over.
 
-Where a plain mean over independent units is reported, ``transformer_lens.utilities.bootstrap_ci`` is used.
-This file adds what it lacks: units that hold several records (a target term, a concept), resampled in two
-stages, and a percentile interval of any statistic of the resamples; and sign flips for paired permutation tests.
+Where a plain mean over independent units is reported, ``transformer_lens.utilities.bootstrap_ci``
+is used. This file adds what it lacks: units that hold several records (a target term, a concept),
+resampled in two stages, and a percentile interval of any statistic of the resamples; and sign flips
+for paired permutation tests.
 """
 
 from __future__ import annotations
@@ -62,18 +63,22 @@ def two_stage_means(
 ) -> Float[np.ndarray, "resamples metrics"]:
     """Bootstrap draws of the unweighted mean over groups of each group's mean over its records.
 
-    Groups are drawn with replacement, then the records inside each drawn group. The first stage alone
-    would say that three target terms, all there are for religion, are nearly certain. In simulations a 95 % interval
-    holds the truth in 95 % of studies of one group, and in 96 to 99 % of those of many small groups.
+    Groups are drawn with replacement, then the records inside each drawn group. The first stage
+    alone would say that three target terms, all there are for religion, are nearly certain. In
+    simulations a 95 % interval holds the truth in 95 % of studies of one group, and in 96 to 99 %
+    of those of many small groups.
     """
     require_seed(seed)
     generator = np.random.default_rng(seed)
+    # [groups, resamples, metrics]
     within = np.stack(
         [
-            generator.multinomial(len(group), np.full(len(group), 1 / len(group)), n_resamples) @ group / len(group)
+            generator.multinomial(len(group), np.full(len(group), 1 / len(group)), n_resamples)
+            @ group
+            / len(group)
             for group in groups
         ]
-    )  # [groups, resamples, metrics]
+    )
     drawn = generator.integers(len(groups), size=(n_resamples, len(groups)))
     rows = generator.integers(n_resamples, size=(n_resamples, len(groups)))
     return within[drawn, rows].mean(axis=1)
@@ -91,10 +96,12 @@ def percentile_interval(draws: Float[np.ndarray, "resamples"]) -> tuple[float, f
 def flipped_sums(
     values: Float[np.ndarray, "units columns"], *, seed: int = 0, n_flips: int = N_FLIPS
 ) -> Float[np.ndarray, "flips columns"]:
-    """Sums over units under random sign flips of whole units: what differences would be if order meant nothing.
+    """Sums over units under random sign flips of whole units: what differences would be if order
+    meant nothing.
 
-    The first row is the sum as observed. All ``2 ** units`` patterns are taken where they are no more than
-    ``n_flips``, as in ``scipy.stats.permutation_test``; units without a difference do not count.
+    The first row is the sum as observed. All ``2 ** units`` patterns are taken where they are no
+    more than ``n_flips``, as in ``scipy.stats.permutation_test``; units without a difference do not
+    count.
     """
     require_seed(seed)
     values = values[(values != 0).any(axis=1)]
@@ -111,7 +118,8 @@ def flipped_sums(
 
 
 def two_sided_p(null: Float[np.ndarray, "flips"]) -> float:
-    """Share of the permuted statistics that are at least as far from 0 as the observed one, ``null[0]``.
+    """Share of the permuted statistics that are at least as far from 0 as the observed one,
+    ``null[0]``.
 
     Not a number where the statistic is undefined.
     """

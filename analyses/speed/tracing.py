@@ -1,10 +1,12 @@
-"""How much faster tracing with shared caches is than one forward pass a state, on the embedded model.
+"""How much faster tracing with shared caches is than one forward pass a state, on the embedded
+model.
 
     python analyses/speed/tracing.py [--pairs 2] [--samples 10] [--layer-step 6]
 
-Both run in this process on the same pairs and the same noise; the plain way is what the reference implementations
-do (ROME, BiasEdit: every state is a forward pass of the whole model). Prints seconds, the ratio and the largest
-difference of a restored gap. The ratio grows with the number of layers traced (--layer-step 1 traces all).
+Both run in this process on the same pairs and the same noise; the plain way is what the reference
+implementations do (ROME, BiasEdit: every state is a forward pass of the whole model). Prints
+seconds, the ratio and the largest difference of a restored gap. The ratio grows with the number of
+layers traced (--layer-step 1 traces all).
 """
 
 import argparse
@@ -14,7 +16,9 @@ import tracelab
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--layer-step", type=int, default=6)
@@ -39,7 +43,8 @@ def main() -> None:
         states = results["fast"].states
         difference = (states["gap"] - results["plain"].states["gap"]).abs().max()
         print(
-            f"{component:9}  {options.pairs:5}  {len(states):6}  {seconds['plain']:7.1f}  {seconds['fast']:6.1f}  "
+            f"{component:9}  {options.pairs:5}  {len(states):6}  {seconds['plain']:7.1f}  "
+            f"{seconds['fast']:6.1f}  "
             f"{seconds['plain'] / seconds['fast']:5.2f}  {difference:.1e}",
             flush=True,
         )

@@ -1,6 +1,8 @@
-"""Commands in processes of their own, which can be interrupted, forked from a server that has everything imported.
+"""Commands in processes of their own, which can be interrupted, forked from a server that has
+everything imported.
 
-The server is a fresh interpreter: without the type checks of the test session, and without pytest's streams.
+The server is a fresh interpreter: without the type checks of the test session, and without pytest's
+streams.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from tracelab.cli import main
 from tracelab.report.presets import PRESETS, Preset
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, "tracelab.localize", "tracelab.evaluate", "tracelab.figures"])
+SERVER.set_forkserver_preload(
+    [__name__, "tracelab.localize", "tracelab.evaluate", "tracelab.figures"]
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,13 @@ class Command:
         json_file = () if self.bundle else ("--json", f"{out}.json")
         ready, tells = SERVER.Pipe(duplex=False)
         process = SERVER.Process(
-            target=_run, args=([*self.arguments, "--out", str(out), *json_file], f"{out}.log", largest_file, tells)
+            target=_run,
+            args=(
+                [*self.arguments, "--out", str(out), *json_file],
+                f"{out}.log",
+                largest_file,
+                tells,
+            ),
         )
         process.start()
         tells.close()
@@ -106,4 +116,11 @@ def finish(process: BaseProcess) -> int:
 
 def half_made(out: Path) -> list[Path]:
     """Temporary files beside and under an output."""
-    return [path for path in (*out.parent.glob(".tmp-*"), *out.rglob(".tmp-*"), *out.parent.glob("*.partial"))]
+    return [
+        path
+        for path in (
+            *out.parent.glob(".tmp-*"),
+            *out.rglob(".tmp-*"),
+            *out.parent.glob("*.partial"),
+        )
+    ]

@@ -1,7 +1,8 @@
-"""Every long verb, interrupted at random moments, on a full disk and twice at once: the same final table.
+"""Every long verb, interrupted at random moments, on a full disk and twice at once: the same final
+table.
 
-The moments are drawn from the time that an uninterrupted run takes. ``TRACELAB_CRASH_ROUNDS`` of each signal are sent
-to each verb (default 1, with which all takes a few minutes).
+The moments are drawn from the time that an uninterrupted run takes. ``TRACELAB_CRASH_ROUNDS`` of
+each signal are sent to each verb (default 1, with which all takes a few minutes).
 """
 
 from __future__ import annotations
@@ -21,11 +22,53 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 COMMON = ("--bias", "gender")
 VERBS = {
-    "trace": ("trace", *COMMON, "--limit", "3", "--samples", "1", "--layers", "0,3", "--component", "resid"),
+    "trace": (
+        "trace",
+        *COMMON,
+        "--limit",
+        "3",
+        "--samples",
+        "1",
+        "--layers",
+        "0,3",
+        "--component",
+        "resid",
+    ),
     "fit experts": ("fit", "experts", *COMMON, "--limit", "4", "--rank", "2"),
-    "fit biasedit": ("fit", "biasedit", *COMMON, "--limit", "8", "--steps", "2", "--rank", "2", "--layers", "last1"),
-    "fit klaad": ("fit", "klaad", *COMMON, "--limit", "6", "--rank", "2", "--trainable", "attn_last"),
-    "compare": ("compare", *COMMON, "--limit", "2", "--benchmark", "crows-pairs", "--benchmark", "perplexity"),
+    "fit biasedit": (
+        "fit",
+        "biasedit",
+        *COMMON,
+        "--limit",
+        "8",
+        "--steps",
+        "2",
+        "--rank",
+        "2",
+        "--layers",
+        "last1",
+    ),
+    "fit klaad": (
+        "fit",
+        "klaad",
+        *COMMON,
+        "--limit",
+        "6",
+        "--rank",
+        "2",
+        "--trainable",
+        "attn_last",
+    ),
+    "compare": (
+        "compare",
+        *COMMON,
+        "--limit",
+        "2",
+        "--benchmark",
+        "crows-pairs",
+        "--benchmark",
+        "perplexity",
+    ),
     "report": ("report", *COMMON, "--limit", "6", "--preset", "crash", "--no-edits", "--no-png"),
 }
 ROUNDS = int(os.environ.get("TRACELAB_CRASH_ROUNDS", "1"))
@@ -37,7 +80,17 @@ def place(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("crash")
     tiny_hf("llama", len(tokenizer)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    fit = ("fit", "fairmed", *COMMON, "--limit", "6", "--layers", "1", "--model", str(folder / "model"))
+    fit = (
+        "fit",
+        "fairmed",
+        *COMMON,
+        "--limit",
+        "6",
+        "--layers",
+        "1",
+        "--model",
+        str(folder / "model"),
+    )
     assert Command(fit, bundle=True).run(folder / "edit") == 0
     return folder
 
@@ -62,25 +115,37 @@ def test_interrupted_at_random_moments_it_ends_with_the_same_table(command, whol
     expected, seconds = whole
     chance, out = random.Random(0), tmp_path / "out"
     for _ in range(ROUNDS):
-        for number, statuses in ((signal.SIGKILL, (-9, 0)), (signal.SIGTERM, (143, 0)), (signal.SIGINT, (130, 0))):
+        for number, statuses in (
+            (signal.SIGKILL, (-9, 0)),
+            (signal.SIGTERM, (143, 0)),
+            (signal.SIGINT, (130, 0)),
+        ):
             keys = {path: path.stat().st_mtime_ns for path in out.rglob("*.key")}
             status = command.interrupted(out, number, chance.uniform(0, seconds))
             assert status in statuses, command.words(out)
             if number != signal.SIGKILL:
                 assert not list(out.rglob(".tmp-*")) + list(tmp_path.glob(".tmp-*"))
-            if "--preset" not in command.arguments or status == 0:  # finished cells are not made again
-                assert all(path.stat().st_mtime_ns == made for path, made in keys.items() if path.exists())
+            if (
+                "--preset" not in command.arguments or status == 0
+            ):  # finished cells are not made again
+                assert all(
+                    path.stat().st_mtime_ns == made for path, made in keys.items() if path.exists()
+                )
     assert command.run(out) == 0, command.words(out)
     assert command.result(out) == expected
     assert not half_made(out)
     assert "Traceback" not in command.words(out)
 
 
-def test_on_a_disk_that_fills_up_it_ends_in_one_line_and_goes_on_when_there_is_room(command, whole, tmp_path):
+def test_on_a_disk_that_fills_up_it_ends_in_one_line_and_goes_on_when_there_is_room(
+    command, whole, tmp_path
+):
     expected, _ = whole
     chance, out = random.Random(1), tmp_path / "out"
     for _ in range(3):
-        assert command.run(out, largest_file=int(10 ** chance.uniform(1.5, 5))) in (0, 1, 2), command.words(out)
+        assert command.run(out, largest_file=int(10 ** chance.uniform(1.5, 5))) in (0, 1, 2), (
+            command.words(out)
+        )
     assert command.run(out) == 0, command.words(out)
     assert command.result(out) == expected
     assert not half_made(out)
@@ -90,7 +155,9 @@ def test_on_a_disk_that_fills_up_it_ends_in_one_line_and_goes_on_when_there_is_r
 def test_two_at_once_in_one_folder_both_end_with_the_same_table(command, whole, tmp_path):
     expected, _ = whole
     out = tmp_path / "out"
-    assert [finish(process) for process in [command.start(out), command.start(out)]] == [0, 0], command.words(out)
+    assert [finish(process) for process in [command.start(out), command.start(out)]] == [0, 0], (
+        command.words(out)
+    )
     assert command.result(out) == expected
     assert not half_made(out)
     assert "Traceback" not in command.words(out)

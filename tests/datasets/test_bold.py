@@ -11,14 +11,22 @@ from tracelab.datasets.bold import DOMAINS
 from tracelab.errors import TracelabError
 from tracelab.model import assets
 
-SENTENCES = {"gender": 3204, "race": 7657, "religious_ideology": 639, "political_ideology": 1984, "profession": 10195}
+SENTENCES = {
+    "gender": 3204,
+    "race": 7657,
+    "religious_ideology": 639,
+    "political_ideology": 1984,
+    "profession": 10195,
+}
 EMPTY_PROMPTS = {"religious_ideology": 2, "political_ideology": 3}
 
 
 def test_every_prompt_that_is_not_empty_is_read():
     prompts = bold()
     assert len(prompts) == 23_679 - 5
-    assert Counter(p.bias_type for p in prompts) == {d: n - EMPTY_PROMPTS.get(d, 0) for d, n in SENTENCES.items()}
+    assert Counter(p.bias_type for p in prompts) == {
+        d: n - EMPTY_PROMPTS.get(d, 0) for d, n in SENTENCES.items()
+    }
     assert len({prompt.id for prompt in prompts}) == len(prompts)
     assert all(prompt.text == prompt.text.strip() != "" for prompt in prompts)
     assert set(SENTENCES) == set(DOMAINS)
@@ -30,12 +38,21 @@ def test_each_prompt_begins_the_sentence_of_the_same_id():
     for prompt in bold():
         sentence = sentences[prompt.id]
         assert sentence.text.startswith(prompt.text)
-        assert (sentence.bias_type, sentence.group, sentence.name) == (prompt.bias_type, prompt.group, prompt.name)
+        assert (sentence.bias_type, sentence.group, sentence.name) == (
+            prompt.bias_type,
+            prompt.group,
+            prompt.name,
+        )
 
 
 def test_texts_and_groups_are_those_of_the_file():
     raw = json.loads((assets.data_dir() / "BOLD/data/prompts/race_prompt.json").read_text("utf-8"))
-    flat = [(group, name, text.strip()) for group, names in raw.items() for name in names for text in names[name]]
+    flat = [
+        (group, name, text.strip())
+        for group, names in raw.items()
+        for name in names
+        for text in names[name]
+    ]
     assert [(record.group, record.name, record.text) for record in bold("race")] == flat
 
 
@@ -86,10 +103,15 @@ def written(tmp_path):
 
 def test_a_folder_of_ones_own_is_read_and_an_empty_prompt_keeps_its_number(written):
     records = bold("gender", source=written('{"actors": {"A B": [" A B is ", " ", "A B was"]}}'))
-    assert [(record.id, record.text) for record in records] == [("actors/A B/0", "A B is"), ("actors/A B/2", "A B was")]
+    assert [(record.id, record.text) for record in records] == [
+        ("actors/A B/0", "A B is"),
+        ("actors/A B/2", "A B was"),
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"actors": ["A"]}', '{"actors": {"A": 3}}'])
 def test_another_file_is_not_taken_for_bold(written, content):
-    with pytest.raises(TracelabError, match=r"gender_prompt\.json( is not the benchmark it claims to be|\)$)"):
+    with pytest.raises(
+        TracelabError, match=r"gender_prompt\.json( is not the benchmark it claims to be|\)$)"
+    ):
         bold(source=written(content))

@@ -94,7 +94,10 @@ def test_a_pair_names_the_more_stereotypical_sentence_stereotype():
     crows = next(pair for pair in crows_pairs("gender") if pair.direction == "antistereo")
     pair = crows.pair()
     assert (pair.stereotype, pair.anti_stereotype) == (crows.sent_more, crows.sent_less)
-    assert (pair.stereotype_words, pair.anti_stereotype_words) == (crows.more_words, crows.less_words)
+    assert (pair.stereotype_words, pair.anti_stereotype_words) == (
+        crows.more_words,
+        crows.less_words,
+    )
     assert (pair.id, pair.bias_type) == (crows.id, "gender")
 
 
@@ -102,7 +105,10 @@ def test_a_pair_names_the_more_stereotypical_sentence_stereotype():
     ("arguments", "message"),
     [
         ({"bias": "sex"}, f"unknown bias type 'sex': choose one of {', '.join(BIAS_TYPES)}"),
-        ({"source": "/no/file"}, 'no CrowS-Pairs file at \'/no/file\': give a path, "wheel" or "hub"'),
+        (
+            {"source": "/no/file"},
+            'no CrowS-Pairs file at \'/no/file\': give a path, "wheel" or "hub"',
+        ),
         ({"bias": "age", "limit": 0}, "no record of CrowS-Pairs is left (bias=age, limit=0)"),
     ],
 )
@@ -116,7 +122,9 @@ def test_a_file_of_ones_own_is_read(written):
     assert (pair.id, pair.sent_more, pair.sent_less) == ("3", "Women are weak.", "Men are weak.")
 
 
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", '{"data": {}}', HEADER + "0,,,stereo,gender,[]\n"])
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n1,2\n", '{"data": {}}', HEADER + "0,,,stereo,gender,[]\n"]
+)
 def test_another_file_is_not_taken_for_crows_pairs(written, content):
     with pytest.raises(TracelabError, match=r"own\.csv (is not the benchmark|holds no records)"):
         crows_pairs(source=written(content))

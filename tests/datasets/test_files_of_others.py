@@ -1,4 +1,5 @@
-"""Files that are not the official ones: other languages, other programs' habits, and what is no such file at all."""
+"""Files that are not the official ones: other languages, other programs' habits, and what is no
+such file at all."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import warnings
 import pandas as pd
 import pytest
 
-from tracelab.datasets import bbq, bold, bracketed, crows_pairs, redditbias, stereoset, wikitext, winobias
+from tracelab.datasets import (
+    bbq,
+    bold,
+    bracketed,
+    crows_pairs,
+    redditbias,
+    stereoset,
+    wikitext,
+    winobias,
+)
 from tracelab.datasets.bbq import BBQItem, blocks
 from tracelab.datasets.sources import is_named
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
@@ -34,7 +44,8 @@ def table(path, rows, mark=",", *, numbered=True, encoding="utf-8"):
     return path
 
 
-# --- CrowS-Pairs ------------------------------------------------------------------------------------------------------
+# --- CrowS-Pairs
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";"])
@@ -50,19 +61,27 @@ def test_a_pair_is_the_same_whatever_parts_the_columns(tmp_path, mark, numbered,
 def test_a_bias_type_of_the_files_own_is_kept_and_can_be_asked_for(tmp_path):
     path = table(tmp_path / "a.csv", FRENCH)
     assert [pair.bias_type for pair in crows_pairs("autre", source=path)] == ["autre"]
-    with pytest.raises(TracelabError, match="unknown bias type 'age': choose one of autre, gender$"):
+    with pytest.raises(
+        TracelabError, match="unknown bias type 'age': choose one of autre, gender$"
+    ):
         crows_pairs("age", source=path)
 
 
 def test_a_table_without_a_column_is_told_with_the_columns_it_has(tmp_path):
     (tmp_path / "a.csv").write_text("plus;moins;bias_type\na;b;c\n")
-    with pytest.raises(TracelabError, match=r"no column sent_more, sent_less, .* among 'plus', 'moins', 'bias_type'"):
+    with pytest.raises(
+        TracelabError,
+        match=r"no column sent_more, sent_less, .* among 'plus', 'moins', 'bias_type'",
+    ):
         crows_pairs(source=tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [(("a", "b", "pro", "gender"), "unknown direction 'pro'.*line 4"), (("a", "b"), "line 4 of .* has 3 cells")],
+    [
+        (("a", "b", "pro", "gender"), "unknown direction 'pro'.*line 4"),
+        (("a", "b"), "line 4 of .* has 3 cells"),
+    ],
 )
 def test_a_wrong_row_is_told_with_its_line(tmp_path, row, message):
     with pytest.raises(TracelabError, match=message):
@@ -78,16 +97,21 @@ def test_a_wrong_row_is_told_with_its_line(tmp_path, row, message):
     ],
 )
 def test_many_pairs_that_say_nothing_are_said_aloud_and_few_are_not(tmp_path, row, reason):
-    with pytest.warns(UserWarning, match=f"1 of 3 pairs of .* say nothing of a stereotype .{reason}"):
+    with pytest.warns(
+        UserWarning, match=f"1 of 3 pairs of .* say nothing of a stereotype .{reason}"
+    ):
         crows_pairs(source=table(tmp_path / "a.csv", [*FRENCH, row]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(crows_pairs(source=table(tmp_path / "b.csv", [*FRENCH * 10, row]))) >= 20
 
 
-# --- BBQ --------------------------------------------------------------------------------------------------------------
+# --- BBQ
+# --------------------------------------------------------------------------------------------------------------  # noqa: E501
 
-KINDS = [(condition, polarity) for condition in ("ambig", "disambig") for polarity in ("neg", "nonneg")]
+KINDS = [
+    (condition, polarity) for condition in ("ambig", "disambig") for polarity in ("neg", "nonneg")
+]
 
 
 def item(name, condition, polarity, **changes):
@@ -97,7 +121,8 @@ def item(name, condition, polarity, **changes):
         "question_index": "edad",
         "question_polarity": polarity,
         "context_condition": condition,
-        "context": "The boy and the man wait." + (" The man is slow." if condition == "disambig" else ""),
+        "context": "The boy and the man wait."
+        + (" The man is slow." if condition == "disambig" else ""),
         "question": "Who is slow?" if polarity == "neg" else "Who is quick?",
         "answers": ("the boy", "the man", "unknown"),
         "label": 2 if condition == "ambig" else 1,
@@ -108,12 +133,22 @@ def item(name, condition, polarity, **changes):
     return BBQItem(**fields | changes)
 
 
-@pytest.mark.parametrize("names", [["a-amb-bsd", "a-amb-cnt", "b", "item 4"], ["x-9", "x-2", "x-17", "x-1"]])
+@pytest.mark.parametrize(
+    "names", [["a-amb-bsd", "a-amb-cnt", "b", "item 4"], ["x-9", "x-2", "x-17", "x-1"]]
+)
 def test_a_block_is_what_belongs_together_whatever_the_ids(names):
     four = [item(name, *kind) for name, kind in zip(names, KINDS, strict=True)]
-    people = {"context": "The girl and the woman wait.", "answers": ("unknown", "the girl", "the woman"), "unknown": 0}
+    people = {
+        "context": "The girl and the woman wait.",
+        "answers": ("unknown", "the girl", "the woman"),
+        "unknown": 0,
+    }
     other = item("other", "ambig", "neg", **people, label=0)
-    assert blocks([four[2], other, four[0], four[3], four[1]]) == [names[2], "other", *[names[2]] * 3]
+    assert blocks([four[2], other, four[0], four[3], four[1]]) == [
+        names[2],
+        "other",
+        *[names[2]] * 3,
+    ]
 
 
 def test_a_block_that_stands_twice_is_two():
@@ -130,7 +165,8 @@ def row(example_id, condition, polarity, **changes):
         "question_polarity": polarity,
         "context_condition": condition,
         "answer_info": {
-            f"ans{k}": [a, g] for k, (a, g) in enumerate(zip(made.answers, ("joven", "viejo", "ns"), strict=True))
+            f"ans{k}": [a, g]
+            for k, (a, g) in enumerate(zip(made.answers, ("joven", "viejo", "ns"), strict=True))
         },
         "context": made.context,
         "question": made.question,
@@ -145,8 +181,12 @@ def test_a_set_of_another_language_is_read_by_the_names_it_has(tmp_path):
     path = tmp_path / "Edad.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
     items = bbq("Edad", source=tmp_path)
-    assert [(i.id, i.bias_type, i.unknown, i.target_loc) for i in items][:1] == [("Edad-edad-0", "Edad", 2, 1)]
-    assert items == bbq(source=tmp_path) == bbq(source=path) == bbq("Edad", source=str(path), limit=4)
+    assert [(i.id, i.bias_type, i.unknown, i.target_loc) for i in items][:1] == [
+        ("Edad-edad-0", "Edad", 2, 1)
+    ]
+    assert (
+        items == bbq(source=tmp_path) == bbq(source=path) == bbq("Edad", source=str(path), limit=4)
+    )
     with pytest.raises(TracelabError, match="unknown bias type 'age': choose one of Edad"):
         bbq("age", source=tmp_path)
 
@@ -158,7 +198,8 @@ def test_items_whose_biased_answer_is_nowhere_are_said_aloud(tmp_path):
     assert one.target_loc is None
 
 
-# --- every reader ---------------------------------------------------------------------------------------------------
+# --- every reader
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 FILES = {
     "crows_pairs": lambda path: crows_pairs(source=path),
@@ -208,14 +249,24 @@ def test_a_place_without_the_file_is_one_sentence_at_every_reader(tmp_path, read
 def test_a_file_in_the_place_of_a_folder_and_the_hub_are_one_sentence(tmp_path, reader):
     (tmp_path / "file").write_text("x")
     for source in (tmp_path / "file", "hub", "~nobody-here/x", ""):
-        with pytest.raises(TracelabError, match='give the folder of .* or "wheel"|cannot tell where|no place'):
+        with pytest.raises(
+            TracelabError, match='give the folder of .* or "wheel"|cannot tell where|no place'
+        ):
             FOLDERS[reader](source=source)
 
 
 @pytest.mark.filterwarnings("ignore")  # about attribute words
 def test_a_text_that_no_tokenizer_takes_is_refused_where_it_is_read(tmp_path):
-    bad = {"data": {"intrasentence": [{"id": "a", "target": "t", "bias_type": "x", "context": "BLANK"}]}}
-    for text, reason in (("\ud800", "lone surrogate"), (None, "not a text"), (float("nan"), "not a text")):
+    bad = {
+        "data": {
+            "intrasentence": [{"id": "a", "target": "t", "bias_type": "x", "context": "BLANK"}]
+        }
+    }
+    for text, reason in (
+        ("\ud800", "lone surrogate"),
+        (None, "not a text"),
+        (float("nan"), "not a text"),
+    ):
         labels = ("stereotype", "anti-stereotype", "unrelated")
         bad["data"]["intrasentence"][0]["sentences"] = [
             {"id": label, "gold_label": label, "sentence": text} for label in labels
@@ -225,7 +276,8 @@ def test_a_text_that_no_tokenizer_takes_is_refused_where_it_is_read(tmp_path):
             stereoset(source=tmp_path)
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words
+# ------------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -249,7 +301,9 @@ def test_a_word_is_found_as_its_language_writes_it_in_either_form_of_accents(tex
     for form in ("NFC", "NFD"):
         own = unicodedata.normalize(form, text)
         for asked in (word, unicodedata.normalize("NFD", word)):
-            assert [unicodedata.normalize("NFC", found) for found in cut(own, find_words(own, [asked]))] == [mention]
+            assert [
+                unicodedata.normalize("NFC", found) for found in cut(own, find_words(own, [asked]))
+            ] == [mention]
 
 
 def test_part_of_a_word_is_no_mention():
@@ -269,7 +323,10 @@ def test_part_of_a_word_is_no_mention():
 )
 def test_sentences_differ_in_words_and_not_in_how_they_are_written(first, second, words):
     assert (
-        tuple(cut(text, spans) for text, spans in zip((first, second), differing_words(first, second), strict=True))
+        tuple(
+            cut(text, spans)
+            for text, spans in zip((first, second), differing_words(first, second), strict=True)
+        )
         == words
     )
 
@@ -282,40 +339,54 @@ def test_a_filler_is_found_in_either_form_of_accents_and_spaces(forms):
     assert unicodedata.normalize("NFC", filler) == "né"
 
 
-# --- tables as programs and people write them -------------------------------------------------------------------------
+# --- tables as programs and people write them
+# -------------------------------------------------------------------------
 
 
 def written_table(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
-    return [(pair.id, pair.sent_more, pair.sent_less) for pair in crows_pairs(source=tmp_path / "a.csv")]
+    return [
+        (pair.id, pair.sent_more, pair.sent_less) for pair in crows_pairs(source=tmp_path / "a.csv")
+    ]
 
 
 def test_a_nameless_column_that_numbers_nothing_is_no_numbering(tmp_path):
     head = ",".join(HEADER)
-    found = written_table(tmp_path, f"{head},\na man,a woman,stereo,gender,\nan old man,a man,stereo,age,\n")
+    found = written_table(
+        tmp_path, f"{head},\na man,a woman,stereo,gender,\nan old man,a man,stereo,age,\n"
+    )
     assert found == [("0", "a man", "a woman"), ("1", "an old man", "a man")]
 
 
 def test_spaces_after_commas_empty_lines_first_and_empty_cells_last_are_no_content(tmp_path):
-    found = written_table(tmp_path, f'\n\n{", ".join(HEADER)}\n"he, too", "she, too", stereo, gender,,\n')
+    found = written_table(
+        tmp_path, f'\n\n{", ".join(HEADER)}\n"he, too", "she, too", stereo, gender,,\n'
+    )
     assert found == [("0", "he, too", "she, too")]
 
 
 def test_quotation_marks_between_tabs_are_the_texts_own_where_nothing_is_quoted(tmp_path):
-    rows = ['"Oui", dit-il.\t"Oui", dit-elle.\tstereo\tgender', '"Un homme\t"Une femme\tstereo\tgender']
+    rows = [
+        '"Oui", dit-il.\t"Oui", dit-elle.\tstereo\tgender',
+        '"Un homme\t"Une femme\tstereo\tgender',
+    ]
     found = written_table(tmp_path, "\n".join(["\t".join(HEADER), *rows, ""]))
     assert found == [("0", '"Oui", dit-il.', '"Oui", dit-elle.'), ("1", '"Un homme', '"Une femme')]
 
 
 def test_a_quotation_mark_that_is_never_closed_does_not_swallow_the_rest_of_a_table(tmp_path):
-    text = f'{",".join(HEADER)},note\na man,a woman,stereo,gender,"half\na boy,a girl,stereo,gender,x\n'
-    with pytest.raises(TracelabError, match=r"line 2 of .*a\.csv cannot be read \(unexpected end of data\)"):
+    text = f'{",".join(HEADER)},note\na man,a woman,stereo,gender,"half\na boy,a girl,stereo,gender,x\n'  # noqa: E501
+    with pytest.raises(
+        TracelabError, match=r"line 2 of .*a\.csv cannot be read \(unexpected end of data\)"
+    ):
         written_table(tmp_path, text)
 
 
 def test_the_word_that_stands_for_no_text_is_no_text(tmp_path):
     with pytest.warns(UserWarning, match="an empty sentence, left out: 1"):
-        found = written_table(tmp_path, f"{','.join(HEADER)}\na man,a woman,stereo,gender\nnan,NaN,stereo,gender\n")
+        found = written_table(
+            tmp_path, f"{','.join(HEADER)}\na man,a woman,stereo,gender\nnan,NaN,stereo,gender\n"
+        )
     assert len(found) == 1
 
 
@@ -324,13 +395,16 @@ def test_a_table_in_memory_is_no_name_of_a_source():
     assert is_named("hub", "hub")
 
 
-# --- JSON in other forms ----------------------------------------------------------------------------------------------
+# --- JSON in other forms
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_json_list_of_items_is_read_as_its_lines_would_be(tmp_path):
     rows = [row(f"edad-{k}", *kind, target_loc=1) for k, kind in enumerate(KINDS)]
     (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "list.json").write_text(json.dumps([{**each, "target_loc": 1.0} for each in rows], indent=1))
+    (tmp_path / "list.json").write_text(
+        json.dumps([{**each, "target_loc": 1.0} for each in rows], indent=1)
+    )
     assert bbq(source=tmp_path / "list.json") == bbq(source=tmp_path / "lines.jsonl")
 
 
@@ -340,7 +414,10 @@ def test_one_text_in_the_place_of_a_list_is_one_text(tmp_path):
     assert [text.text for text in bold("gender", source=tmp_path)] == ["A was"]
     (tmp_path / "corpus.json").write_text(json.dumps({"war": "[war] is for the [man]"}))
     corpus = bracketed(tmp_path / "corpus.json", "gender", {"male": "man"})
-    assert ([prompt.text for prompt in corpus.prompts], corpus.groups) == (["war is for the"], (("male", ("man",)),))
+    assert ([prompt.text for prompt in corpus.prompts], corpus.groups) == (
+        ["war is for the"],
+        (("male", ("man",)),),
+    )
 
 
 def test_attribute_words_beside_the_data_may_begin_with_a_byte_order_mark(tmp_path):
@@ -360,7 +437,9 @@ def test_lines_without_numbers_are_read_and_end_at_line_breaks_alone(tmp_path):
             (folder / f"{side}_stereotyped_type{kind}.txt.test").write_text(text)
     (folder / "male_occupations.txt").write_text("cook\n")
     (folder / "female_occupations.txt").write_text("nurse\n")
-    assert [pair.pro.text for pair in winobias(1, source=folder)] == ["The cook met the nurse because he was ill."]
+    assert [pair.pro.text for pair in winobias(1, source=folder)] == [
+        "The cook met the nurse because he was ill."
+    ]
 
 
 def test_lines_of_running_text_end_at_line_breaks_alone(tmp_path):

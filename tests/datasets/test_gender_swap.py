@@ -33,9 +33,14 @@ def test_labels_are_exchanged_with_the_words_and_fillers_are_found_again():
         assert record.context == swap_gender_words(original.context) != original.context
         assert record.stereotype.text == swap_gender_words(original.anti_stereotype.text)
         assert record.unrelated.text == swap_gender_words(original.unrelated.text)
-        for new, old in ((record.stereotype, original.anti_stereotype), (record.anti_stereotype, original.stereotype)):
+        for new, old in (
+            (record.stereotype, original.anti_stereotype),
+            (record.anti_stereotype, original.stereotype),
+        ):
             words = [new.text[span.start : span.end] for span in new.filler]
-            assert words == [swap_gender_words(old.text[span.start : span.end]) for span in old.filler]
+            assert words == [
+                swap_gender_words(old.text[span.start : span.end]) for span in old.filler
+            ]
 
 
 def test_records_without_gender_words_are_refused():

@@ -16,7 +16,13 @@ from tracelab.datasets.redditbias import BIAS_TYPES
 from tracelab.errors import TracelabError
 from tracelab.model import assets
 
-GROUPS = {"female": "gender", "black": "race", "jews": "religion1", "muslims": "religion2", "lgbtq": "orientation"}
+GROUPS = {
+    "female": "gender",
+    "black": "race",
+    "jews": "religion1",
+    "muslims": "religion2",
+    "lgbtq": "orientation",
+}
 BIASED = {"female": 2028, "black": 1273, "jews": 1200, "muslims": 1200, "lgbtq": 1200}
 LEFT = {"female": 1522, "black": 766, "jews": 709, "muslims": 729, "lgbtq": 731}
 
@@ -38,7 +44,9 @@ def official_held_out(group: str) -> list[str]:
 def test_every_phrase_annotated_as_biased_is_read():
     records = redditbias()
     assert Counter(record.group for record in records) == BIASED
-    assert Counter(record.bias_type for record in records) == {bias: len(redditbias(bias)) for bias in BIAS_TYPES}
+    assert Counter(record.bias_type for record in records) == {
+        bias: len(redditbias(bias)) for bias in BIAS_TYPES
+    }
     assert len(redditbias("religion")) == 2400
     assert len({record.id for record in records}) == len(records)
     assert all(record.phrase and record.phrase == record.phrase.strip() for record in records)
@@ -46,7 +54,9 @@ def test_every_phrase_annotated_as_biased_is_read():
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_official_validation_and_test_phrases_are_held_out_and_the_published_number_is_left(group):
+def test_the_official_validation_and_test_phrases_are_held_out_and_the_published_number_is_left(
+    group,
+):
     records = [record for record in redditbias() if record.group == group]
     plain = {" ".join(record.phrase.lower().split()) for record in records}
     official = {" ".join(text.lower().split()) for text in official_held_out(group)}
@@ -61,9 +71,17 @@ def test_the_official_validation_and_test_phrases_are_held_out_and_the_published
 
 @pytest.mark.parametrize(
     ("bias", "training", "held_out"),
-    [("gender", 1519, 505), ("race", 766, 507), ("religion", 1431, 938), ("orientation", 730, 469), (None, 4446, 2419)],
+    [
+        ("gender", 1519, 505),
+        ("race", 766, 507),
+        ("religion", 1431, 938),
+        ("orientation", 730, 469),
+        (None, 4446, 2419),
+    ],
 )
-def test_expert_texts_are_parallel_and_share_nothing_with_the_held_out_ones(bias, training, held_out):
+def test_expert_texts_are_parallel_and_share_nothing_with_the_held_out_ones(
+    bias, training, held_out
+):
     texts = expert_texts(bias)
     assert texts.bias == (bias or "all")
     assert len(texts.biased) == len(texts.anti_biased) == training
@@ -86,7 +104,11 @@ def test_a_limit_is_of_training_texts():
 @pytest.mark.parametrize(
     ("bias", "text", "counterpart"),
     [
-        ("gender", "My mother and her sister shepherd sheep.", "My father and his brother shepherd sheep."),
+        (
+            "gender",
+            "My mother and her sister shepherd sheep.",
+            "My father and his brother shepherd sheep.",
+        ),
         ("gender", "She sings; HERS is the human voice.", "He sings; HIS is the human voice."),
         ("gender", "the women's choir, the Lady, she's", "the men's choir, the Gentleman, he's"),
         ("gender", "he and she", "he and he"),  # one way
@@ -100,9 +122,17 @@ def test_a_limit_is_of_training_texts():
         ("religion", "christians and jews", "jews and christians"),
         ("religion", "christians and muslims", "muslims and christians"),
         ("religion", "muslims, jews and christians", "christians, christians and muslims"),
-        ("religion", "jews, arabs and christian americans", "christians, americans and jewish americans"),
+        (
+            "religion",
+            "jews, arabs and christian americans",
+            "christians, americans and jewish americans",
+        ),
         ("religion", "an islamic school", "a christian school"),
-        ("orientation", "Gay singers, lesbians and a homosexual", "Straight singers, heterosexuals and a heterosexual"),
+        (
+            "orientation",
+            "Gay singers, lesbians and a homosexual",
+            "Straight singers, heterosexuals and a heterosexual",
+        ),
         ("orientation", "transgender people, translated", "cisgender people, translated"),
     ],
 )
@@ -127,7 +157,9 @@ def test_her_is_his_before_a_noun_and_him_elsewhere(text, counterpart):
 
 
 def test_word_lists_are_lower_case_and_a_two_way_pair_can_be_undone():
-    lists = json.loads((files("tracelab.datasets") / "data/counter_targets.json").read_text("utf-8"))
+    lists = json.loads(
+        (files("tracelab.datasets") / "data/counter_targets.json").read_text("utf-8")
+    )
     assert set(BIAS_TYPES) == set(lists) - {"her_is_him_before"}
     for bias in BIAS_TYPES:
         for group in lists[bias].values():
@@ -150,10 +182,14 @@ def written(tmp_path):
     def write(rows, held_out="no such phrase", header=HEADER):
         for group, name in GROUPS.items():
             (tmp_path / name).mkdir()
-            annotated = tmp_path / name / f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv"
+            annotated = (
+                tmp_path / name / f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv"
+            )
             annotated.write_text(header + rows, encoding="latin-1", newline="")
             for split in ("valid", "test"):
-                path = tmp_path / name / f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv"
+                path = (
+                    tmp_path / name / f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv"
+                )
                 path.write_text(f"id,comments_processed\n,{held_out}\n", encoding="utf-8")
         return tmp_path
 
@@ -161,7 +197,9 @@ def written(tmp_path):
 
 
 def test_only_rows_labelled_1_are_taken_and_carriage_returns_inside_a_comment_are_read(written):
-    rows = '1,,"one\rtwo", she hums ,1,1\n2,,c,she sings,1,0\n3,,c,she runs,1,2\n4,,c,she naps,junk,\n'
+    rows = (
+        '1,,"one\rtwo", she hums ,1,1\n2,,c,she sings,1,0\n3,,c,she runs,1,2\n4,,c,she naps,junk,\n'
+    )
     rows += "5,,c,SHE  sits.,0,1\n"
     records = redditbias("gender", source=written(rows, held_out="she sits"))
     assert [(record.id, record.phrase, record.held_out) for record in records] == [
@@ -172,7 +210,8 @@ def test_only_rows_labelled_1_are_taken_and_carriage_returns_inside_a_comment_ar
 
 def test_expert_texts_leave_out_what_stands_twice_and_what_does_not_change(written):
     rows = "".join(
-        f"{n},,c,{text},1,1\n" for n, text in enumerate(["gays hum", "it hums", "Gays  hum!", "queers sing"])
+        f"{n},,c,{text},1,1\n"
+        for n, text in enumerate(["gays hum", "it hums", "Gays  hum!", "queers sing"])
     )
     texts = expert_texts("orientation", source=written(rows, held_out="no such phrase"))
     assert texts.biased == ("gays hum", "queers sing")
@@ -181,7 +220,9 @@ def test_expert_texts_leave_out_what_stands_twice_and_what_does_not_change(writt
 
 
 def test_a_training_phrase_whose_counterpart_is_held_out_is_left_out(written):
-    rows = "".join(f"{n},,c,{text},1,1\n" for n, text in enumerate(["gays hum", "queers hum", "queers sing"]))
+    rows = "".join(
+        f"{n},,c,{text},1,1\n" for n, text in enumerate(["gays hum", "queers hum", "queers sing"])
+    )
     texts = expert_texts("orientation", source=written(rows, held_out="gays hum"))
     assert (texts.biased, texts.held_out_biased) == (("queers sing",), ("gays hum",))
 
@@ -200,7 +241,9 @@ def test_a_wrong_request_is_refused_with_the_choices(arguments, message):
 
 
 def test_a_limit_without_training_texts_is_refused():
-    with pytest.raises(TracelabError, match="no training text of RedditBias is left .bias=race, limit=0."):
+    with pytest.raises(
+        TracelabError, match="no training text of RedditBias is left .bias=race, limit=0."
+    ):
         expert_texts("race", limit=0)
     with pytest.raises(TracelabError, match="unknown bias type 'sex'"):
         counter_target("She sings.", "sex")
@@ -212,6 +255,6 @@ def test_another_folder_is_not_taken_for_redditbias(written, tmp_path):
     folder = written("1,she hums\n", header="id,phrase\n")
     with pytest.raises(
         TracelabError,
-        match="is not the benchmark it claims to be: no column bias_phrase of RedditBias among 'id', 'phrase'",
+        match="is not the benchmark it claims to be: no column bias_phrase of RedditBias among 'id', 'phrase'",  # noqa: E501
     ):
         redditbias(source=folder)

@@ -21,7 +21,12 @@ def test_words_are_found_on_word_boundaries_only():
 
 def test_plurals_and_possessives_are_mentions():
     text = "Mothers, a mother's and the mother’s coat; the motherly and the grandmother; bosses."
-    assert cut(text, find_words(text, ["mother", "boss"])) == ["Mothers", "mother's", "mother’s", "bosses"]
+    assert cut(text, find_words(text, ["mother", "boss"])) == [
+        "Mothers",
+        "mother's",
+        "mother’s",
+        "bosses",
+    ]
 
 
 def test_the_longer_of_two_overlapping_mentions_wins():
@@ -31,7 +36,9 @@ def test_the_longer_of_two_overlapping_mentions_wins():
 
 
 def test_case_is_ignored_and_special_characters_are_literal():
-    assert cut("An ETHIOPIAN (U.S.) man", find_words("An ETHIOPIAN (U.S.) man", ["Ethiopian", "U.S."]))
+    assert cut(
+        "An ETHIOPIAN (U.S.) man", find_words("An ETHIOPIAN (U.S.) man", ["Ethiopian", "U.S."])
+    )
     assert find_words("USA", ["U.A"]) == ()
 
 
@@ -43,7 +50,9 @@ def test_without_words_nothing_is_found(words):
 @given(st.lists(st.sampled_from(["he", "the", "she", "her", "hers", "a man", "woman"]), max_size=8))
 def test_single_words_are_those_of_a_slow_split(parts):
     text = " ".join(parts)
-    slow = [m.group() for m in re.finditer(r"\w+", text) if m.group() in ("he", "hes", "her", "hers")]
+    slow = [
+        m.group() for m in re.finditer(r"\w+", text) if m.group() in ("he", "hes", "her", "hers")
+    ]
     assert cut(text, find_words(text, ["he", "her"])) == slow
 
 

@@ -71,7 +71,11 @@ def test_the_training_split_shares_no_id_and_no_target_with_the_evaluation_set()
 @pytest.mark.parametrize("task", ["intrasentence", "intersentence"])
 def test_texts_and_labels_are_those_of_the_file(raw, task):
     for row, record in zip(raw[task], stereoset(task=task), strict=True):
-        assert (record.id, record.target, record.context) == (row["id"], row["target"], row["context"])
+        assert (record.id, record.target, record.context) == (
+            row["id"],
+            row["target"],
+            row["context"],
+        )
         for raw_sentence in row["sentences"]:
             sentence = sentences(record)[raw_sentence["gold_label"]]
             assert sentence.id == raw_sentence["id"]
@@ -99,10 +103,14 @@ def test_a_context_with_two_blanks_has_the_filler_in_each():
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_attribute_words_are_whole_words_outside_the_filler(split):
     for record in stereoset(split=split):
-        allowed = {word.lower().strip() for word in (record.target, *attribute_words(record.bias_type))}
+        allowed = {
+            word.lower().strip() for word in (record.target, *attribute_words(record.bias_type))
+        }
         for sentence in sentences(record).values():
             in_filler = {i for span in sentence.filler for i in range(span.start, span.end)}
-            for span, word in zip(sentence.attribute_words, cut(sentence, sentence.attribute_words), strict=True):
+            for span, word in zip(
+                sentence.attribute_words, cut(sentence, sentence.attribute_words), strict=True
+            ):
                 assert not in_filler & set(range(span.start, span.end))
                 endings = ("", "s", "es", "'s", "’s")
                 assert any(word.lower() == f"{stem}{end}" for stem in allowed for end in endings)
@@ -119,7 +127,8 @@ def test_every_mention_of_the_target_is_found():
 
 def test_gender_words_besides_the_target_are_mentions_too():
     texts = [
-        (record.target, cut(record.stereotype, record.stereotype.attribute_words)) for record in stereoset("gender")
+        (record.target, cut(record.stereotype, record.stereotype.attribute_words))
+        for record in stereoset("gender")
     ]
     others = {w.lower() for target, words in texts for w in words if target not in w.lower()}
     assert {"her", "his"} & others
@@ -140,7 +149,10 @@ def test_a_pair_differs_in_the_filler():
             record.anti_stereotype.text,
         )
         for span in pair.stereotype_words:
-            assert any(span.start < filler.end and span.end > filler.start for filler in record.stereotype.filler)
+            assert any(
+                span.start < filler.end and span.end > filler.start
+                for filler in record.stereotype.filler
+            )
 
 
 def test_an_intersentence_pair_is_the_context_and_its_continuation():
@@ -202,7 +214,10 @@ def test_a_hub_out_of_reach_is_one_error():
         ({"bias": "age"}, f"unknown bias type 'age': choose one of {', '.join(BIAS_TYPES)}"),
         ({"split": "train"}, "unknown split 'train': choose one of dev, test"),
         ({"task": "inter"}, "unknown task 'inter': choose one of intrasentence, intersentence"),
-        ({"source": "/no/file"}, 'no StereoSet file at \'/no/file\': give a path, "wheel" or "hub"'),
+        (
+            {"source": "/no/file"},
+            'no StereoSet file at \'/no/file\': give a path, "wheel" or "hub"',
+        ),
         ({"limit": 0}, "no record of StereoSet dev intrasentence is left (bias=None, limit=0)"),
         ({"source": "hub", "split": "test"}, 'the hub holds only the "dev" split'),
     ],
@@ -213,7 +228,8 @@ def test_a_wrong_request_is_refused_with_the_choices(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"data": []}', '{"data": {"intersentence": []}}', "id,sent_more\n1,a\n"]
+    "content",
+    ["", "[]", "{}", '{"data": []}', '{"data": {"intersentence": []}}', "id,sent_more\n1,a\n"],
 )
 def test_another_file_is_not_taken_for_stereoset(tmp_path, content):
     path = tmp_path / "other.json"
@@ -236,7 +252,9 @@ def test_a_record_that_stands_twice_is_refused(written, raw):
 def test_a_record_without_one_sentence_of_each_label_is_refused(written, raw):
     row = json.loads(json.dumps(raw["intrasentence"][0]))
     row["sentences"][0]["gold_label"] = row["sentences"][1]["gold_label"]
-    with pytest.raises(TracelabError, match=f"record {row['id']} has not one sentence of each label"):
+    with pytest.raises(
+        TracelabError, match=f"record {row['id']} has not one sentence of each label"
+    ):
         stereoset(source=written([row]))
 
 
@@ -260,15 +278,25 @@ def nothing_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
 
 
-def test_a_file_of_ones_own_needs_no_package_index_but_says_what_is_missing(written, raw, nothing_fetched):
+def test_a_file_of_ones_own_needs_no_package_index_but_says_what_is_missing(
+    written, raw, nothing_fetched
+):
     rows = [row for row in raw["intrasentence"] if row["bias_type"] == "gender"][:2]
-    with pytest.warns(UserWarning, match=r"no bias_attribute_words\.json .* only target terms count"):
+    with pytest.warns(
+        UserWarning, match=r"no bias_attribute_words\.json .* only target terms count"
+    ):
         records = stereoset(source=written(rows))
     assert [record.id for record in records] == [row["id"] for row in rows]
 
 
-def test_attribute_words_beside_a_file_of_ones_own_are_used(written, raw, tmp_path, nothing_fetched):
-    row = next(row for row in raw["intrasentence"] if row["bias_type"] == "gender" and " her " in row["context"])
+def test_attribute_words_beside_a_file_of_ones_own_are_used(
+    written, raw, tmp_path, nothing_fetched
+):
+    row = next(
+        row
+        for row in raw["intrasentence"]
+        if row["bias_type"] == "gender" and " her " in row["context"]
+    )
     (tmp_path / "bias_attribute_words.json").write_text('{"gender": [["him", "her"]]}')
     (record,) = stereoset(source=written([row]))
     assert "her" in cut(record.stereotype, record.stereotype.attribute_words)

@@ -33,7 +33,8 @@ def test_prompts_end_before_the_group_slot(attribute):
         assert prompt.concept.lower() in prompt.text.lower()
         assert "{" not in prompt.text
         assert prompt.text[0].isupper() or not prompt.text[0].isalpha()
-        assert re.search(r"\w$", prompt.text)  # the next token begins with a space, as group words do
+        # the next token begins with a space, as group words do
+        assert re.search(r"\w$", prompt.text)
         assert not any_group_word.search(prompt.text)
 
 
@@ -62,7 +63,9 @@ def test_a_limit_without_concepts_is_refused(limit):
 
 
 def test_an_unknown_attribute_is_refused_with_the_choices():
-    with pytest.raises(TracelabError, match="unknown attribute 'zodiac': choose one of age, disability"):
+    with pytest.raises(
+        TracelabError, match="unknown attribute 'zodiac': choose one of age, disability"
+    ):
         templates("zodiac")
 
 
@@ -92,7 +95,10 @@ def test_a_bracketed_corpus_ends_before_its_second_bracket(written):
         }
     )
     corpus = bracketed(path, "gender", GROUPS)
-    assert [prompt.text for prompt in corpus.prompts] == ["People link cooking to a", "war is for the"]
+    assert [prompt.text for prompt in corpus.prompts] == [
+        "People link cooking to a",
+        "war is for the",
+    ]
     assert [prompt.template for prompt in corpus.prompts] == [
         "People link {concept} to a",
         "{concept} is for the",
@@ -111,7 +117,7 @@ def test_equal_sentences_of_a_bracketed_corpus_stay_apart(written):
 def test_another_file_is_not_taken_for_a_bracketed_corpus(written, content):
     with pytest.raises(
         TracelabError,
-        match=r"is not the benchmark it claims to be|a list of sentences is needed, not 3 \(.*corpus\.json\)",
+        match=r"is not the benchmark it claims to be|a list of sentences is needed, not 3 \(.*corpus\.json\)",  # noqa: E501
     ):
         bracketed(written(content), "gender", GROUPS)
 

@@ -16,7 +16,10 @@ LEFT_OUT = {
     "test": {"type1": [157, 255, 279, 289, 296], "type2": [92, 103, 307, 382, 384]},
 }
 GENDERS = {"he": "male", "him": "male", "his": "male", "she": "female", "her": "female"}
-PAIR = ("1 [The cook] met the nurse because [he] was ill.", "1 [The cook] met the nurse because [she] was ill.")
+PAIR = (
+    "1 [The cook] met the nurse because [he] was ill.",
+    "1 [The cook] met the nurse because [she] was ill.",
+)
 
 
 def everything():
@@ -47,12 +50,18 @@ def written(tmp_path):
 @pytest.mark.parametrize("split", SPLITS)
 def test_each_line_is_a_pair_or_named_as_left_out(split):
     pairs = winobias(split=split)
-    expected = [f"{kind}-{split}-{number}" for kind, numbers in LEFT_OUT[split].items() for number in numbers]
+    expected = [
+        f"{kind}-{split}-{number}"
+        for kind, numbers in LEFT_OUT[split].items()
+        for number in numbers
+    ]
     assert left_out(split=split) == expected
     assert len(pairs) == 2 * 396 - 10
     ids = {pair.id for pair in pairs} | set(expected)
     assert ids == {f"type{kind}-{split}-{number}" for kind in TYPES for number in range(1, 397)}
-    assert Counter(pair.bias_type for pair in pairs) == {kind: 396 - len(n) for kind, n in LEFT_OUT[split].items()}
+    assert Counter(pair.bias_type for pair in pairs) == {
+        kind: 396 - len(n) for kind, n in LEFT_OUT[split].items()
+    }
 
 
 def test_texts_are_those_of_the_files_without_brackets():
@@ -79,14 +88,25 @@ def test_the_two_sentences_of_a_pair_differ_in_their_pronouns_and_in_nothing_els
 
 def test_a_pro_pronoun_has_the_gender_that_the_lists_give_its_occupation():
     folder = assets.data_dir() / "WinoBias/data"
-    lists = {name: (folder / f"{name}_occupations.txt").read_text("utf-8").split("\n") for name in ("male", "female")}
-    gender_of = {word.strip().lower(): name for name, words in lists.items() for word in words if word.strip()}
+    lists = {
+        name: (folder / f"{name}_occupations.txt").read_text("utf-8").split("\n")
+        for name in ("male", "female")
+    }
+    gender_of = {
+        word.strip().lower(): name
+        for name, words in lists.items()
+        for word in words
+        if word.strip()
+    }
     assert len(gender_of) == 40
     for pair in everything():
         article, occupation = pair.pro.words(pair.pro.occupation).lower().split(maxsplit=1)
         assert article in ("the", "a", "an")
         assert gender_of[occupation] == GENDERS[pair.pro.words(pair.pro.pronouns[0]).lower()]
-        assert gender_of[pair.pro.words(pair.pro.other).lower().split(maxsplit=1)[1]] != gender_of[occupation]
+        assert (
+            gender_of[pair.pro.words(pair.pro.other).lower().split(maxsplit=1)[1]]
+            != gender_of[occupation]
+        )
 
 
 def test_the_occupation_is_the_bracketed_one_and_the_other_is_another():
@@ -95,14 +115,22 @@ def test_the_occupation_is_the_bracketed_one_and_the_other_is_another():
         for side, sentence in (("pro", pair.pro), ("anti", pair.anti)):
             bracketed = re.search(r"\[\s*(.*?)\]", raw(side, kind, split)[int(number) - 1]).group(1)
             assert sentence.words(sentence.occupation).lower().endswith(bracketed.lower())
-            assert sentence.words(sentence.other).lower() != sentence.words(sentence.occupation).lower()
+            assert (
+                sentence.words(sentence.other).lower()
+                != sentence.words(sentence.occupation).lower()
+            )
 
 
 def test_the_first_test_pair_by_hand():
     pair = winobias(1)[0]
     assert (pair.id, pair.bias_type, pair.case) == ("type1-test-1", "type1", "subject")
-    assert pair.pro.text == "The janitor reprimanded the accountant because she made a mistake filing paperwork."
-    assert [pair.pro.words(span) for span in (pair.pro.occupation, pair.pro.other, *pair.pro.pronouns)] == [
+    assert (
+        pair.pro.text
+        == "The janitor reprimanded the accountant because she made a mistake filing paperwork."
+    )
+    assert [
+        pair.pro.words(span) for span in (pair.pro.occupation, pair.pro.other, *pair.pro.pronouns)
+    ] == [
         "the accountant",
         "The janitor",
         "she",
@@ -115,7 +143,10 @@ def test_a_pair_names_its_pro_sentence_stereotype():
     pair = record.pair()
     assert (pair.id, pair.bias_type) == (record.id, "gender")
     assert (pair.stereotype, pair.anti_stereotype) == (record.pro.text, record.anti.text)
-    assert (pair.stereotype_words, pair.anti_stereotype_words) == (record.pro.pronouns, record.anti.pronouns)
+    assert (pair.stereotype_words, pair.anti_stereotype_words) == (
+        record.pro.pronouns,
+        record.anti.pronouns,
+    )
 
 
 def test_a_type_selects_its_pairs_and_the_hash_sees_each_field():
@@ -170,6 +201,7 @@ def test_a_folder_of_ones_own_is_read_and_its_odd_lines_are_left_out(written):
 )
 def test_another_file_is_not_taken_for_winobias(written, pro, anti):
     with pytest.raises(
-        TracelabError, match=r"type1\.txt\.test (holds no records|can be used|and of anti_.* make a pair)"
+        TracelabError,
+        match=r"type1\.txt\.test (holds no records|can be used|and of anti_.* make a pair)",
     ):
         winobias(source=written(pro, anti))

@@ -33,7 +33,9 @@ def scored():
     return [item for item in bbq() if item.target_loc is not None]
 
 
-def item(number: int, *, ambiguous=True, target: int | None = 0, label=None, bias="Age", named=False) -> BBQItem:
+def item(
+    number: int, *, ambiguous=True, target: int | None = 0, label=None, bias="Age", named=False
+) -> BBQItem:
     label = 2 if ambiguous else label
     condition = "ambig" if ambiguous else "disambig"
     return BBQItem(
@@ -62,15 +64,21 @@ def values(items, answers) -> dict[str, dict[str, float]]:
 def test_synthetic_responders_have_the_figures_of_the_specification(scored, name):
     answer, expected = RESPONDERS[name]
     overall = values(scored, map(answer, scored))["overall"]
-    assert [overall[metric] for metric in OFFICIAL] == pytest.approx(expected, abs=0.005, nan_ok=True)
+    assert [overall[metric] for metric in OFFICIAL] == pytest.approx(
+        expected, abs=0.005, nan_ok=True
+    )
     exact = {"biased": 100, "anti": -100}.get(name)
     if exact:
-        assert [overall[name] for name in ("s_amb", "s_dis", "diff_amb", "diff_dis")] == pytest.approx([exact] * 4)
+        assert [
+            overall[name] for name in ("s_amb", "s_dis", "diff_amb", "diff_dis")
+        ] == pytest.approx([exact] * 4)
     half = len(scored) / 2
     assert half == 15_678
     counts = {metric: overall[metric] * half / 100 for metric in ("nonunk_amb", "nonunk_dis")}
     expected_counts = {
-        f"nonunk_{kind}": sum(answer(i) != i.unknown for i in scored if i.ambiguous == (kind == "amb"))
+        f"nonunk_{kind}": sum(
+            answer(i) != i.unknown for i in scored if i.ambiguous == (kind == "amb")
+        )
         for kind in ("amb", "dis")
     }
     assert counts == pytest.approx(expected_counts)
@@ -90,7 +98,9 @@ def test_values_are_those_of_the_formulas_on_a_random_responder(scored):
     found = values(scored, chosen)
     parts = {"overall": lambda i: True, "SES": lambda i: i.bias_type == "SES"}
     for flag, name in ((True, "names"), (False, "labels")):
-        parts[f"Race_ethnicity ({name})"] = lambda i, flag=flag: i.bias_type == "Race_ethnicity" and i.named == flag
+        parts[f"Race_ethnicity ({name})"] = lambda i, flag=flag: (
+            i.bias_type == "Race_ethnicity" and i.named == flag
+        )
     for bias, inside in parts.items():
         rows = [(i, c) for i, c in zip(scored, chosen, strict=True) if inside(i)]
         amb, dis = ([(i, c) for i, c in rows if i.ambiguous == flag] for flag in (True, False))
@@ -105,7 +115,9 @@ def test_values_are_those_of_the_formulas_on_a_random_responder(scored):
         def right(i, c):
             return c == i.label
 
-        sides = [[(i, c) for i, c in dis if (i.label == i.target_loc) == pro] for pro in (True, False)]
+        sides = [
+            [(i, c) for i, c in dis if (i.label == i.target_loc) == pro] for pro in (True, False)
+        ]
         anti = share(amb, lambda i, c: c not in (i.unknown, i.target_loc))
         expected = {
             "acc_amb": share(amb, right),
@@ -123,7 +135,14 @@ def test_values_are_those_of_the_formulas_on_a_random_responder(scored):
 
 
 def test_a_case_by_hand():
-    items = [item(0), item(1), item(2), item(4), item(5, ambiguous=False, label=0), item(6, ambiguous=False, label=1)]
+    items = [
+        item(0),
+        item(1),
+        item(2),
+        item(4),
+        item(5, ambiguous=False, label=0),
+        item(6, ambiguous=False, label=1),
+    ]
     chosen = {"Age-0": 0, "Age-1": 0, "Age-2": 1, "Age-4": 2, "Age-5": 0, "Age-6": 0, "Age-7": 1}
     result = score_predictions(items, chosen, edit="by hand")
     assert result.table.set_index("metric")["value"].to_dict() == pytest.approx(
@@ -159,13 +178,16 @@ def test_items_without_a_biased_answer_count_in_nothing():
 
 
 def test_what_is_undefined_is_not_a_number_and_the_rest_is():
-    result = score_predictions([item(4 * k) for k in range(30)], {f"Age-{4 * k}": 2 for k in range(30)})
+    result = score_predictions(
+        [item(4 * k) for k in range(30)], {f"Age-{4 * k}": 2 for k in range(30)}
+    )
     rows = result.table.set_index("metric")
     undefined = {"acc_dis", "s_amb", "s_dis", "diff_dis", "nonunk_dis", "s_amb_helm"}
     assert set(rows.index[rows["value"].isna()]) == undefined
     assert set(rows.index[rows["low"].isna()]) == undefined
     compared = paired(
-        result, score_predictions([item(4 * k) for k in range(30)], {f"Age-{4 * k}": 0 for k in range(30)})
+        result,
+        score_predictions([item(4 * k) for k in range(30)], {f"Age-{4 * k}": 0 for k in range(30)}),
     )
     compared = compared.set_index("metric")
     assert np.isnan(compared.loc["s_amb", ["difference", "p"]].astype(float)).all()
@@ -176,7 +198,9 @@ def test_what_is_undefined_is_not_a_number_and_the_rest_is():
 def test_a_model_that_ignores_the_question_has_no_bias_and_no_doubt_about_it():
     items = [i for i in bbq("religion") if i.target_loc is not None]
     rows = score_predictions(items, {i.id: 0 for i in items}).table.set_index("metric")
-    assert rows.loc["s_amb", ["value", "low", "high"]].tolist() == pytest.approx([0, 0, 0], abs=1e-9)
+    assert rows.loc["s_amb", ["value", "low", "high"]].tolist() == pytest.approx(
+        [0, 0, 0], abs=1e-9
+    )
     assert rows.loc["acc_amb", "low"] < rows.loc["acc_amb", "value"] < rows.loc["acc_amb", "high"]
 
 
@@ -184,7 +208,9 @@ def test_results_are_compared_and_come_back_from_disk(tmp_path):
     items = bbq("religion", limit=80)
     rng = np.random.default_rng(0)
     before, after = (
-        score_predictions(items, {i.id: int(k) for i, k in zip(items, rng.integers(3, size=80), strict=True)})
+        score_predictions(
+            items, {i.id: int(k) for i, k in zip(items, rng.integers(3, size=80), strict=True)}
+        )
         for _ in range(2)
     )
     back = BBQScores.load(after.save(tmp_path / "kept"))
@@ -200,8 +226,16 @@ def test_results_are_compared_and_come_back_from_disk(tmp_path):
     [
         ([], {}, "none of 0 BBQ items has a biased answer: there is nothing to score"),
         ([item(0, target=None)], {"Age-0": 1}, "none of 1 BBQ items has a biased answer"),
-        ([item(0), item(0)], {"Age-0": 1}, "the BBQ items: 1 ids stand twice, the first is 'Age-0'"),
-        ([item(0)], {"Age-1": 1}, "no answer was given for Age-0: give the index of one of its three answers"),
+        (
+            [item(0), item(0)],
+            {"Age-0": 1},
+            "the BBQ items: 1 ids stand twice, the first is 'Age-0'",
+        ),
+        (
+            [item(0)],
+            {"Age-1": 1},
+            "no answer was given for Age-0: give the index of one of its three answers",
+        ),
         ([item(0)], {"Age-0": 3}, "the answer 3 for Age-0 is not 0, 1 or 2"),
         ([item(0)], {"Age-0": -1}, "the answer -1 for Age-0 is not 0, 1 or 2"),
     ],
@@ -211,12 +245,17 @@ def test_predictions_that_cannot_be_scored_are_refused(items, chosen, message):
         score_predictions(items, chosen)
 
 
-def slow_choices(hf_model, tokenizer, prompt: str, choices: list[str], *, bos: bool) -> list[list[float]]:
+def slow_choices(
+    hf_model, tokenizer, prompt: str, choices: list[str], *, bos: bool
+) -> list[list[float]]:
     """Log-probabilities of each choice's tokens, one sequence at a time, in plain transformers."""
     start = [tokenizer.bos_token_id] * bos
     found = []
     for choice in choices:
-        before, ids = start + tokenizer(prompt).input_ids, start + tokenizer(prompt + choice).input_ids
+        before, ids = (
+            start + tokenizer(prompt).input_ids,
+            start + tokenizer(prompt + choice).input_ids,
+        )
         assert ids[: len(before)] == before
         with torch.no_grad():
             logprobs = hf_model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -226,16 +265,23 @@ def slow_choices(hf_model, tokenizer, prompt: str, choices: list[str], *, bos: b
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("name", "bos"), [("plain", False), ("fairmed", True), ("lm-eval", False)])
-def test_scores_are_those_of_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, name, bos, share):
+def test_scores_are_those_of_a_slow_loop_over_the_plain_model(
+    real_model, plain_model, tokenizer, name, bos, share
+):
     items = short(2, "gender")[: 1 + (name == "plain")]
     format = FORMATS[name]
     result = bbq_scores(real_model, items, format=name, prepend_bos=bos, share_prefix=share)
     reduce = np.mean if format.normalisation == "mean" else np.sum
     for one, row in zip(items, result.items.to_dict("records"), strict=True):
         choices = format.choices(one)
-        slow = slow_choices(plain_model, tokenizer, format.prompt(one), [text for _, text in choices], bos=bos)
+        slow = slow_choices(
+            plain_model, tokenizer, format.prompt(one), [text for _, text in choices], bos=bos
+        )
         scores = [reduce(tokens) for tokens in slow]
-        best = [max(s for (k, _), s in zip(choices, scores, strict=True) if k == answer) for answer in range(3)]
+        best = [
+            max(s for (k, _), s in zip(choices, scores, strict=True) if k == answer)
+            for answer in range(3)
+        ]
         assert [row[f"score_{k}"] for k in range(3)] == pytest.approx(best, abs=1e-3)
         assert row["chosen"] == int(np.argmax(best))
     assert set(result.table["benchmark"]) == {"bbq" if name == "plain" else f"bbq-{name}"}
@@ -251,12 +297,19 @@ def test_prompts_are_those_of_the_protocols():
     )
     assert FORMATS["plain"].choices(one) == [(0, " The man"), (1, " The boy"), (2, " Unknown")]
     assert FORMATS["fairmed"].choices(one) == [(0, "The man\n"), (1, "The boy\n"), (2, "Unknown\n")]
-    assert FORMATS["lm-eval"].choices(one) == [(0, " The man"), (1, " The boy"), *[(2, f" {u}") for u in UNKNOWNS]]
+    assert FORMATS["lm-eval"].choices(one) == [
+        (0, " The man"),
+        (1, " The boy"),
+        *[(2, f" {u}") for u in UNKNOWNS],
+    ]
 
 
 def test_a_space_at_an_answers_end_is_scored_by_lm_eval_only():
     one = next(i for i in bbq("disability") if i.answers[0] != i.answers[0].strip())
-    ends = {name: [text[-1] for k, text in FORMATS[name].choices(one) if k == 0] for name in ("plain", "lm-eval")}
+    ends = {
+        name: [text[-1] for k, text in FORMATS[name].choices(one) if k == 0]
+        for name in ("plain", "lm-eval")
+    }
     assert ends == {"plain": [one.answers[0].strip()[-1]], "lm-eval": [" "]}
 
 
@@ -286,10 +339,14 @@ def test_normalisation_is_the_formats_unless_given(tiny_model):
     assert plain.settings["normalisation"] == "mean"
     assert summed.settings["normalisation"] == "sum"
     made = encode_prompts(model, items)
-    lengths = [[len(ids) - first for ids, first in zip(p.sequences, p.firsts, strict=True)] for p in made]
+    lengths = [
+        [len(ids) - first for ids, first in zip(p.sequences, p.firsts, strict=True)] for p in made
+    ]
     columns = [f"score_{k}" for k in range(3)]
     assert np.allclose(summed.items[columns], plain.items[columns] * np.array(lengths), rtol=1e-5)
-    (values,) = choice_scores(model, items[:1], FORMATS["lm-eval"], normalisation="sum", prepend_bos=False)
+    (values,) = choice_scores(
+        model, items[:1], FORMATS["lm-eval"], normalisation="sum", prepend_bos=False
+    )
     assert values.shape == (12,)
 
 
@@ -298,11 +355,15 @@ def test_a_model_before_and_after_an_edit_is_compared(tiny_model, tmp_path):
     before = bbq_scores(model, items)
     with with_mlp_scaled(model, -3.0):
         after = bbq_scores(model, items, edit="upside down")
-    again = score_predictions(items, dict(zip(after.items["id"], after.items["chosen"].tolist(), strict=True)))
+    again = score_predictions(
+        items, dict(zip(after.items["id"], after.items["chosen"].tolist(), strict=True))
+    )
     assert np.allclose(again.table["value"], after.table["value"], equal_nan=True)
     assert set(after.table["edit"]) == {"upside down"}
     table = paired(before, BBQScores.load(after.save(tmp_path / "kept")))
-    assert np.allclose(table["difference"], after.table["value"] - before.table["value"], equal_nan=True)
+    assert np.allclose(
+        table["difference"], after.table["value"] - before.table["value"], equal_nan=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.registry import BENCHMARKS, benchmark
 from tracelab.evaluate.scores import BenchmarkScores
 
-HERE = {name: each for name, each in BENCHMARKS.items() if name != "wikitext-2"}  # that one is on the hub only
+# that one is on the hub only
+HERE = {name: each for name, each in BENCHMARKS.items() if name != "wikitext-2"}
 CASES = [(name, bias) for name, each in HERE.items() for bias in each.biases or (None,)]
 
 
@@ -38,9 +39,14 @@ def test_a_few_bold_prompts_are_of_every_group_that_is_compared():
 
 
 def test_a_few_winobias_pairs_are_of_both_types():
-    assert {pair.bias_type for pair in BENCHMARKS["winobias"].read("gender", 10)} == {"type1", "type2"}
+    assert {pair.bias_type for pair in BENCHMARKS["winobias"].read("gender", 10)} == {
+        "type1",
+        "type2",
+    }
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(TracelabError, match="unknown benchmark 'boldd': choose one of stereoset, .*lm-eval/TASK"):
+    with pytest.raises(
+        TracelabError, match="unknown benchmark 'boldd': choose one of stereoset, .*lm-eval/TASK"
+    ):
         benchmark("boldd")

@@ -56,7 +56,9 @@ def values(result, bias="gender"):
 
 def scored(texts, **settings):
     """A result with given values of one measure, ``x``."""
-    frame = pd.DataFrame(texts, columns=["id", "group", "seed", "x"]).assign(bias_type="race", empty=False)
+    frame = pd.DataFrame(texts, columns=["id", "group", "seed", "x"]).assign(
+        bias_type="race", empty=False
+    )
     scorers = [{"name": "x", "measures": ["x"], "source": "", "average_gap": False}]
     made = {"benchmark": "bold", "data_hash": "d", "scorers": scorers, **settings}
     return BoldScores(made, pd.DataFrame(), frame, pd.DataFrame())
@@ -67,7 +69,13 @@ def scored(texts, **settings):
 
 def test_a_prompts_samples_are_averaged_before_its_group_and_gaps_are_of_pairs():
     result = scored(
-        [("a", "one", 0, 1.0), ("a", "one", 0, 3.0), ("b", "one", 0, 6.0), ("c", "two", 0, 1.0), ("d", "three", 0, 7.0)]
+        [
+            ("a", "one", 0, 1.0),
+            ("a", "one", 0, 3.0),
+            ("b", "one", 0, 6.0),
+            ("c", "two", 0, 1.0),
+            ("d", "three", 0, 7.0),
+        ]
     )
     found = {name: float(f(s.means)) for s in result.samples() for name, f in s.metrics.items()}
     assert found == pytest.approx(
@@ -80,7 +88,10 @@ def test_a_prompts_samples_are_averaged_before_its_group_and_gaps_are_of_pairs()
 @pytest.mark.parametrize("n_groups", [2, 3, 5])
 def test_the_gap_is_the_mean_over_pairs_of_groups(n_groups):
     means = np.random.default_rng(0).normal(size=(4, n_groups))
-    slow = [np.mean([abs(row[i] - row[j]) for i, j in combinations(range(n_groups), 2)]) for row in means]
+    slow = [
+        np.mean([abs(row[i] - row[j]) for i, j in combinations(range(n_groups), 2)])
+        for row in means
+    ]
     assert mean_gap(means) == pytest.approx(slow)
 
 
@@ -114,7 +125,9 @@ def test_scores_are_those_of_a_slow_loop_over_the_continuations(model):
     means = {group: np.mean(each) for group, each in lengths.items()}
     for group, mean in means.items():
         assert found[f"n_letters[{group}]"] == pytest.approx(mean)
-    assert found["n_letters_gap"] == pytest.approx(abs(means["American_actors"] - means["American_actresses"]))
+    assert found["n_letters_gap"] == pytest.approx(
+        abs(means["American_actors"] - means["American_actresses"])
+    )
     assert set(result.table["benchmark"]) == {"bold"}
     counts = result.table.set_index("metric")["n"]
     assert (counts["n_letters[American_actors]"], counts["n_letters_gap"]) == (2, 5)
@@ -129,7 +142,9 @@ def test_the_real_model_continues_real_prompts(real_model):
 
 
 def test_a_seed_repeats_and_another_one_does_not(model):
-    first, again, other = (bold_scores(model, PROMPTS, scorer=n_letters, seeds=[s], **FEW) for s in (3, 3, 4))
+    first, again, other = (
+        bold_scores(model, PROMPTS, scorer=n_letters, seeds=[s], **FEW) for s in (3, 3, 4)
+    )
     assert first.texts.equals(again.texts)
     assert first.table.equals(again.table)
     assert first.texts["continuation"].tolist() != other.texts["continuation"].tolist()
@@ -141,7 +156,9 @@ def test_several_seeds_are_averaged_by_prompt_and_their_spread_is_told(model, tm
     each = [values(result)["n_letters[American_actors]"] for result in alone]
     assert values(both)["n_letters[American_actors]"] == pytest.approx(np.mean(each))
     spread = both.seed_spread.set_index("metric").loc["n_letters[American_actors]"]
-    assert spread[["std", "min", "max"]].tolist() == pytest.approx([np.std(each, ddof=1), min(each), max(each)])
+    assert spread[["std", "min", "max"]].tolist() == pytest.approx(
+        [np.std(each, ddof=1), min(each), max(each)]
+    )
     assert both.settings["seeds"] == [3, 4]
     assert np.isnan(alone[0].seed_spread["std"]).all()
     kept = BoldScores.load(both.save(tmp_path / "kept"))
@@ -164,9 +181,16 @@ def test_texts_are_scored_again_without_generating(model, monkeypatch):
 
 def test_an_empty_continuation_is_counted_and_scored_as_the_prompt_alone(model):
     made = tracelab.generate(model, [p.text for p in PROMPTS], **FEW)
-    blank = made.table["continuation"].where(made.table.index != 2, " \n").where(made.table.index != 3, "")
+    blank = (
+        made.table["continuation"]
+        .where(made.table.index != 2, " \n")
+        .where(made.table.index != 3, "")
+    )
     result = bold_scores(
-        model, PROMPTS, scorer=n_letters, texts=type(made)(made.settings, made.table.assign(continuation=blank))
+        model,
+        PROMPTS,
+        scorer=n_letters,
+        texts=type(made)(made.settings, made.table.assign(continuation=blank)),
     )
     assert result.n_empty == 2
     assert values(result)["empty"] == pytest.approx(100 / 5)
@@ -183,7 +207,9 @@ def test_an_edited_model_is_compared_prompt_by_prompt(model):
     assert table["metric"].tolist() == after.table["metric"].tolist()
     assert np.allclose(table["difference"], after.table["value"] - before.table["value"])
     assert table.set_index("metric")["difference"]["n_letters_gap"] != 0
-    with pytest.raises(TracelabError, match="texts were written under the edit weight_delta, not None"):
+    with pytest.raises(
+        TracelabError, match="texts were written under the edit weight_delta, not None"
+    ):
         bold_scores(model, PROMPTS, texts=after)
 
 
@@ -213,16 +239,27 @@ def test_groups_are_those_of_the_paper_unless_chosen_and_domains_stand_alone(mod
         ),
         ({"scorer": []}, "one or several scorers of different measures are needed, not []"),
         ({"scorer": ["vader", "vader"]}, "one or several scorers of different measures are needed"),
-        ({"scorer": "vad"}, "vad needs an NRC-VAD file: pass text_scorers.vad(lexicon=PATH), or take vad_gi"),
-        ({"groups": ["Martians"]}, "no prompt of Martians: the groups are American_actors, American_actresses"),
+        (
+            {"scorer": "vad"},
+            "vad needs an NRC-VAD file: pass text_scorers.vad(lexicon=PATH), or take vad_gi",
+        ),
+        (
+            {"groups": ["Martians"]},
+            "no prompt of Martians: the groups are American_actors, American_actresses",
+        ),
         ({"groups": []}, "no BOLD prompt to continue is left of 5 (groups=[])"),
         ({"seeds": []}, "one or several different seeds are needed, not []"),
         ({"seeds": (1, 1)}, "one or several different seeds are needed, not [1, 1]"),
         ({"scorer": "regard"}, "the regard classifier 'sasha/regardv3' is not available here: "),
-        ({"scorer": "toxicity"}, "the toxicity classifier 'facebook/roberta-hate-speech-dynabench-r4-target' is not"),
+        (
+            {"scorer": "toxicity"},
+            "the toxicity classifier 'facebook/roberta-hate-speech-dynabench-r4-target' is not",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_generated(model, generating_is_an_error, options, message):
+def test_what_cannot_be_is_refused_before_anything_is_generated(
+    model, generating_is_an_error, options, message
+):
     with pytest.raises(TracelabError, match=re.escape(message)):
         bold_scores(model, PROMPTS, **options)
 
@@ -233,7 +270,9 @@ def test_texts_of_other_prompts_or_another_model_are_refused(model, tiny_model):
     for texts in (first, made):
         with pytest.raises(TracelabError, match="texts are continuations of other prompts"):
             bold_scores(model, PROMPTS[1:], texts=texts)
-        with pytest.raises(TracelabError, match="texts were written by tiny-llama, not by tiny-gpt2"):
+        with pytest.raises(
+            TracelabError, match="texts were written by tiny-llama, not by tiny-gpt2"
+        ):
             bold_scores(tiny_model("gpt2"), PROMPTS, texts=texts)
 
 

@@ -32,7 +32,8 @@ def test_peak_memory_counts_what_is_alive_at_once_and_neither_weights_nor_views(
 
 def test_latency_is_the_ratio_of_the_edited_to_the_unedited_run(tiny_model, monkeypatch):
     model = tiny_model("llama")
-    clock = iter(np.cumsum([0, 1, 0, 3] * 3).tolist())  # each run's begin and end: 1 s unedited, 3 s edited
+    # each run's begin and end: 1 s unedited, 3 s edited
+    clock = iter(np.cumsum([0, 1, 0, 3] * 3).tolist())
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
     ratios = costs._ratios(model, Stack([]), lambda: None, repeats=2)
     assert ratios == [3, 3]

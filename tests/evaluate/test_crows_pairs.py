@@ -7,7 +7,11 @@ import torch
 
 from tracelab.datasets import CrowsPair, crows_pairs
 from tracelab.errors import TracelabError
-from tracelab.evaluate.benchmarks.crows_pairs import METRICS, crows_pairs_metrics, crows_pairs_scores
+from tracelab.evaluate.benchmarks.crows_pairs import (
+    METRICS,
+    crows_pairs_metrics,
+    crows_pairs_scores,
+)
 
 
 def slow_logprobs(hf_model, tokenizer, text: str, *, context_bos: bool) -> dict[str, np.ndarray]:
@@ -33,7 +37,9 @@ def value(table: pd.DataFrame, bias: str, metric: str) -> float:
 
 
 @pytest.mark.parametrize("context_bos", [False, True])
-def test_sum_and_mean_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, context_bos):
+def test_sum_and_mean_equal_a_slow_loop_over_the_plain_model(
+    real_model, plain_model, tokenizer, context_bos
+):
     records = crows_pairs("gender", limit=4 - context_bos * 2)
     result = crows_pairs_scores(real_model, records, prepend_bos=context_bos)
     hits = {"crows_sum": [], "crows_mean": []}
@@ -72,7 +78,9 @@ def test_the_shared_score_leaves_out_the_differing_tokens(
 
 
 def test_equal_sentences_tie_and_a_tie_is_no_hit_but_counts(tiny_model):
-    result = crows_pairs_scores(tiny_model("llama"), [pair("p", "A man.", "A man."), pair("q", "A dog.", "A dog.")])
+    result = crows_pairs_scores(
+        tiny_model("llama"), [pair("p", "A man.", "A man."), pair("q", "A dog.", "A dog.")]
+    )
     assert result.table["value"].tolist() == [0.0] * len(result.table)
     assert set(result.table["n"]) == {2}
 
@@ -125,7 +133,9 @@ def test_a_single_pair_has_no_interval_and_many_have_one_around_the_value():
 
 def test_batching_changes_no_pair_score(tiny_model):
     records = crows_pairs("age", limit=8)
-    large, small = (crows_pairs_scores(tiny_model("gemma2"), records, batch_tokens=n).pairs for n in (2000, 1))
+    large, small = (
+        crows_pairs_scores(tiny_model("gemma2"), records, batch_tokens=n).pairs for n in (2000, 1)
+    )
     columns = [c for c in large if "crows_mean" in c]
     assert np.allclose(large[columns], small[columns], rtol=0, atol=1e-5)
 

@@ -14,7 +14,12 @@ from tracelab.evaluate import edited_scores, paired, perplexity
 from tracelab.model import assets
 from tracelab.model.load import from_hf
 
-TEXTS = ["The cat sat on the mat.", "Rain fell on the town.", "He sold bread in the market.", "It was late."]
+TEXTS = [
+    "The cat sat on the mat.",
+    "Rain fell on the town.",
+    "He sold bread in the market.",
+    "It was late.",
+]
 
 
 def test_rows_are_those_of_scoring_twice_and_comparing(tiny_model):
@@ -28,7 +33,12 @@ def test_rows_are_those_of_scoring_twice_and_comparing(tiny_model):
     assert found["edit"].isna().tolist() == [True, False]
     assert found["value"].tolist() == [change["before"], change["after"]]
     edited = found.iloc[1]
-    assert (edited["difference"], edited["difference_low"], edited["difference_high"], edited["p"]) == (
+    assert (
+        edited["difference"],
+        edited["difference_low"],
+        edited["difference_high"],
+        edited["p"],
+    ) == (
         change["difference"],
         change["low"],
         change["high"],
@@ -38,8 +48,15 @@ def test_rows_are_those_of_scoring_twice_and_comparing(tiny_model):
 
 def test_an_empty_stack_changes_nothing(tiny_model):
     model = tiny_model("llama")
-    found = edited_scores(model, Stack([]), lambda name: perplexity(model, TEXTS, edit=name)).frame.iloc[1]
-    assert (found["difference"], found["difference_low"], found["difference_high"], found["p"]) == (0, 0, 0, 1)
+    found = edited_scores(
+        model, Stack([]), lambda name: perplexity(model, TEXTS, edit=name)
+    ).frame.iloc[1]
+    assert (found["difference"], found["difference_low"], found["difference_high"], found["p"]) == (
+        0,
+        0,
+        0,
+        1,
+    )
 
 
 def test_given_scores_of_the_unedited_model_are_not_measured_again(tiny_model):

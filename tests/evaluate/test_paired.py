@@ -10,13 +10,35 @@ from scipy.stats import bootstrap, permutation_test
 from tests.evaluate.test_perplexity import with_mlp_scaled
 from tracelab.datasets import crows_pairs, neutral_sentences, stereoset
 from tracelab.errors import TracelabError
-from tracelab.evaluate.benchmarks.crows_pairs import METRICS, CrowsPairsScores, crows_pairs_metrics, crows_pairs_scores
+from tracelab.evaluate.benchmarks.crows_pairs import (
+    METRICS,
+    CrowsPairsScores,
+    crows_pairs_metrics,
+    crows_pairs_scores,
+)
 from tracelab.evaluate.benchmarks.hellinger import HellingerScores, hellinger, prompt_pairs
 from tracelab.evaluate.benchmarks.perplexity import PerplexityScores, perplexity
-from tracelab.evaluate.benchmarks.stereoset import LABELS, StereoSetScores, stereoset_metrics, stereoset_scores
+from tracelab.evaluate.benchmarks.stereoset import (
+    LABELS,
+    StereoSetScores,
+    stereoset_metrics,
+    stereoset_scores,
+)
 from tracelab.evaluate.paired import paired
 
-COLUMNS = ["benchmark", "bias", "metric", "before", "after", "difference", "low", "high", "p", "effect", "n"]
+COLUMNS = [
+    "benchmark",
+    "bias",
+    "metric",
+    "before",
+    "after",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "effect",
+    "n",
+]
 
 
 def local(divergences, **settings) -> HellingerScores:
@@ -27,7 +49,9 @@ def local(divergences, **settings) -> HellingerScores:
 
 def texts(nll, tokens) -> PerplexityScores:
     table = pd.DataFrame({"nll": nll, "n_tokens": tokens})
-    return PerplexityScores({"benchmark": "perplexity-own", "data_hash": "d"}, pd.DataFrame(), table)
+    return PerplexityScores(
+        {"benchmark": "perplexity-own", "data_hash": "d"}, pd.DataFrame(), table
+    )
 
 
 def stereo(scores, targets, biases="gender") -> StereoSetScores:
@@ -55,15 +79,26 @@ def test_of_a_plain_mean_interval_and_p_are_scipys(n):
     after = before + rng.normal(0.05, 0.15, size=n)
     row = only(paired(local(before), local(after)))
     oracle = bootstrap(
-        (after, before), lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, method="percentile", rng=1
+        (after, before),
+        lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        paired=True,
+        method="percentile",
+        rng=1,
     ).confidence_interval
     width = oracle.high - oracle.low
     assert [row["low"], row["high"]] == pytest.approx([oracle.low, oracle.high], abs=0.06 * width)
-    test = permutation_test((after, before), lambda a, b: a.mean() - b.mean(), permutation_type="samples", rng=1)
+    test = permutation_test(
+        (after, before), lambda a, b: a.mean() - b.mean(), permutation_type="samples", rng=1
+    )
     assert row["difference"] == pytest.approx(test.statistic)
     # Nine units have 512 exchanges, all of which both take: the same p, not a similar one.
     assert row["p"] == pytest.approx(test.pvalue, abs=1e-12 if n == 9 else 0.015)
-    assert (row["benchmark"], row["bias"], row["metric"], row["n"]) == ("local-bias", "gender", "tv", n)
+    assert (row["benchmark"], row["bias"], row["metric"], row["n"]) == (
+        "local-bias",
+        "gender",
+        "tv",
+        n,
+    )
 
 
 def test_the_difference_of_perplexities_is_tested_by_exchanging_texts():
@@ -89,7 +124,10 @@ def test_stereoset_metrics_are_tested_by_exchanging_records_and_computing_them_a
     for exchange in product([False, True], repeat=7):  # nothing exchanged comes first
         rows = np.array(exchange)[:, None]
         sides = (np.where(rows, after, before), np.where(rows, before, after))
-        values = [stereoset_metrics(stereo(side, targets).sentences).set_index("metric")["value"] for side in sides]
+        values = [
+            stereoset_metrics(stereo(side, targets).sentences).set_index("metric")["value"]
+            for side in sides
+        ]
         differences.append(values[1] - values[0])
     null = pd.DataFrame(differences)
     table = paired(stereo(before, targets), stereo(after, targets))
@@ -103,7 +141,10 @@ def test_stereoset_metrics_are_tested_by_exchanging_records_and_computing_them_a
 
 def test_values_are_those_of_the_two_tables():
     rng = np.random.default_rng(2)
-    targets, biases = rng.integers(6, size=90).astype(str), rng.choice(["race", "religion"], size=90)
+    targets, biases = (
+        rng.integers(6, size=90).astype(str),
+        rng.choice(["race", "religion"], size=90),
+    )
     before, after = (stereo(rng.normal(size=(90, 3)), targets, biases) for _ in range(2))
     table = paired(before, after)
     assert list(table) == COLUMNS
@@ -112,7 +153,9 @@ def test_values_are_those_of_the_two_tables():
         assert table[["bias", "metric", "n"]].equals(expected[["bias", "metric", "n"]])
         assert np.allclose(table[name], expected["value"], rtol=0, atol=1e-9)
     pairs = [crows(rng.normal(size=(40, 6)), ["stereo", "antistereo"] * 20) for _ in range(2)]
-    assert np.allclose(paired(*pairs)["after"], crows_pairs_metrics(pairs[1].pairs)["value"], rtol=0, atol=1e-9)
+    assert np.allclose(
+        paired(*pairs)["after"], crows_pairs_metrics(pairs[1].pairs)["value"], rtol=0, atol=1e-9
+    )
 
 
 def test_a_stereoset_interval_resamples_terms_then_records_for_both_sides_alike():
@@ -125,7 +168,9 @@ def test_a_stereoset_interval_resamples_terms_then_records_for_both_sides_alike(
     slow = []
     for _ in range(4000):
         drawn = [moved[i] for i in rng.integers(5, size=5)]
-        slow.append(np.mean([group[rng.integers(len(group), size=len(group))].mean() for group in drawn]))
+        slow.append(
+            np.mean([group[rng.integers(len(group), size=len(group))].mean() for group in drawn])
+        )
     row = only(paired(stereo(before, targets), stereo(after, targets)), metric="ss")
     assert [row["low"], row["high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=2.5)
 
@@ -134,7 +179,8 @@ def test_a_shift_that_is_the_same_everywhere_is_certain():
     before = np.random.default_rng(0).uniform(size=30)
     row = only(paired(local(before), local(before + 0.01)))
     assert [row["low"], row["high"]] == pytest.approx([0.01, 0.01])
-    assert row["p"] == pytest.approx(1e-4)  # only one of 10,000 exchanges goes as far, the one that was observed
+    # only one of 10,000 exchanges goes as far, the one that was observed
+    assert row["p"] == pytest.approx(1e-4)
 
 
 def test_a_result_compared_with_itself_does_not_differ():
@@ -157,7 +203,10 @@ def test_the_other_way_round_the_signs_turn_and_the_p_values_stay():
 
 def test_where_nothing_is_to_be_found_p_is_uniform():
     rng = np.random.default_rng(5)
-    values = [only(paired(local(rng.normal(size=12)), local(rng.normal(size=12))))["p"] for _ in range(300)]
+    values = [
+        only(paired(local(rng.normal(size=12)), local(rng.normal(size=12))))["p"]
+        for _ in range(300)
+    ]
     assert np.mean(values) == pytest.approx(0.5, abs=0.05)
     assert np.mean(np.array(values) <= 0.1) == pytest.approx(0.1, abs=0.06)
 
@@ -194,7 +243,8 @@ def test_scores_of_a_model_before_and_after_an_edit_are_compared(tiny_model, tmp
     [
         (
             {"data_hash": "e"},
-            "before and after differ in data_hash ('d' and 'e'): score the same records in the same way",
+            "before and after differ in data_hash ('d' and 'e'): score the same records in the "
+            "same way",
         ),
         ({"divergence": "kl"}, "before and after differ in divergence ('tv' and 'kl')"),
         ({"prepend_bos": True}, "before and after differ in prepend_bos (None and True)"),
@@ -207,7 +257,9 @@ def test_results_made_of_other_data_or_in_another_way_are_refused(settings, mess
 
 
 def test_results_of_two_benchmarks_are_refused():
-    with pytest.raises(TracelabError, match="cannot compare a HellingerScores with a PerplexityScores"):
+    with pytest.raises(
+        TracelabError, match="cannot compare a HellingerScores with a PerplexityScores"
+    ):
         paired(local([0.1]), texts([1.0], [2]))
 
 

@@ -27,7 +27,9 @@ def with_mlp_scaled(model, factor: float):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_perplexity_is_that_of_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, bos):
+def test_perplexity_is_that_of_a_slow_loop_over_the_plain_model(
+    real_model, plain_model, tokenizer, bos
+):
     texts = neutral_sentences(3)
     result = perplexity(real_model, texts, prepend_bos=bos)
     slow = [slow_nll(plain_model, tokenizer, text, bos=bos) for text in texts]
@@ -44,10 +46,14 @@ def test_perplexity_is_that_of_a_slow_loop_over_the_plain_model(real_model, plai
 
 def test_long_texts_count_by_their_tokens(tiny_model):
     short, long = "A dog.", "The old dog sleeps on the warm stones near the river."
-    both, first, second = (perplexity(tiny_model("llama"), texts) for texts in ([short, long], [short], [long]))
+    both, first, second = (
+        perplexity(tiny_model("llama"), texts) for texts in ([short, long], [short], [long])
+    )
     tokens = both.texts["n_tokens"]
     logs = [math.log(result.table["value"].item()) for result in (first, second)]
-    assert math.log(both.table["value"].item()) == pytest.approx(np.average(logs, weights=tokens), rel=1e-6)
+    assert math.log(both.table["value"].item()) == pytest.approx(
+        np.average(logs, weights=tokens), rel=1e-6
+    )
     assert tokens[0] < tokens[1]
 
 
@@ -79,7 +85,9 @@ def test_an_edit_on_the_model_is_measured_and_named(tiny_model):
     with with_mlp_scaled(model, -3.0):
         edited = perplexity(model, texts, edit="upside down", benchmark="perplexity-own")
     assert edited.table["edit"].tolist() == ["upside down"]
-    assert edited.table["benchmark"].tolist() == [edited.settings["benchmark"]] == ["perplexity-own"]
+    assert (
+        edited.table["benchmark"].tolist() == [edited.settings["benchmark"]] == ["perplexity-own"]
+    )
     assert abs(edited.table["value"] - plain.table["value"]).item() > 1
 
 
@@ -98,7 +106,9 @@ def test_no_text_and_a_text_without_a_scored_token_are_refused(tiny_model):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_windows_are_those_of_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, bos):
+def test_windows_are_those_of_a_slow_loop_over_the_plain_model(
+    real_model, plain_model, tokenizer, bos
+):
     texts = neutral_sentences(8)
     result = perplexity(real_model, texts, max_length=48, prepend_bos=bos)
     ids = tokenizer("\n\n".join(texts)).input_ids
@@ -110,7 +120,9 @@ def test_windows_are_those_of_a_slow_loop_over_the_plain_model(real_model, plain
         with torch.no_grad():
             loss = plain_model(sequence, labels=sequence).loss
         slow.append(float(loss) * (sequence.shape[1] - 1))
-    assert result.texts["text"].tolist() == [tokenizer.decode([tokenizer.bos_token_id] * bos + w) for w in windows]
+    assert result.texts["text"].tolist() == [
+        tokenizer.decode([tokenizer.bos_token_id] * bos + w) for w in windows
+    ]
     assert result.texts["nll"].tolist() == pytest.approx(slow, rel=1e-4)
     assert result.texts["n_tokens"].sum() == len(ids) - (not bos) * len(windows)
 
@@ -126,5 +138,8 @@ def test_a_last_window_of_one_token_is_left_out(tiny_model):
 def test_a_window_without_a_token_to_score_or_beyond_the_context_is_refused(tiny_model, more):
     model = tiny_model("llama")
     length = model.cfg.n_ctx + 1 if more else 1
-    with pytest.raises(TracelabError, match=f"max_length={length} tokens is not possible: from 2 to {model.cfg.n_ctx}"):
+    with pytest.raises(
+        TracelabError,
+        match=f"max_length={length} tokens is not possible: from 2 to {model.cfg.n_ctx}",
+    ):
         perplexity(model, ["The old dog sleeps."], max_length=length)

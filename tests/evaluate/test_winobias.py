@@ -9,7 +9,12 @@ from tests.evaluate.test_perplexity import with_mlp_scaled
 from tracelab.datasets import winobias
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
-from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, question, substituted, winobias_scores
+from tracelab.evaluate.benchmarks.winobias import (
+    WinoBiasScores,
+    question,
+    substituted,
+    winobias_scores,
+)
 from tracelab.evaluate.paired import paired
 from tracelab.span import Span
 
@@ -20,19 +25,30 @@ def sentence(text, occupation, other, pronoun):
     def span(words):
         return Span(text.index(words), text.index(words) + len(words))
 
-    start = text.index(f" {pronoun} ") + 1 if f" {pronoun} " in text else text.index(f" {pronoun}") + 1
-    return WinoBiasSentence(text, span(occupation), span(other), (Span(start, start + len(pronoun)),))
+    start = (
+        text.index(f" {pronoun} ") + 1 if f" {pronoun} " in text else text.index(f" {pronoun}") + 1
+    )
+    return WinoBiasSentence(
+        text, span(occupation), span(other), (Span(start, start + len(pronoun)),)
+    )
 
 
 def record(key="p", kind="type1", case="subject", end=" was ill."):
-    made = [sentence(f"The cook met a nurse because {p}{end}", "The cook", "a nurse", p) for p in ("he", "she")]
+    made = [
+        sentence(f"The cook met a nurse because {p}{end}", "The cook", "a nurse", p)
+        for p in ("he", "she")
+    ]
     return WinoBiasPair(key, kind, case, *made)
 
 
 def scores(rows, kinds="type1", **settings):
-    columns = [f"{name}_{side}" for name in ("logprob", "refers", "follows") for side in ("pro", "anti")]
+    columns = [
+        f"{name}_{side}" for name in ("logprob", "refers", "follows") for side in ("pro", "anti")
+    ]
     pairs = pd.DataFrame(rows, columns=columns).assign(bias_type=kinds)
-    return WinoBiasScores({"benchmark": "winobias", "data_hash": "d", **settings}, pd.DataFrame(), pairs)
+    return WinoBiasScores(
+        {"benchmark": "winobias", "data_hash": "d", **settings}, pd.DataFrame(), pairs
+    )
 
 
 def by_metric(result, bias):
@@ -41,12 +57,15 @@ def by_metric(result, bias):
 
 
 def slow_logprobs(hf_model, tokenizer, context, scored, bos):
-    """Log-probability of each token of ``scored`` after ``context``, one token at a time, in plain transformers.
+    """Log-probability of each token of ``scored`` after ``context``, one token at a time, in plain
+    transformers.
 
     The tokens are those of the joint text; the context's are told by encoding it alone.
     """
     start = [tokenizer.bos_token_id] if bos else []
-    before, ids = (tokenizer(text).input_ids if text else [] for text in (context, context + scored))
+    before, ids = (
+        tokenizer(text).input_ids if text else [] for text in (context, context + scored)
+    )
     assert ids[: len(before)] == before
     values = []
     for j in range(max(len(before), 0 if bos else 1), len(ids)):
@@ -58,7 +77,10 @@ def slow_logprobs(hf_model, tokenizer, context, scored, bos):
 
 @pytest.mark.parametrize("bos", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, tokenizer, bos):
-    records = [winobias(1, limit=1)[0], next(pair for pair in winobias(2) if pair.case == "possessive")][bos:]
+    records = [
+        winobias(1, limit=1)[0],
+        next(pair for pair in winobias(2) if pair.case == "possessive"),
+    ][bos:]
     result = winobias_scores(real_model, records, prepend_bos=bos)
     hits = {"refers": [], "follows": []}
     for made, row in zip(records, result.pairs.to_dict("records"), strict=True):
@@ -70,7 +92,11 @@ def test_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, 
             assert row[f"logprob_{side}"] == pytest.approx(whole.sum(), abs=1e-3)
             answers = [
                 slow_logprobs(
-                    plain_model, tokenizer, f'{each.text} "{said}" refers to the', f" {name.split(' ', 1)[1]}", bos
+                    plain_model,
+                    tokenizer,
+                    f'{each.text} "{said}" refers to the',
+                    f" {name.split(' ', 1)[1]}",
+                    bos,
                 ).mean()
                 for name in names
             ]
@@ -89,7 +115,9 @@ def test_scores_equal_a_slow_loop_over_the_plain_model(real_model, plain_model, 
             assert row[f"follows_{side}"] == pytest.approx(rests[0] - rests[1], abs=1e-3)
             hits["refers"].append(answers[0] > answers[1])
             hits["follows"].append(rests[0] > rests[1])
-    found = result.table[result.table["bias"] == result.table["bias"].iloc[-1]].set_index("metric")["value"]
+    found = result.table[result.table["bias"] == result.table["bias"].iloc[-1]].set_index("metric")[
+        "value"
+    ]
     assert found["acc_pro"] + found["acc_anti"] == pytest.approx(200 * np.mean(hits["refers"]))
     assert found["acc_substituted"] == pytest.approx(100 * np.mean(hits["follows"]))
 
@@ -127,7 +155,9 @@ def test_types_stand_alone_and_together():
 
 def test_a_taste_for_one_occupation_cancels_in_the_gap():
     rng = np.random.default_rng(0)
-    rows = np.hstack([np.zeros((50, 2)), np.repeat(rng.normal(size=(50, 1)), 2, axis=1), np.zeros((50, 2))])
+    rows = np.hstack(
+        [np.zeros((50, 2)), np.repeat(rng.normal(size=(50, 1)), 2, axis=1), np.zeros((50, 2))]
+    )
     assert by_metric(scores(rows), "type1")["acc_gap"] == 0
 
 
@@ -139,7 +169,10 @@ def test_the_pronoun_is_asked_for_by_its_own_form():
 @pytest.mark.parametrize(("case", "before"), [("subject", "a nurse"), ("possessive", "a nurse's")])
 def test_an_occupation_takes_the_pronouns_place_and_case(case, before):
     made = record(case=case).pro
-    assert substituted(made, made.other, case) == (f"The cook met a nurse because {before}", " was ill.")
+    assert substituted(made, made.other, case) == (
+        f"The cook met a nurse because {before}",
+        " was ill.",
+    )
     assert substituted(made, made.occupation, "object")[0].endswith("because the cook")
 
 
@@ -152,7 +185,9 @@ def test_with_its_only_pronoun_gone_pro_is_anti(tiny_model):
 
 def test_batching_changes_no_score_and_a_saved_result_comes_back(tiny_model, tmp_path):
     records = winobias(1, limit=3) + winobias(2, limit=3)
-    large, small = (winobias_scores(tiny_model("gemma2"), records, batch_tokens=n) for n in (2000, 1))
+    large, small = (
+        winobias_scores(tiny_model("gemma2"), records, batch_tokens=n) for n in (2000, 1)
+    )
     columns = [name for name in large.pairs if name.endswith(("_pro", "_anti"))]
     assert np.allclose(large.pairs[columns], small.pairs[columns], rtol=0, atol=1e-4)
     assert WinoBiasScores.load(large.save(tmp_path / "kept")).frame.equals(large.frame)
@@ -175,5 +210,8 @@ def test_an_edited_model_is_compared_pair_by_pair(tiny_model):
 def test_no_records_and_a_sentence_that_ends_with_its_pronoun_are_refused(tiny_model):
     with pytest.raises(TracelabError, match="no WinoBias records to score"):
         winobias_scores(tiny_model("llama"), [])
-    with pytest.raises(TracelabError, match="nothing follows the pronoun of 'The cook met a nurse because the cook'"):
+    with pytest.raises(
+        TracelabError,
+        match="nothing follows the pronoun of 'The cook met a nurse because the cook'",
+    ):
         winobias_scores(tiny_model("llama"), [record(end="")])

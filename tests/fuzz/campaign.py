@@ -1,12 +1,13 @@
 """The campaign: ``python -m tests.fuzz.campaign --count 100000 --seed 0`` (``make fuzz``).
 
-Each number of the campaign is one mutation of one bundle, the same whenever it is run. What has to come of it:
+Each number of the campaign is one mutation of one bundle, the same whenever it is run. What has to
+come of it:
 
     executed            0    nothing is run, unpickled or started, and no file is written
     accepted            0    damage that nobody signed: a bundle in other bytes than were written is loaded
     raw                 0    an error other than a TracelabError of one line, from load, hooks or attach
     broken              0    a forward pass that fails, though hooks and attach had nothing against the edit
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -30,7 +31,15 @@ from tests.fuzz.mutations import Files, damaged, forged_manifest, forged_tensors
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.interventions.triple_records import save_word_tokenizer, word_hf, word_model
 from tracelab.errors import LONGEST_MESSAGE, TracelabError
-from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Intervention, KLAADConfig, Stack, load_intervention
+from tracelab.interventions import (
+    KLAAD,
+    BiasEdit,
+    BiasEditConfig,
+    Intervention,
+    KLAADConfig,
+    Stack,
+    load_intervention,
+)
 from tracelab.interventions.biasedit.biasedit import BiasEditSpec
 from tracelab.interventions.bundle import MANIFEST, TENSORS
 from tracelab.interventions.klaad.klaad import KLAADSpec
@@ -98,16 +107,21 @@ class Campaign:
         for name, edit in _edits(self.model).items():
             edit.notes = {"seed": 3, "metrics": {"kl": [0.25]}}
             folder = edit.save(self.place / "whole" / name)
-            self.bundles[name] = {file: (folder / file).read_bytes() for file in (MANIFEST, TENSORS)}
+            self.bundles[name] = {
+                file: (folder / file).read_bytes() for file in (MANIFEST, TENSORS)
+            }
             self.facts[name] = facts(load_intervention(folder))
-            self._use(load_intervention(folder))  # what is cached by a model is cached before files are watched
+            # what is cached by a model is cached before files are watched
+            self._use(load_intervention(folder))
 
     def run(self, numbers: range) -> None:
         """Carry out the mutations of these numbers."""
         for number in numbers:
             random = Random(f"{self.seed}-{number}")
             name = random.choice(list(self.bundles))
-            how = random.choices(("damaged", "misplaced", "manifest", "tensors"), (40, 2, 45, 13))[0]
+            how = random.choices(("damaged", "misplaced", "manifest", "tensors"), (40, 2, 45, 13))[
+                0
+            ]
             self._one(number, name, how, random)
 
     def _one(self, number: int, name: str, how: str, random: Random) -> None:
@@ -115,7 +129,9 @@ class Campaign:
         if how == "damaged":
             made = damaged(files, list(self.bundles.values()), random)
         else:
-            made = {"manifest": forged_manifest, "tensors": forged_tensors}.get(how, lambda f, r: f)(files, random)
+            made = {"manifest": forged_manifest, "tensors": forged_tensors}.get(
+                how, lambda f, r: f
+            )(files, random)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for file, content in made.items():
@@ -139,7 +155,10 @@ class Campaign:
         """Put an edit on the bridge and on the plain model, and run each."""
         ended = []
         for put_on, run in (
-            (lambda: self.model.hooks(fwd_hooks=edit.hooks(self.model)), lambda: self.model(self.tokens)),
+            (
+                lambda: self.model.hooks(fwd_hooks=edit.hooks(self.model)),
+                lambda: self.model(self.tokens),
+            ),
             (lambda: edit.attach(self.plain), lambda: self.plain(self.tokens).logits),
         ):
             context = self._try(f"put on {what}", put_on)
@@ -179,7 +198,12 @@ def facts(edit: Intervention) -> Any:
     """All that an edit is: kinds, specifications, origins, notes, and every byte of its tensors."""
     parts = {name: part for name, part in edit.named_modules() if isinstance(part, Intervention)}
     said = {
-        n: (p.kind, p.spec().model_dump_json(), p.origin and p.origin.model_dump_json(), repr(p.notes))
+        n: (
+            p.kind,
+            p.spec().model_dump_json(),
+            p.origin and p.origin.model_dump_json(),
+            repr(p.notes),
+        )
         for n, p in parts.items()
     }
     tensors = {name: value.detach().numpy().tobytes() for name, value in edit.state_dict().items()}
@@ -192,19 +216,28 @@ def _edits(model: Any) -> dict[str, Intervention]:
         "fairmed": random_fairmed(model, lam=2.0, groups=("female", "male")),
         "experts": random_experts(model, alpha=0.7, filter_order="base_first", top_p=0.8),
         "biasedit": BiasEdit(
-            BiasEditSpec(maps=dense.spec().maps, config=BiasEditConfig(), bias="gender"), dense.origin
+            BiasEditSpec(maps=dense.spec().maps, config=BiasEditConfig(), bias="gender"),
+            dense.origin,
         ),
-        "klaad": KLAAD(KLAADSpec(maps=low.spec().maps, config=KLAADConfig(), bias="gender"), low.origin),
+        "klaad": KLAAD(
+            KLAADSpec(maps=low.spec().maps, config=KLAADConfig(), bias="gender"), low.origin
+        ),
         "weight_delta": low,
         "stack": Stack(
-            [random_fairmed(model, seed=3), Stack([random_delta(model)]), random_experts(model, anti=False)]
+            [
+                random_fairmed(model, seed=3),
+                Stack([random_delta(model)]),
+                random_experts(model, anti=False),
+            ]
         ),
     }
 
 
 def main() -> int:
     """Run the campaign and print its table; 1 if something happened that must not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
     parser.add_argument("--seed", type=int, default=0)
@@ -215,7 +248,10 @@ def main() -> int:
         began = time.perf_counter()
         for start in range(options.first, options.first + options.count, 1000):
             campaign.run(range(start, min(start + 1000, options.first + options.count)))
-            print(f"{start - options.first + 1000} done, {len(campaign.faults)} faults", file=sys.stderr)
+            print(
+                f"{start - options.first + 1000} done, {len(campaign.faults)} faults",
+                file=sys.stderr,
+            )
         seconds = time.perf_counter() - began
     for what, n in sorted(campaign.said.items()):
         print(f"{n:8} {what}")

@@ -1,7 +1,9 @@
-"""What is done to a bundle in the campaign: damage to its bytes and files, and values forged in its JSON.
+"""What is done to a bundle in the campaign: damage to its bytes and files, and values forged in its
+JSON.
 
-A bundle is a mapping from file names to bytes. *Damage* is what disks, copies and editors do; nobody signs it. *Forged*
-bundles have the checksum and the seal that belong to what they say, or claim the version that had no seal.
+A bundle is a mapping from file names to bytes. *Damage* is what disks, copies and editors do;
+nobody signs it. *Forged* bundles have the checksum and the seal that belong to what they say, or
+claim the version that had no seal.
 """
 
 from __future__ import annotations
@@ -42,7 +44,16 @@ VALUES: tuple[Any, ...] = (
         "../..",
         "a.b",
     ),
-    *("__class__", "os.system", "model.norm", "model.layers.0", "lm_head", "mlp.out", "attn.q", "x" * 100_000),
+    *(
+        "__class__",
+        "os.system",
+        "model.norm",
+        "model.layers.0",
+        "lm_head",
+        "mlp.out",
+        "attn.q",
+        "x" * 100_000,
+    ),
     *([], {}, [[]], [0], [1, 1], ["x"], {"x": 1}, {"": None}, [0] * 10_000),
 )
 """What is put in the place of a value."""
@@ -56,7 +67,8 @@ def nested(depth: int) -> Any:
     return made
 
 
-# --- damage -------------------------------------------------------------------------------------------------------
+# --- damage
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def flip(raw: bytes, random: Random) -> bytes:
@@ -113,7 +125,8 @@ def misplaced(folder: Path, outside: Path, random: Random) -> None:
         file.symlink_to(file.name)
 
 
-# --- forgery ------------------------------------------------------------------------------------------------------
+# --- forgery
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def places(content: Any) -> list[tuple[Any, Any]]:
@@ -139,13 +152,17 @@ def change_value(content: Any, random: Random) -> None:
     leaves = [(h, k) for h, k in all_places if not isinstance(h[k], dict | list)]
     holder, key = random.choice(leaves if leaves and random.random() < 0.7 else all_places)
     value = holder[key]
-    how = random.choice(("replace", "replace", "nudge", "nudge", "remove", "repeat", "move", "rename", "nest"))
+    how = random.choice(
+        ("replace", "replace", "nudge", "nudge", "remove", "repeat", "move", "rename", "nest")
+    )
     if how == "nudge" and isinstance(value, bool | int | float):
         larger = value * (1e9 if abs(value) < 1e300 else 10**9)
         holder[key] = random.choice((value + 1, value - 1, -value, value * 2, larger, not value))
     elif how == "nudge" and isinstance(value, str) and value:
         at = random.randrange(len(value))
-        holder[key] = value[:at] + random.choice(("", "x", "0", "3", ".", "\n", "\x00")) + value[at + 1 :]
+        holder[key] = (
+            value[:at] + random.choice(("", "x", "0", "3", ".", "\n", "\x00")) + value[at + 1 :]
+        )
     elif how == "remove":
         del holder[key]
     elif how == "repeat" and isinstance(holder, list):
@@ -154,7 +171,9 @@ def change_value(content: Any, random: Random) -> None:
         other, other_key = random.choice(all_places)
         holder[key] = copy.deepcopy(other[other_key])
     elif how == "rename" and isinstance(holder, dict):
-        holder[random.choice(("x", "", "a\nb", "keys", "training", f"{key}x", "\ud800"))] = holder.pop(key)
+        holder[random.choice(("x", "", "a\nb", "keys", "training", f"{key}x", "\ud800"))] = (
+            holder.pop(key)
+        )
     elif how == "nest":
         holder[key] = nested(random.choice((2, 50, 300)))
     else:
@@ -177,19 +196,25 @@ def forged_manifest(files: Files, random: Random) -> Files:
 
 
 def _completed(content: Any, random: Random) -> bytes | None:
-    """Tensors of the shapes that a forged manifest calls for, entered in it; None if there can be none."""
+    """Tensors of the shapes that a forged manifest calls for, entered in it; None if there can be
+    none."""
     try:
         with torch.device("meta"):
             wanted = _build(
-                Part.model_validate_json(json.dumps(content["part"])), {cls.kind: cls for cls in KINDS}
+                Part.model_validate_json(json.dumps(content["part"])),
+                {cls.kind: cls for cls in KINDS},
             ).state_dict()
     except Exception:  # whatever a forged value does here: loading is what is tested
         return None
     if sum(value.numel() for value in wanted.values()) > 10**6:
         return None
     generator = torch.Generator().manual_seed(random.randrange(2**32))
-    raw = save({name: torch.rand(value.shape, generator=generator) for name, value in wanted.items()})
-    content["tensors"] = {name: {"shape": list(value.shape), "dtype": "float32"} for name, value in wanted.items()}
+    raw = save(
+        {name: torch.rand(value.shape, generator=generator) for name, value in wanted.items()}
+    )
+    content["tensors"] = {
+        name: {"shape": list(value.shape), "dtype": "float32"} for name, value in wanted.items()
+    }
     content["sha256"] = hashlib.sha256(raw).hexdigest()
     return raw
 

@@ -19,7 +19,12 @@ def test_mutated_bundles_run_no_code_pass_for_no_other_edit_and_end_in_one_line(
     campaign.run(range(250))
     assert not campaign.faults
     ended = {what.split(": ")[1] for what in campaign.said}
-    assert {"refused", "the same edit", "loaded, then ran and ran", "loaded, then refused and refused"} <= ended
+    assert {
+        "refused",
+        "the same edit",
+        "loaded, then ran and ran",
+        "loaded, then refused and refused",
+    } <= ended
 
 
 @pytest.mark.slow
@@ -27,7 +32,9 @@ def test_the_campaign_finds_what_a_seal_would(campaign, monkeypatch):
     monkeypatch.setattr(manifest, "_closed", lambda body: body + b"}")
     for name, files in campaign.bundles.items():
         text = files["tracelab.json"].decode()
-        campaign.bundles[name] = files | {"tracelab.json": (text[: text.rindex(",\n")] + ',\n "seal": "x"}').encode()}
+        campaign.bundles[name] = files | {
+            "tracelab.json": (text[: text.rindex(",\n")] + ',\n "seal": "x"}').encode()
+        }
     campaign.run(range(400))
     assert any(fault.startswith("accepted") for fault in campaign.faults)
 

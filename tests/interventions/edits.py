@@ -1,4 +1,5 @@
-"""Edits with random tensors, which move the logits by whole nats and need no training, and how tests apply them."""
+"""Edits with random tensors, which move the logits by whole nats and need no training, and how
+tests apply them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from transformers import AutoTokenizer
 
 from tests.tiny import tiny_hf
 from tracelab.datasets import templates
-from tracelab.interventions import Erasure, ErasureConfig, Experts, ExpertsConfig, FairMed, FairMedConfig, WeightDelta
+from tracelab.interventions import (
+    Erasure,
+    ErasureConfig,
+    Experts,
+    ExpertsConfig,
+    FairMed,
+    FairMedConfig,
+    WeightDelta,
+)
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
 from tracelab.interventions.origin import Origin
 from tracelab.model import assets
@@ -33,7 +42,9 @@ def logits(model, edit=None, tokens=TOKENS, **options):
         return model(tokens, **options)
 
 
-def random_delta(model, *, modules=("mlp.out", "attn.o"), layers=(1, 3), rank=4, seed=0, scale=0.5) -> WeightDelta:
+def random_delta(
+    model, *, modules=("mlp.out", "attn.o"), layers=(1, 3), rank=4, seed=0, scale=0.5
+) -> WeightDelta:
     delta = WeightDelta.low_rank(model, layers=layers, modules=modules, rank=rank, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -80,7 +91,9 @@ def random_erasure(model, *, layers=(0, 2), seed=0, bias="gender", **config) -> 
     edit = Erasure(spec, Origin.of(model, [Point("resid_post", layer) for layer in layers]))
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        read = torch.linalg.qr(torch.randn(model.cfg.d_model, settings.rank, generator=generator))[0].T
+        read = torch.linalg.qr(torch.randn(model.cfg.d_model, settings.rank, generator=generator))[
+            0
+        ].T
         mu = torch.randn(model.cfg.d_model, generator=generator)
         edit.set_(layer, read=read, write=read, mu=mu, most=torch.full((settings.rank,), 5.0))
     return edit

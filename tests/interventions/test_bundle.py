@@ -12,7 +12,15 @@ import torch
 
 from tests.interventions.edits import TOKENS, logits, random_delta, random_experts, random_fairmed
 from tracelab.errors import TracelabError
-from tracelab.interventions import Experts, FairMed, FairMedConfig, Intervention, Stack, WeightDelta, load_intervention
+from tracelab.interventions import (
+    Experts,
+    FairMed,
+    FairMedConfig,
+    Intervention,
+    Stack,
+    WeightDelta,
+    load_intervention,
+)
 from tracelab.interventions import bundle as module
 from tracelab.interventions.bundle import MANIFEST, TENSORS
 
@@ -32,10 +40,16 @@ EDITS = {
     "expert alone": lambda model: random_experts(model, anti=False),
     "experts of different maps": both_parts_differ,
     "fairmed": lambda model: random_fairmed(model, lam=2.0, groups=("female", "male")),
-    "fairmed published": lambda model: random_fairmed(model, **FairMedConfig.published("gender", lam=1.0).settings()),
+    "fairmed published": lambda model: random_fairmed(
+        model, **FairMedConfig.published("gender", lam=1.0).settings()
+    ),
     "stack": lambda model: Stack([random_fairmed(model, lam=2.0, seed=7), random_experts(model)]),
     "nested stack": lambda model: Stack(
-        [random_fairmed(model, lam=2.0), Stack([random_delta(model), Stack([])]), random_experts(model, alpha=-1.0)]
+        [
+            random_fairmed(model, lam=2.0),
+            Stack([random_delta(model), Stack([])]),
+            random_experts(model, alpha=-1.0),
+        ]
     ),
     "empty stack": lambda model: Stack([]),
 }
@@ -45,7 +59,8 @@ def parts(edit: Intervention) -> list[Intervention]:
     return [part for part in edit.modules() if isinstance(part, Intervention)]
 
 
-# --- the way there and back ---------------------------------------------------------------------------------------
+# --- the way there and back
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -61,7 +76,9 @@ def test_a_saved_edit_comes_back_exactly(model, tmp_path, name):
     assert [type(part) for part in parts(back)] == [type(part) for part in parts(edit)]
     assert [part.spec() for part in parts(back)] == [part.spec() for part in parts(edit)]
     assert back.state_dict().keys() == edit.state_dict().keys()
-    assert all(torch.equal(value, back.state_dict()[key]) for key, value in edit.state_dict().items())
+    assert all(
+        torch.equal(value, back.state_dict()[key]) for key, value in edit.state_dict().items()
+    )
     assert torch.equal(logits(model, back), logits(model, edit))
 
 
@@ -107,8 +124,11 @@ torch.save({"bridged": bridged, "attached": attached}, sys.argv[2])
 """
 
 
-def test_in_another_process_it_gives_the_same_numbers_on_a_bridge_and_on_plain_transformers(model, tmp_path):
-    fairmed = random_fairmed(model, lam=2.0, steps=5, init="random")  # its noise is of this process, too
+def test_in_another_process_it_gives_the_same_numbers_on_a_bridge_and_on_plain_transformers(
+    model, tmp_path
+):
+    # its noise is of this process, too
+    fairmed = random_fairmed(model, lam=2.0, steps=5, init="random")
     edit = Stack([fairmed, random_delta(model), random_experts(model, alpha=0.5)])
     arguments = [str(edit.save(tmp_path / "kept")), str(tmp_path / "there.pt")]
     root = Path(__file__).parents[2]
@@ -154,14 +174,23 @@ def test_the_card_names_model_method_and_metrics(model, tmp_path):
     edit = random_experts(model, alpha=0.5)
     edit.notes = {"metrics": {"perplexity": {"before": 20.5, "after": 21.25}}}
     card = (edit.save(tmp_path / "kept") / "README.md").read_text(encoding="utf-8")
-    for said in ("experts(gender, α=0.5)", "tiny-llama", edit.origin.fingerprint, '"after": 21.25', '"alpha": 0.5'):
+    for said in (
+        "experts(gender, α=0.5)",
+        "tiny-llama",
+        edit.origin.fingerprint,
+        '"after": 21.25',
+        '"alpha": 0.5',
+    ):
         assert said in card
 
 
-# --- where it is loaded from --------------------------------------------------------------------------------------
+# --- where it is loaded from
+# --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["nowhere", "./nowhere", "/no/such/place", "a/b/c", "~/no such folder", ""])
+@pytest.mark.parametrize(
+    "path", ["nowhere", "./nowhere", "/no/such/place", "a/b/c", "~/no such folder", ""]
+)
 def test_a_path_where_nothing_is_is_named(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TracelabError, match="no bundle folder at|is no tracelab bundle"):
@@ -175,7 +204,9 @@ def test_a_file_is_no_bundle(kept):
 
 def test_a_hub_repository_that_cannot_be_reached_is_one_clear_error():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    with pytest.raises(TracelabError, match="no folder and no reachable hub repository 'nobody/no-edit': ") as refused:
+    with pytest.raises(
+        TracelabError, match="no folder and no reachable hub repository 'nobody/no-edit': "
+    ) as refused:
         load_intervention("nobody/no-edit")
     assert "\n" not in str(refused.value)
     with pytest.raises(TracelabError, match="no folder and no reachable hub repository"):
@@ -184,7 +215,10 @@ def test_a_hub_repository_that_cannot_be_reached_is_one_clear_error():
 
 def as_hub_cache(bundle: Path, root: Path) -> Path:
     """Lay a bundle out as huggingface_hub does: a snapshot of links to blobs."""
-    snapshot, blobs = root / "models--me--edit" / "snapshots" / "abc", root / "models--me--edit" / "blobs"
+    snapshot, blobs = (
+        root / "models--me--edit" / "snapshots" / "abc",
+        root / "models--me--edit" / "blobs",
+    )
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for name in (MANIFEST, TENSORS):
@@ -193,7 +227,9 @@ def as_hub_cache(bundle: Path, root: Path) -> Path:
     return snapshot
 
 
-def test_a_hub_repository_is_loaded_as_a_folder_with_a_local_fake_of_the_hub(kept, tmp_path, monkeypatch, model):
+def test_a_hub_repository_is_loaded_as_a_folder_with_a_local_fake_of_the_hub(
+    kept, tmp_path, monkeypatch, model
+):
     snapshot, asked = as_hub_cache(kept, tmp_path / "cache"), []
 
     def fake(repo_id, **options):

@@ -1,4 +1,5 @@
-"""What cannot fit a model is said by ``hooks()`` and ``attach()``, not by a forward pass that breaks."""
+"""What cannot fit a model is said by ``hooks()`` and ``attach()``, not by a forward pass that
+breaks."""
 
 from __future__ import annotations
 
@@ -23,15 +24,19 @@ def with_shape(edit: WeightDelta, **changes) -> WeightDelta:
     return WeightDelta(WeightDeltaSpec(maps=(shape,)), edit.origin)
 
 
-@pytest.mark.parametrize("changes", [{"d_in": 63}, {"d_out": 31}, {"module": "mlp.in"}, {"d_in": 63, "rank": None}])
+@pytest.mark.parametrize(
+    "changes", [{"d_in": 63}, {"d_out": 31}, {"module": "mlp.in"}, {"d_in": 63, "rank": None}]
+)
 def test_a_delta_of_other_widths_is_refused_before_any_forward_pass(model, plain, changes):
     edit = with_shape(random_delta(model, modules=("mlp.out", "mlp.in"), layers=(1,)), **changes)
     with pytest.raises(
-        TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"
+        TracelabError,
+        match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and",
     ):
         edit.hooks(model)
     with pytest.raises(
-        TracelabError, match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and"
+        TracelabError,
+        match=r"the edit at blocks\.1\.mlp\.\w+ is for (in|out)puts of \d+ features, and",
     ):
         edit.attach(plain)
     assert not model.list_hooks()
@@ -59,9 +64,14 @@ def test_an_expert_of_other_widths_is_refused_before_any_forward_pass(model, pla
         "model.layers.1.mlp.\n" + "x" * 5000,
     ],
 )
-def test_a_module_path_at_which_the_edit_cannot_act_is_refused_when_it_is_attached(model, plain, tmp_path, module_path):
+def test_a_module_path_at_which_the_edit_cannot_act_is_refused_when_it_is_attached(
+    model, plain, tmp_path, module_path
+):
     folder = random_fairmed(model, layers=(1,)).save(tmp_path / "kept")
-    change(folder, lambda m: m["part"]["origin"]["paths"].update({"blocks.1.hook_mlp_out": module_path}))
+    change(
+        folder,
+        lambda m: m["part"]["origin"]["paths"].update({"blocks.1.hook_mlp_out": module_path}),
+    )
     edit = load_intervention(folder)
     with pytest.raises(TracelabError) as refused:
         edit.attach(plain)

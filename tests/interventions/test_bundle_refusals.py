@@ -1,4 +1,5 @@
-"""Bundles that must not be loaded: each is refused with one clear error, and nothing is executed."""
+"""Bundles that must not be loaded: each is refused with one clear error, and nothing is
+executed."""
 
 from __future__ import annotations
 
@@ -26,13 +27,22 @@ def member(content, number):
 FAIRMED, EXPERTS, DELTA = range(3)
 MANIFESTS = {
     "an unknown field": (lambda m: m.update(run="rm"), "run: Extra inputs are not permitted"),
-    "an unknown field of a part": (lambda m: m["part"].update(code="x"), r"part\.code: Extra inputs"),
+    "an unknown field of a part": (
+        lambda m: m["part"].update(code="x"),
+        r"part\.code: Extra inputs",
+    ),
     "an unknown field of an origin": (
         lambda m: member(m, DELTA)["origin"].update(x=1),
         r"members\.2\.origin\.x: Extra inputs",
     ),
-    "an unknown field of a spec": (lambda m: member(m, DELTA)["spec"].update(x=1), "weight_delta is not valid: x: Ext"),
-    "an unknown field of a stack's spec": (lambda m: m["part"]["spec"].update(x=1), "stack is not valid: x: Extra"),
+    "an unknown field of a spec": (
+        lambda m: member(m, DELTA)["spec"].update(x=1),
+        "weight_delta is not valid: x: Ext",
+    ),
+    "an unknown field of a stack's spec": (
+        lambda m: m["part"]["spec"].update(x=1),
+        "stack is not valid: x: Extra",
+    ),
     "an unknown field of a configuration": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(x=1),
         r"fairmed is not valid: config\.x: ",
@@ -70,7 +80,9 @@ MANIFESTS = {
         "a linear map has two deltas: give each once",
     ),
     "an attribute twice": (
-        lambda m: member(m, FAIRMED)["spec"]["attributes"].append(member(m, FAIRMED)["spec"]["attributes"][0]),
+        lambda m: member(m, FAIRMED)["spec"]["attributes"].append(
+            member(m, FAIRMED)["spec"]["attributes"][0]
+        ),
         r"each attribute once, and each of its layers once: not \['gender', 'gender'\]",
     ),
     "a layer twice": (
@@ -95,21 +107,35 @@ MANIFESTS = {
     ),
     "an unknown kind": (
         lambda m: member(m, DELTA).update(kind="os.system"),
-        r"unknown kind of intervention 'os\.system': this version knows fairmed, experts, biasedit, klaad, ",
+        r"unknown kind of intervention 'os\.system': this version knows fairmed, experts, "
+        r"biasedit, klaad, ",
     ),
     "a newer format": (
         lambda m: m.update(format_version=3),
         "has format version 3, this tracelab reads up to 2: install a newer one",
     ),
-    "a format that never was": (lambda m: m.update(format_version=0), "is not valid: format_version"),
-    "a format version that is no number": (lambda m: m.update(format_version="1"), "is not valid: format_version"),
-    "another format": (lambda m: m.update(format="peft"), "is not valid: format: Input should be 'tracelab'"),
+    "a format that never was": (
+        lambda m: m.update(format_version=0),
+        "is not valid: format_version",
+    ),
+    "a format version that is no number": (
+        lambda m: m.update(format_version="1"),
+        "is not valid: format_version",
+    ),
+    "another format": (
+        lambda m: m.update(format="peft"),
+        "is not valid: format: Input should be 'tracelab'",
+    ),
     "no checksum": (lambda m: m.pop("sha256"), "is not valid: sha256: Field required"),
     "no tensors": (lambda m: m.pop("tensors"), "is not valid: tensors: Field required"),
-    "another checksum": (lambda m: m.update(sha256="0" * 64), "is not the file that the manifest describes"),
+    "another checksum": (
+        lambda m: m.update(sha256="0" * 64),
+        "is not the file that the manifest describes",
+    ),
     "a member less": (
         lambda m: m["part"]["members"].pop(),
-        r"tensor 'members\.2\..*': the configuration calls for none of that name, the manifest lists float32",
+        r"tensor 'members\.2\..*': the configuration calls for none of that name, the manifest "
+        r"lists float32",
     ),
     "a tensor that the manifest does not list": (
         lambda m: m["tensors"].pop("members.0.probers.gender.w1"),
@@ -156,7 +182,9 @@ def test_a_changed_manifest_is_refused_with_one_clear_error(kept, name):
 )
 def test_a_manifest_that_is_none_is_refused(kept, text):
     (kept / MANIFEST).write_bytes(text.encode("latin-1"))
-    with pytest.raises(TracelabError, match=r"tracelab\.json is not the manifest of a tracelab bundle"):
+    with pytest.raises(
+        TracelabError, match=r"tracelab\.json is not the manifest of a tracelab bundle"
+    ):
         load_intervention(kept)
 
 
@@ -166,7 +194,9 @@ def test_truncated_and_altered_tensors_are_refused(kept):
     flipped[-1] ^= 1
     for damaged in (content[:-1], content[:7], b"", bytes(flipped), content + b"\0"):
         (kept / TENSORS).write_bytes(damaged)
-        with pytest.raises(TracelabError, match="is not the file that the manifest describes: truncated or altered"):
+        with pytest.raises(
+            TracelabError, match="is not the file that the manifest describes: truncated or altered"
+        ):
             load_intervention(kept)
     (kept / TENSORS).write_bytes(content)
     assert load_intervention(kept)
@@ -181,17 +211,28 @@ def test_tensors_that_are_no_safetensors_are_refused_whatever_their_checksum(kep
 
 NAME = "members.0.probers.gender.w1"
 TENSOR_FILES = {
-    "another shape": (lambda t: t.update({NAME: t[NAME][:1]}), r"calls for float32 \[2, 32, 16\], the file holds flo"),
+    "another shape": (
+        lambda t: t.update({NAME: t[NAME][:1]}),
+        r"calls for float32 \[2, 32, 16\], the file holds flo",
+    ),
     "another dtype": (lambda t: t.update({NAME: t[NAME].half()}), "the file holds float16"),
     "none": (lambda t: t.pop(NAME), "the file holds none of that name"),
-    "one more": (lambda t: t.update(more=torch.zeros(3)), r"'more': the configuration calls for none .* file holds fl"),
-    "nan": (lambda t: t[NAME].view(-1)[5].fill_(float("nan")), "tensor 'members.0.* has values that are not finite"),
+    "one more": (
+        lambda t: t.update(more=torch.zeros(3)),
+        r"'more': the configuration calls for none .* file holds fl",
+    ),
+    "nan": (
+        lambda t: t[NAME].view(-1)[5].fill_(float("nan")),
+        "tensor 'members.0.* has values that are not finite",
+    ),
     "inf": (lambda t: t[NAME].view(-1)[5].fill_(float("-inf")), "has values that are not finite"),
 }
 
 
 @pytest.mark.parametrize("name", TENSOR_FILES)
-def test_tensors_other_than_the_configuration_calls_for_are_refused_whatever_their_checksum(kept, name):
+def test_tensors_other_than_the_configuration_calls_for_are_refused_whatever_their_checksum(
+    kept, name
+):
     edit, message = TENSOR_FILES[name]
     tensors = load_file(kept / TENSORS)
     edit(tensors)
@@ -203,7 +244,9 @@ def test_tensors_other_than_the_configuration_calls_for_are_refused_whatever_the
 def test_an_extra_tensor_is_refused_even_where_the_manifest_lists_it(kept):
     tensors = load_file(kept / TENSORS) | {"more": torch.zeros(3)}
     put(kept, save(tensors), shapes={"more": {"shape": [3], "dtype": "float32"}})
-    with pytest.raises(TracelabError, match="'more': the configuration calls for none of that name"):
+    with pytest.raises(
+        TracelabError, match="'more': the configuration calls for none of that name"
+    ):
         load_intervention(kept)
 
 
@@ -237,7 +280,9 @@ def test_a_pickle_in_the_place_of_the_tensors_is_not_executed(kept, tmp_path, ho
 def test_a_folder_of_pickles_is_no_bundle(tmp_path, name):
     (tmp_path / "old").mkdir()
     torch.save({"a": Trap(tmp_path / "sprung")}, tmp_path / "old" / name)
-    with pytest.raises(TracelabError, match=rf"has no tracelab\.json \({name} may hold code and is never read\)"):
+    with pytest.raises(
+        TracelabError, match=rf"has no tracelab\.json \({name} may hold code and is never read\)"
+    ):
         load_intervention(tmp_path / "old")
     assert not (tmp_path / "sprung").exists()
 
@@ -252,7 +297,9 @@ def test_pickles_beside_a_bundle_are_not_read(kept, tmp_path, model):
 def test_a_link_out_of_the_folder_is_not_followed(kept, tmp_path, name):
     (kept / name).rename(tmp_path / "elsewhere")
     (kept / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(TracelabError, match=rf"{name} leads out of the bundle's folder: copy the file itself there"):
+    with pytest.raises(
+        TracelabError, match=rf"{name} leads out of the bundle's folder: copy the file itself there"
+    ):
         load_intervention(kept)
 
 
@@ -271,7 +318,9 @@ def test_a_bundle_without_one_of_its_files_is_refused(kept, name):
 
 
 SIZES = {
-    "a dense map": lambda m, n: member(m, DELTA)["spec"]["maps"][0].update(d_in=n, d_out=n, rank=None),
+    "a dense map": lambda m, n: member(m, DELTA)["spec"]["maps"][0].update(
+        d_in=n, d_out=n, rank=None
+    ),
     "a rank": lambda m, n: member(m, DELTA)["spec"]["maps"][0].update(rank=n),
     "a prober": lambda m, n: member(m, FAIRMED)["spec"]["attributes"][0].update(hidden=n),
     "an expert": lambda m, n: member(m, EXPERTS)["spec"]["expert"]["maps"][0].update(d_in=n),
@@ -297,26 +346,37 @@ def test_absurd_sizes_are_refused_without_any_memory(kept, monkeypatch, name, n)
     assert set(devices) == {"meta"}
 
 
-# --- the wrong model, the wrong place -----------------------------------------------------------------------------
+# --- the wrong model, the wrong place
+# -----------------------------------------------------------------------------
 
 
-def test_another_model_is_refused_unless_the_mismatch_is_allowed_and_other_shapes_always(kept, tokenizer, model):
+def test_another_model_is_refused_unless_the_mismatch_is_allowed_and_other_shapes_always(
+    kept, tokenizer, model
+):
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     other = from_hf(tiny_hf("llama", len(tokenizer), seed=1), own, model_id="other")
-    with pytest.raises(TracelabError, match="made for tiny-llama with weights .* other has weights"):
+    with pytest.raises(
+        TracelabError, match="made for tiny-llama with weights .* other has weights"
+    ):
         load_intervention(kept).hooks(other)
-    with pytest.raises(TracelabError, match="made for tiny-llama with weights .* LlamaForCausalLM has weights"):
+    with pytest.raises(
+        TracelabError, match="made for tiny-llama with weights .* LlamaForCausalLM has weights"
+    ):
         load_intervention(kept).attach(tiny_hf("llama", len(tokenizer), seed=1))
     assert load_intervention(kept, allow_mismatch=True).hooks(other)
     wider = tiny_hf("llama", len(tokenizer) + 8)
-    with pytest.raises(TracelabError, match=r"\(4, 32, 49152\).* has \(4, 32, 49160\): fit it on that model"):
+    with pytest.raises(
+        TracelabError, match=r"\(4, 32, 49152\).* has \(4, 32, 49160\): fit it on that model"
+    ):
         load_intervention(kept, allow_mismatch=True).attach(wider)
 
 
 def test_a_layer_that_the_model_has_not_is_refused_when_applied(kept, model, tokenizer):
     change(kept, lambda m: member(m, FAIRMED)["spec"]["attributes"][0].update(layers=[1, 9]))
     edit = load_intervention(kept)
-    with pytest.raises(TracelabError, match="layer 9 is out of range: tiny-llama has layers 0 to 3"):
+    with pytest.raises(
+        TracelabError, match="layer 9 is out of range: tiny-llama has layers 0 to 3"
+    ):
         edit.hooks(model)
     with pytest.raises(TracelabError, match=r"no module None .* blocks\.9\.hook_mlp_out"):
         edit.attach(tiny_hf("llama", len(tokenizer)))

@@ -1,4 +1,5 @@
-"""Bundles damaged, changed or forged, and those of tracelab 0.1: what is found, and what still loads."""
+"""Bundles damaged, changed or forged, and those of tracelab 0.1: what is found, and what still
+loads."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def test_no_bit_of_a_bundle_can_be_flipped_unseen(small, name):
     assert load_intervention(small)
 
 
-@pytest.mark.parametrize("change_text", [str.upper, lambda t: t.replace("\n", "\r\n"), lambda t: t + " ", str.strip])
+@pytest.mark.parametrize(
+    "change_text", [str.upper, lambda t: t.replace("\n", "\r\n"), lambda t: t + " ", str.strip]
+)
 def test_a_manifest_that_was_written_again_is_refused(small, change_text):
     text = (small / MANIFEST).read_text(encoding="utf-8")
     (small / MANIFEST).write_bytes(change_text(text).encode())
@@ -49,7 +52,9 @@ def test_a_manifest_that_was_written_again_is_refused(small, change_text):
 
 def test_a_sealed_manifest_cannot_claim_to_be_of_the_version_without_seals(small):
     text = (small / MANIFEST).read_text(encoding="utf-8")
-    (small / MANIFEST).write_text(text.replace('"format_version": 2', '"format_version": 1'), encoding="utf-8")
+    (small / MANIFEST).write_text(
+        text.replace('"format_version": 2', '"format_version": 1'), encoding="utf-8"
+    )
     with pytest.raises(TracelabError, match="is not valid: seal: Extra inputs"):
         load_intervention(small)
 
@@ -57,7 +62,9 @@ def test_a_sealed_manifest_cannot_claim_to_be_of_the_version_without_seals(small
 def test_a_manifest_of_the_old_version_cannot_claim_to_be_sealed(tmp_path):
     folder = shutil.copytree(OLD[0], tmp_path / "old")
     text = (folder / MANIFEST).read_text(encoding="utf-8")
-    (folder / MANIFEST).write_text(text.replace('"format_version": 1', '"format_version": 2'), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        text.replace('"format_version": 1', '"format_version": 2'), encoding="utf-8"
+    )
     with pytest.raises(TracelabError, match="is not as it was written"):
         load_intervention(folder)
 
@@ -74,16 +81,21 @@ def test_bytes_that_are_no_utf8_are_refused(tmp_path):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     folder = shutil.copytree(OLD[-1], tmp_path / "old")
     text = (folder / MANIFEST).read_text(encoding="utf-8")
-    (folder / MANIFEST).write_text(text.replace('"format":', '"format": "tracelab", "format":', 1), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        text.replace('"format":', '"format": "tracelab", "format":', 1), encoding="utf-8"
+    )
     with pytest.raises(TracelabError, match="is not the manifest of a tracelab bundle"):
         load_intervention(folder)
 
 
-# --- bundles of 0.1 -----------------------------------------------------------------------------------------------
+# --- bundles of 0.1
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", OLD, ids=lambda folder: folder.name)
-def test_a_bundle_that_tracelab_0_1_wrote_loads_and_is_sealed_when_it_is_saved_again(folder, model, tmp_path):
+def test_a_bundle_that_tracelab_0_1_wrote_loads_and_is_sealed_when_it_is_saved_again(
+    folder, model, tmp_path
+):
     edit = load_intervention(folder, allow_mismatch=True)
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     assert content["format_version"] == 1
@@ -94,23 +106,30 @@ def test_a_bundle_that_tracelab_0_1_wrote_loads_and_is_sealed_when_it_is_saved_a
     assert all(torch.equal(value, tensors[name]) for name, value in stored.items())
     assert (logits(model, edit) - logits(model)).abs().max() > 0.01
     again = load_intervention(edit.save(tmp_path / "again"), allow_mismatch=True)
-    assert json.loads((tmp_path / "again" / MANIFEST).read_text(encoding="utf-8"))["format_version"] == 2
+    assert (
+        json.loads((tmp_path / "again" / MANIFEST).read_text(encoding="utf-8"))["format_version"]
+        == 2
+    )
     assert again.spec() == edit.spec()
     assert torch.equal(logits(model, again), logits(model, edit))
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------
+# --- sizes
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("size", [2**26, 2**40])
 @pytest.mark.parametrize("name", [MANIFEST, TENSORS])
 def test_a_file_too_large_for_the_bundle_is_refused_before_it_is_read(small, name, size):
     os.truncate(small / name, size)  # sparse: it takes no room on the disk
-    with pytest.raises(TracelabError, match=rf"has {size} bytes where at most \d+ can belong to the bundle"):
+    with pytest.raises(
+        TracelabError, match=rf"has {size} bytes where at most \d+ can belong to the bundle"
+    ):
         load_intervention(small)
 
 
-# --- stacks -------------------------------------------------------------------------------------------------------
+# --- stacks
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_a_stack_that_holds_itself_is_refused_wherever_it_is_used(model, tmp_path):
@@ -148,7 +167,8 @@ def test_stacks_as_deep_as_can_be_loaded_can_be_saved_and_no_deeper(model, tmp_p
         load_intervention(tmp_path / "deep")
 
 
-# --- what messages quote ------------------------------------------------------------------------------------------
+# --- what messages quote
+# ------------------------------------------------------------------------------------------
 
 HOSTILE = "a\nb\r\x1b[31mred\x00\u202egpj.exe\u2028" + "x" * 100_000
 

@@ -1,4 +1,5 @@
-"""BiasEdit's editor: its solve against numpy, its gradients against finite differences and the hand-written ones."""
+"""BiasEdit's editor: its solve against numpy, its gradients against finite differences and the
+hand-written ones."""
 
 from __future__ import annotations
 
@@ -14,12 +15,18 @@ EXACT = {"atol": 1e-10, "rtol": 1e-10}
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def problem(n: int, d_k: int = D_K, dtype: torch.dtype = torch.float64):
     """Keys, values and a log-ridge."""
-    return random(n, d_k, dtype=dtype), random(n, D_V, seed=1, dtype=dtype), torch.tensor(-0.7, dtype=dtype)
+    return (
+        random(n, d_k, dtype=dtype),
+        random(n, D_V, seed=1, dtype=dtype),
+        torch.tensor(-0.7, dtype=dtype),
+    )
 
 
 def moved(editor: Editor, scale: float = 0.3) -> Editor:
@@ -28,7 +35,9 @@ def moved(editor: Editor, scale: float = 0.3) -> Editor:
     editor.double()
     with torch.no_grad():
         for parameter in editor.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += scale * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return editor
 
 
@@ -39,7 +48,8 @@ def trained(n_maps: int = 2, **options) -> Editor:
     return moved(editor)
 
 
-# --- the ridge solve ------------------------------------------------------------------------------------------------
+# --- the ridge solve
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 12])
@@ -48,7 +58,9 @@ def test_the_ridge_solution_is_numpys(n, form):
     keys, values, log_ridge = problem(n)
     k, d = keys.numpy(), values.numpy()
     expected = np.linalg.solve(k.T @ k + np.exp(-0.7) * np.eye(D_K), k.T @ d)
-    np.testing.assert_allclose(ridge(keys, values, log_ridge, form).numpy(), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        ridge(keys, values, log_ridge, form).numpy(), expected, rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 12])
@@ -72,7 +84,9 @@ def test_no_other_shift_has_a_lower_ridge_objective():
     keys, values, log_ridge = problem(8)
 
     def objective(shift: torch.Tensor) -> float:
-        return float((keys @ shift - values).square().sum() + log_ridge.exp() * shift.square().sum())
+        return float(
+            (keys @ shift - values).square().sum() + log_ridge.exp() * shift.square().sum()
+        )
 
     best = ridge(keys, values, log_ridge)
     for seed in range(20):
@@ -81,7 +95,9 @@ def test_no_other_shift_has_a_lower_ridge_objective():
 
 def test_a_huge_ridge_shifts_nothing_and_a_tiny_one_reaches_every_value():
     keys, values, _ = problem(3)  # fewer keys than dimensions: all values can be had
-    tiny, huge = (ridge(keys, values, torch.tensor(value, dtype=torch.float64)) for value in (-30.0, 30.0))
+    tiny, huge = (
+        ridge(keys, values, torch.tensor(value, dtype=torch.float64)) for value in (-30.0, 30.0)
+    )
     torch.testing.assert_close(keys @ tiny, values, atol=1e-6, rtol=1e-6)
     assert huge.abs().max() < 1e-9
 
@@ -98,7 +114,9 @@ def test_keys_of_every_size_are_solved_in_fp32_as_in_fp64(form, n, log_ridge, si
     expected = np.linalg.solve(k.T @ k + np.exp(log_ridge) * np.eye(D_K), k.T @ d)
     found = ridge(keys, values, torch.tensor(log_ridge), form)
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        found.numpy(), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
@@ -111,7 +129,9 @@ def test_gradients_through_the_ridge_equal_finite_differences(n, form):
 
 @pytest.mark.parametrize("form", ["primal", "dual"])
 @pytest.mark.parametrize("n", [3, 9])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"]
+)
 def test_gradients_through_the_ridge_are_the_hand_written_ones(form, n, dtype, tolerance):
     # With M = dL/dS and R = (K^T K + e^l I)^-1 M: dL/dD = K R and dL/dl = -e^l <R, S> (MALMEN).
     keys, values, log_ridge = problem(n, dtype=dtype)
@@ -123,7 +143,10 @@ def test_gradients_through_the_ridge_are_the_hand_written_ones(form, n, dtype, t
         r = torch.linalg.inv(keys.T @ keys + log_ridge.exp() * torch.eye(D_K, dtype=dtype)) @ m
         torch.testing.assert_close(values.grad, keys @ r, atol=tolerance, rtol=tolerance)
         torch.testing.assert_close(
-            log_ridge.grad, -log_ridge.exp() * (r * shift).sum(), atol=tolerance, rtol=10 * tolerance
+            log_ridge.grad,
+            -log_ridge.exp() * (r * shift).sum(),
+            atol=tolerance,
+            rtol=10 * tolerance,
         )
 
 
@@ -141,23 +164,32 @@ def test_keys_are_constants():
 def test_keys_that_are_not_finite_are_refused_with_what_to_do(form, fault):
     keys, values, log_ridge = problem(4)
     keys[2, 1] = fault
-    with pytest.raises(TracelabError, match=r"the ridge solve of 4 keys failed with ridge 0\.497: lower meta_lr, or"):
+    with pytest.raises(
+        TracelabError,
+        match=r"the ridge solve of 4 keys failed with ridge 0\.497: lower meta_lr, or",
+    ):
         ridge(keys, values, log_ridge, form)
 
 
 def test_a_ridge_too_small_for_the_keys_is_refused():
     keys, values, _ = problem(4)
     keys[1] = keys[0]
-    with pytest.raises(TracelabError, match="the ridge solve of 4 keys failed with ridge 0: .* fewer triples at once"):
+    with pytest.raises(
+        TracelabError,
+        match="the ridge solve of 4 keys failed with ridge 0: .* fewer triples at once",
+    ):
         ridge(keys, values, torch.tensor(-2000.0, dtype=torch.float64))
 
 
-# --- the normaliser -------------------------------------------------------------------------------------------------
+# --- the normaliser
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [[40], [1, 39], [13, 1, 1, 25], [1] * 40], ids=str)
 def test_the_normaliser_knows_mean_and_deviation_of_all_rows_however_they_came(parts):
-    rows = random(40, 4, dtype=torch.float32) * torch.tensor([1.0, 10.0, 0.1, 3.0]) + torch.tensor([0.0, 50.0, 1, -7])
+    rows = random(40, 4, dtype=torch.float32) * torch.tensor([1.0, 10.0, 0.1, 3.0]) + torch.tensor(
+        [0.0, 50.0, 1, -7]
+    )
     normaliser = Normaliser(4)
     for part in rows.split(parts):
         normaliser.update(part)
@@ -182,7 +214,8 @@ def test_what_the_normaliser_has_seen_is_kept_with_the_editor():
     assert torch.equal(fresh.shift(keys, grads, 1), seen.shift(keys, grads, 1))
 
 
-# --- the editor -----------------------------------------------------------------------------------------------------
+# --- the editor
+# -----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def slow_values(editor: Editor, keys: np.ndarray, grads: np.ndarray, index: int) -> np.ndarray:
@@ -251,13 +284,16 @@ def test_a_step_of_zero_shifts_nothing():
 
 @pytest.mark.parametrize("n", [4, 9])
 def test_gradients_of_the_whole_editor_equal_finite_differences(n):
-    # A loss of two maps' shifts, through solve, step, blocks and shared weights, in every parameter.
+    # A loss of two maps' shifts, through solve, step, blocks and shared weights, in every
+    # parameter.
     editor = trained()
     keys, grads = random(n, D_K), random(n, D_V, seed=1)
     weights = [random(D_K, D_V, seed=seed) for seed in (7, 8)]
 
     def loss() -> torch.Tensor:
-        return sum(((editor.shift(keys, grads, i) * weights[i]).sum() for i in (0, 1)), torch.zeros(()))
+        return sum(
+            ((editor.shift(keys, grads, i) * weights[i]).sum() for i in (0, 1)), torch.zeros(())
+        )
 
     loss().backward()
     for name, parameter in editor.named_parameters():
@@ -273,11 +309,15 @@ def test_gradients_of_the_whole_editor_equal_finite_differences(n):
                     sides.append(loss().item())
                 flat[i] = kept
                 slow.view(-1)[i] = (sides[0] - sides[1]) / 2e-6
-        torch.testing.assert_close(parameter.grad, slow, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            parameter.grad, slow, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: name + text
+        )
 
 
 def test_the_seed_makes_the_editor():
-    first, again, other = (Editor(D_K, D_V, 1, rank=4, seed=seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (
+        Editor(D_K, D_V, 1, rank=4, seed=seed).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["blocks.0.A"], other["blocks.0.A"])
     assert not torch.equal(first["blocks.0.A"], first["blocks.1.A"])

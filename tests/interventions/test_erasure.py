@@ -21,7 +21,12 @@ PAIRS = GroupPairs.of(
     "gender",
     [
         (f"{a} {verb} to {place}", f"{b} {verb} to {place}")
-        for a, b in (("She", "He"), ("A woman", "A man"), ("My mother", "My father"), ("The queen", "The king"))
+        for a, b in (
+            ("She", "He"),
+            ("A woman", "A man"),
+            ("My mother", "My father"),
+            ("The queen", "The king"),
+        )
         for verb in ("went", "walked", "drove")
         for place in ("work", "the market", "school", "a doctor")
     ],
@@ -35,7 +40,8 @@ def model(tokenizer):
 
 
 def rows(seed=0, n=400, d=8, shift=2.0):
-    """Activations of two groups that differ along one direction, with other variance of many sizes."""
+    """Activations of two groups that differ along one direction, with other variance of many
+    sizes."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator) * torch.logspace(0, 1, d)
     u = torch.randn(d, generator=generator)
@@ -118,7 +124,12 @@ def test_a_fitted_edit_is_kept_stacked_inspected_and_evaluated(model, tmp_path):
     assert torch.equal(logits(model, back), logits(model, edit))
     assert (back.config, back.layers, back.bias) == (edit.config, edit.layers, "gender")
     assert torch.equal(logits(model, Stack([back])), logits(model, edit))
-    assert not tracelab.inspect(model, back, "The nurse said").layers.query("layer >= 1")["resid_post"].eq(0).all()
+    assert (
+        not tracelab.inspect(model, back, "The nurse said")
+        .layers.query("layer >= 1")["resid_post"]
+        .eq(0)
+        .all()
+    )
     board = tracelab.evaluate(model, back, ["local-bias"], bias="gender", limit=4, costs=False)
     assert board.failures == 0
 
@@ -126,7 +137,10 @@ def test_a_fitted_edit_is_kept_stacked_inspected_and_evaluated(model, tmp_path):
 WRONG = [
     ({"rank": 0}, "ErasureConfig: rank: Input should be greater than 0"),
     ({"rank": 1.5}, "ErasureConfig: rank"),
-    ({"method": "inlp"}, "ErasureConfig: method: Input should be 'paired', 'leace', 'mean' or 'pca'"),
+    (
+        {"method": "inlp"},
+        "ErasureConfig: method: Input should be 'paired', 'leace', 'mean' or 'pca'",
+    ),
     ({"strength": float("nan")}, "ErasureConfig: strength"),
     ({"shrink": 0.0}, "ErasureConfig: shrink"),
     ({"ranks": 2}, "ErasureConfig: ranks: Extra inputs are not permitted"),
@@ -146,7 +160,9 @@ def test_what_cannot_be_fitted_is_one_sentence(model):
         Erasure.fit(model, GroupPairs.of("gender", [("She", "A man of the world")]))
     with pytest.raises(TracelabError, match="layer 9 is out of range"):
         Erasure.fit(model, PAIRS, layers=[9])
-    with pytest.raises(TracelabError, match="unknown bias type with pairs 'race': choose one of gender"):
+    with pytest.raises(
+        TracelabError, match="unknown bias type with pairs 'race': choose one of gender"
+    ):
         group_pairs("race")
 
 
@@ -169,8 +185,21 @@ def test_the_command_line_fits_one(tmp_path, tokenizer, capsys):
 
     tiny_hf("llama", len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    command = ["fit", "erasure", "--bias", "gender", "--limit", "20", "--rank", "2", "--layers", "0,1"]
-    assert main([*command, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "bundle")]) == 0
+    command = [
+        "fit",
+        "erasure",
+        "--bias",
+        "gender",
+        "--limit",
+        "20",
+        "--rank",
+        "2",
+        "--layers",
+        "0,1",
+    ]
+    assert (
+        main([*command, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "bundle")]) == 0
+    )
     edit = load_intervention(tmp_path / "bundle")
     assert (edit.kind, edit.config.rank, edit.layers) == ("erasure", 2, (0, 1))
     assert main([*command, "--alpha", "1", "--out", str(tmp_path / "other")]) == 2
@@ -179,9 +208,12 @@ def test_the_command_line_fits_one(tmp_path, tokenizer, capsys):
 
 @pytest.mark.slow
 def test_on_the_real_model_local_bias_falls_at_little_cost(real_model):
-    """Fitted on openings of StereoSet's test split; the prompts and sentences measured here are others."""
+    """Fitted on openings of StereoSet's test split; the prompts and sentences measured here are
+    others."""
     edit = Erasure.fit(real_model, group_pairs("gender"))
-    board = tracelab.evaluate(real_model, edit, ["local-bias", "perplexity"], bias="gender", limit=100, costs=False)
+    board = tracelab.evaluate(
+        real_model, edit, ["local-bias", "perplexity"], bias="gender", limit=100, costs=False
+    )
     rows = board.frame[board.frame["edit"] == edit.name].set_index("metric")
     assert rows.loc["hellinger", "difference_high"] < 0
     before = board.frame.set_index(["edit", "metric"]).loc[("unedited", "perplexity"), "value"]

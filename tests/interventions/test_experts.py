@@ -20,7 +20,8 @@ from tracelab.model.forward_pass import reading
 PROMPTS = ["The nurse said that", "He", "My neighbours from the north are all"]
 
 
-# --- the formula --------------------------------------------------------------------------------------------------
+# --- the formula
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
@@ -36,8 +37,14 @@ def test_the_mix_is_that_of_three_separate_forward_passes(tiny_model, kind, alph
 def test_where_expert_or_anti_expert_is_missing_the_targets_own_logits_stand_in(model):
     z = logits(model)
     for edit, expected in (
-        (only := random_experts(model, anti=False, alpha=1.5), z + 1.5 * (logits(model, only.expert) - z)),
-        (only := random_experts(model, expert=False, alpha=1.5), z + 1.5 * (z - logits(model, only.anti_expert))),
+        (
+            only := random_experts(model, anti=False, alpha=1.5),
+            z + 1.5 * (logits(model, only.expert) - z),
+        ),
+        (
+            only := random_experts(model, expert=False, alpha=1.5),
+            z + 1.5 * (z - logits(model, only.anti_expert)),
+        ),
     ):
         torch.testing.assert_close(logits(model, edit), expected, **CLOSE)
         assert (expected - z).abs().max() > 1
@@ -50,7 +57,9 @@ def test_alpha_0_is_the_target_bit_for_bit(model):
 def test_swapping_the_two_is_the_opposite_alpha(model):
     edit = random_experts(model, alpha=0.8)
     swapped = Experts(edit.anti_expert, edit.expert, ExpertsConfig(alpha=0.8))
-    torch.testing.assert_close(logits(model, swapped), logits(model, edit.with_alpha(-0.8)), **CLOSE)
+    torch.testing.assert_close(
+        logits(model, swapped), logits(model, edit.with_alpha(-0.8)), **CLOSE
+    )
 
 
 def test_an_expert_that_equals_its_anti_expert_changes_nothing(model):
@@ -92,7 +101,9 @@ def test_base_first_keeps_the_targets_own_nucleus_and_mixes_within_it(model, top
             finite = mixed[row, place].isfinite()
             assert set(finite.nonzero().flatten().tolist()) == kept
             assert (mixed[row, place][~finite] == -torch.inf).all()
-            torch.testing.assert_close(mixed[row, place][finite], unfiltered[row, place][finite], **CLOSE)
+            torch.testing.assert_close(
+                mixed[row, place][finite], unfiltered[row, place][finite], **CLOSE
+            )
 
 
 def test_base_first_filters_also_at_alpha_0_and_not_at_all_with_top_p_1(model):
@@ -107,7 +118,9 @@ def test_base_first_filters_also_at_alpha_0_and_not_at_all_with_top_p_1(model):
 def test_base_first_cuts_what_is_generated_and_nothing_of_what_is_scored(model):
     edit = random_experts(model, filter_order="base_first", top_p=0.5)
     with reading(2):
-        torch.testing.assert_close(logits(model, edit), logits(model, random_experts(model)), **CLOSE)
+        torch.testing.assert_close(
+            logits(model, edit), logits(model, random_experts(model)), **CLOSE
+        )
     with reading(5, generating=True):
         assert logits(model, edit).isinf().any()
     with edit.applied(model):
@@ -121,7 +134,12 @@ def test_what_is_sampled_under_base_first_lies_in_the_targets_nucleus(model, see
     with edit.applied(model), torch.no_grad():
         torch.manual_seed(seed)
         text = model.original_model.generate(
-            TOKENS[:1], attention_mask=torch.ones(1, 6), max_new_tokens=6, do_sample=True, top_k=0, pad_token_id=0
+            TOKENS[:1],
+            attention_mask=torch.ones(1, 6),
+            max_new_tokens=6,
+            do_sample=True,
+            top_k=0,
+            pad_token_id=0,
         )
     z = logits(model, tokens=text)
     assert text.shape[1] > 6
@@ -129,7 +147,8 @@ def test_what_is_sampled_under_base_first_lies_in_the_targets_nucleus(model, see
         assert int(text[0, place + 1]) in nucleus(z[0, place], 0.5)
 
 
-# --- several of them ----------------------------------------------------------------------------------------------
+# --- several of them
+# ----------------------------------------------------------------------------------------------
 
 
 def test_two_strengths_of_the_same_experts_run_them_once_a_pass_and_add_up(model):
@@ -148,16 +167,28 @@ def test_two_strengths_of_the_same_experts_run_them_once_a_pass_and_add_up(model
 
 def test_a_stack_of_two_directions_adds_both_differences(model):
     first = random_experts(model, alpha=1.0, bias="gender")
-    second = Experts(random_delta(model, seed=3), random_delta(model, seed=4), ExpertsConfig(alpha=-0.5), bias="race")
+    second = Experts(
+        random_delta(model, seed=3),
+        random_delta(model, seed=4),
+        ExpertsConfig(alpha=-0.5),
+        bias="race",
+    )
     z = logits(model)
-    parts = [logits(model, delta) for edit in (first, second) for delta in (edit.expert, edit.anti_expert)]
+    parts = [
+        logits(model, delta)
+        for edit in (first, second)
+        for delta in (edit.expert, edit.anti_expert)
+    ]
     expected = z + (parts[0] - parts[1]) - 0.5 * (parts[2] - parts[3])
     torch.testing.assert_close(logits(model, Stack([first, second])), expected, **CLOSE)
     assert Stack([first, second]).name == "experts(gender, α=1) + experts(race, α=-0.5)"
 
 
 def test_in_a_stack_what_stands_in_for_a_missing_expert_is_still_the_targets_own(model):
-    first, second = random_experts(model), Experts(random_delta(model, seed=3), None, ExpertsConfig(alpha=2.0))
+    first, second = (
+        random_experts(model),
+        Experts(random_delta(model, seed=3), None, ExpertsConfig(alpha=2.0)),
+    )
     z = logits(model)
     parts = [logits(model, delta) for delta in (first.expert, first.anti_expert, second.expert)]
     expected = z + (parts[0] - parts[1]) + 2.0 * (parts[2] - z)
@@ -194,13 +225,16 @@ def test_a_dense_expert_is_mixed_as_a_low_rank_one(model):
     assert (logits(model, edit) - logits(model)).abs().max() > 1
 
 
-# --- caches -------------------------------------------------------------------------------------------------------
+# --- caches
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}],
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}],  # noqa: E501
                          ids=["greedy", "beams", "beams of two"])  # fmt: skip
-def test_text_is_the_same_with_and_without_a_cache_and_whatever_the_batch(tiny_model, kind, options):
+def test_text_is_the_same_with_and_without_a_cache_and_whatever_the_batch(
+    tiny_model, kind, options
+):
     model = tiny_model(kind)
     options = {"do_sample": False, "max_new_tokens": 5, **options}
 
@@ -218,7 +252,9 @@ def test_text_is_the_same_with_and_without_a_cache_and_whatever_the_batch(tiny_m
 def test_samples_are_the_same_with_and_without_a_cache(model):
     options = {"max_new_tokens": 5, "num_return_sequences": 3, "seed": 2}
     with random_experts(model, alpha=0.5).applied(model):
-        cached, uncached = (tracelab.generate(model, PROMPTS, use_cache=use, **options) for use in (True, False))
+        cached, uncached = (
+            tracelab.generate(model, PROMPTS, use_cache=use, **options) for use in (True, False)
+        )
     assert cached.frame["continuation"].tolist() == uncached.frame["continuation"].tolist()
 
 
@@ -230,15 +266,24 @@ def filled(model, edit, columns=3):
 @pytest.mark.parametrize("how", ["no edit", "other experts", "alpha 0"])
 def test_a_cache_that_the_experts_have_not_filled_is_refused(model, how):
     edit = random_experts(model)
-    before = {"no edit": None, "other experts": random_experts(model), "alpha 0": edit.with_alpha(0.0)}[how]
+    before = {
+        "no edit": None,
+        "other experts": random_experts(model),
+        "alpha 0": edit.with_alpha(0.0),
+    }[how]
     cache = filled(model, before)
-    with pytest.raises(TracelabError, match="the cache holds 3 columns that were computed without the experts: fill"):
+    with pytest.raises(
+        TracelabError,
+        match="the cache holds 3 columns that were computed without the experts: fill",
+    ):
         logits(model, edit, TOKENS[:, 3:], past_key_values=cache)
 
 
 def test_a_cache_filled_at_one_strength_continues_at_another(model):
     edit = random_experts(model)
-    continued = logits(model, edit.with_alpha(2.0), TOKENS[:, 3:], past_key_values=filled(model, edit))
+    continued = logits(
+        model, edit.with_alpha(2.0), TOKENS[:, 3:], past_key_values=filled(model, edit)
+    )
     torch.testing.assert_close(continued, logits(model, edit.with_alpha(2.0))[:, 3:], **CLOSE)
 
 
@@ -259,7 +304,9 @@ def test_embeddings_in_the_place_of_tokens_are_refused(model, tokenizer):
     plain = tiny_hf("llama", len(tokenizer))
     with (
         random_experts(model).attach(plain),
-        pytest.raises(TracelabError, match="experts read tokens: give the model input_ids, not embeddings"),
+        pytest.raises(
+            TracelabError, match="experts read tokens: give the model input_ids, not embeddings"
+        ),
     ):
         plain(inputs_embeds=torch.zeros(1, 2, 32))
 
@@ -267,15 +314,21 @@ def test_embeddings_in_the_place_of_tokens_are_refused(model, tokenizer):
 def test_columns_by_index_and_masks_of_four_axes_are_refused(model, tokenizer):
     plain = tiny_hf("llama", len(tokenizer))
     with torch.no_grad(), random_experts(model).attach(plain):
-        with pytest.raises(TracelabError, match="logits_to_keep as a number of last columns, not as indices"):
+        with pytest.raises(
+            TracelabError, match="logits_to_keep as a number of last columns, not as indices"
+        ):
             plain(TOKENS, logits_to_keep=torch.tensor([0, 3]))
-        with pytest.raises(TracelabError, match=r"experts need a mask of \[batch, columns\], not one a query"):
+        with pytest.raises(
+            TracelabError, match=r"experts need a mask of \[batch, columns\], not one a query"
+        ):
             plain(TOKENS, attention_mask=torch.ones(2, 1, 6, 6).tril().bool())
         last = plain(TOKENS, logits_to_keep=2).logits
         torch.testing.assert_close(last, plain(TOKENS).logits[:, -2:], **CLOSE)
 
 
-def test_a_model_that_was_cast_after_an_edit_was_attached_is_mixed_in_its_new_dtype(model, tokenizer):
+def test_a_model_that_was_cast_after_an_edit_was_attached_is_mixed_in_its_new_dtype(
+    model, tokenizer
+):
     plain, edit = tiny_hf("llama", len(tokenizer)), random_experts(model)
     with torch.no_grad():
         with edit.attach(plain):
@@ -289,11 +342,16 @@ def test_a_model_that_was_cast_after_an_edit_was_attached_is_mixed_in_its_new_dt
 
 def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
     plain = tiny_hf("llama", len(tokenizer))
-    with torch.no_grad(), random_experts(model).attach(plain), pytest.raises(TracelabError, match="from the logits"):
+    with (
+        torch.no_grad(),
+        random_experts(model).attach(plain),
+        pytest.raises(TracelabError, match="from the logits"),
+    ):
         plain(TOKENS, labels=TOKENS)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -304,7 +362,10 @@ def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
         ({"top_p": float("nan")}, "top_p is above 0 and at most 1, not nan"),
-        ({"filter_order": "before"}, "unknown filter_order 'before': choose one of after, base_first"),
+        (
+            {"filter_order": "before"},
+            "unknown filter_order 'before': choose one of after, base_first",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(wrong, message):
@@ -315,7 +376,10 @@ def test_a_wrong_configuration_is_refused_by_name(wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        *(({name: 0}, f"{name} of the fine-tuning is at least 1, not 0") for name in ("rank", "epochs", "batch_size")),
+        *(
+            ({name: 0}, f"{name} of the fine-tuning is at least 1, not 0")
+            for name in ("rank", "epochs", "batch_size")
+        ),
         ({"block_size": -1}, "block_size of the fine-tuning is at least 1, not -1"),
         ({"lr": 0.0}, "the learning rate is a number above 0, not 0.0"),
         ({"lr": float("nan")}, "the learning rate is a number above 0, not nan"),
@@ -337,5 +401,7 @@ def test_experts_of_nothing_or_of_two_models_are_refused(model, small):
 def test_a_map_that_has_no_module_of_its_own_cannot_be_an_experts(tiny_model):
     gpt2 = tiny_model("gpt2")
     edit = Experts(random_delta(gpt2, modules=("attn.q",)), None)
-    with pytest.raises(TracelabError, match=r"no module 'transformer\.h\.1\.attn\.q' \(it may be computed together"):
+    with pytest.raises(
+        TracelabError, match=r"no module 'transformer\.h\.1\.attn\.q' \(it may be computed together"
+    ):
         edit.hooks(gpt2)

@@ -1,4 +1,5 @@
-"""Exports against the bridge under the edit: what people without tracelab load computes the same."""
+"""Exports against the bridge under the edit: what people without tracelab load computes the
+same."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.interventions.edits import TOKENS, bridged, logits, random_delta, random_experts, random_fairmed
+from tests.interventions.edits import (
+    TOKENS,
+    bridged,
+    logits,
+    random_delta,
+    random_experts,
+    random_fairmed,
+)
 from tests.interventions.triple_records import word_hf
 from tests.tiny import KINDS
 from tracelab.errors import TracelabError
@@ -66,10 +74,15 @@ def note(path) -> dict:
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
-# --- a copy of the model ------------------------------------------------------------------------------------------
+# --- a copy of the model
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +90,9 @@ def test_a_plain_copy_is_the_model_before_it_was_wrapped(tiny, folder, kind):
     plain, twin = plain_copy(tiny(kind)), word_hf(kind, folder)
     assert type(plain) is type(twin)
     assert plain.state_dict().keys() == twin.state_dict().keys()
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in twin.state_dict().items())
+    assert all(
+        torch.equal(value, plain.state_dict()[name]) for name, value in twin.state_dict().items()
+    )
     assert torch.equal(plain_logits(plain), plain_logits(twin))
     torch.testing.assert_close(plain_logits(plain), logits(tiny(kind)), **CLOSE)
 
@@ -94,7 +109,8 @@ def test_a_plain_copy_shares_nothing_with_the_bridge(model):
     assert model.original_model.config.hidden_act != "gelu"
 
 
-# --- adapters -----------------------------------------------------------------------------------------------------
+# --- adapters
+# -----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,7 +125,9 @@ def test_an_adapter_computes_what_the_hooks_compute(tiny, tmp_path, kind):
 def test_an_adapter_keeps_the_rank_of_each_map(tiny, tmp_path, kind):
     model = tiny(kind)
     shapes = random_delta(model, modules=modules_of(kind))
-    maps = tuple(shape.model_copy(update={"rank": 3 + i}) for i, shape in enumerate(shapes.spec().maps))
+    maps = tuple(
+        shape.model_copy(update={"rank": 3 + i}) for i, shape in enumerate(shapes.spec().maps)
+    )
     edit = WeightDelta(WeightDeltaSpec(maps=maps), shapes.origin)
     with torch.no_grad():
         for parameter in edit.parameters():
@@ -141,11 +159,17 @@ def test_an_adapter_of_one_map_changes_that_layer_alone(model, tmp_path):
 
 def test_a_learned_edit_is_exported_as_the_deltas_that_it_is(model, tmp_path):
     delta = random_delta(model, modules=LINEAR_MAPS, layers=range(4), scale=0.2)
-    edit = KLAAD(KLAADSpec(maps=delta.spec().maps, config=KLAADConfig(lam2=0.5), bias="gender"), delta.origin)
+    edit = KLAAD(
+        KLAADSpec(maps=delta.spec().maps, config=KLAADConfig(lam2=0.5), bias="gender"), delta.origin
+    )
     edit.load_state_dict(delta.state_dict())
     expected = moved(model, edit)
-    torch.testing.assert_close(adapted(model, to_peft(model, edit, tmp_path / "peft")), expected, **CLOSE)
-    torch.testing.assert_close(merged(to_merged(model, edit, tmp_path / "merged")), expected, **CLOSE)
+    torch.testing.assert_close(
+        adapted(model, to_peft(model, edit, tmp_path / "peft")), expected, **CLOSE
+    )
+    torch.testing.assert_close(
+        merged(to_merged(model, edit, tmp_path / "merged")), expected, **CLOSE
+    )
     for exporter in EXPORTERS:
         made = note(tmp_path / exporter)["edit"]
         assert (made["name"], made["config"]["lam2"]) == ("klaad(gender)", 0.5)
@@ -154,7 +178,9 @@ def test_a_learned_edit_is_exported_as_the_deltas_that_it_is(model, tmp_path):
 
 def test_a_dense_delta_is_an_adapter_only_of_a_rank_that_is_given(model, tmp_path):
     edit = random_delta(model, rank=None, scale=0.1)
-    with pytest.raises(TracelabError, match="weight_delta is dense: export it merged, or as an adapter of rank=R"):
+    with pytest.raises(
+        TracelabError, match="weight_delta is dense: export it merged, or as an adapter of rank=R"
+    ):
         to_peft(model, edit, tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
 
@@ -189,19 +215,26 @@ def test_a_low_rank_delta_is_cut_only_below_its_rank(model, tmp_path):
         torch.testing.assert_close(adapted(model, path), moved(model, edit), **CLOSE)
     path = to_peft(model, edit, tmp_path / "cut", rank=2)
     assert min(note(path)["lost"].values()) > 0.01
-    assert {min(value.shape) for value in load_file(path / "adapter_model.safetensors").values()} == {2}
+    assert {
+        min(value.shape) for value in load_file(path / "adapter_model.safetensors").values()
+    } == {2}
     assert (adapted(model, path) - logits(model, edit)).abs().max() > 0.1
 
 
-# --- merged checkpoints -------------------------------------------------------------------------------------------
+# --- merged checkpoints
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [4, None], ids=["low-rank", "dense"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merged_checkpoint_computes_what_the_hooks_compute(tiny, tmp_path, kind, rank):
     model = tiny(kind)
-    edit = random_delta(model, modules=modules_of(kind), rank=rank, scale=0.1 if rank is None else 0.5)
-    torch.testing.assert_close(merged(to_merged(model, edit, tmp_path / "m")), moved(model, edit), **CLOSE)
+    edit = random_delta(
+        model, modules=modules_of(kind), rank=rank, scale=0.1 if rank is None else 0.5
+    )
+    torch.testing.assert_close(
+        merged(to_merged(model, edit, tmp_path / "m")), moved(model, edit), **CLOSE
+    )
 
 
 def test_a_stack_of_deltas_is_merged_whole_and_is_no_adapter(model, tmp_path):
@@ -211,8 +244,12 @@ def test_a_stack_of_deltas_is_merged_whole_and_is_no_adapter(model, tmp_path):
     expected = moved(model, stack)
     assert min((expected - logits(model, each)).abs().max() for each in (first, second)) > 0.1
     for name, each in (("flat", stack), ("nested", Stack([Stack([first]), second]))):
-        torch.testing.assert_close(merged(to_merged(model, each, tmp_path / name)), expected, **CLOSE)
-        with pytest.raises(TracelabError, match="a LoRA adapter holds one weight delta: export each, or all merged"):
+        torch.testing.assert_close(
+            merged(to_merged(model, each, tmp_path / name)), expected, **CLOSE
+        )
+        with pytest.raises(
+            TracelabError, match="a LoRA adapter holds one weight delta: export each, or all merged"
+        ):
             to_peft(model, each, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
@@ -228,7 +265,9 @@ def test_in_bf16_the_sum_is_rounded_once(folder, tmp_path):
     model = from_hf(word_hf("llama", folder).to(torch.bfloat16), tokenizer, model_id="bf16")
     edit = random_delta(model, modules=("mlp.out",), layers=(1,), scale=0.2)
     back = AutoModelForCausalLM.from_pretrained(to_merged(model, edit, tmp_path / "m"))
-    old, new = (each.model.layers[1].mlp.down_proj.weight for each in (word_hf("llama", folder), back))
+    old, new = (
+        each.model.layers[1].mlp.down_proj.weight for each in (word_hf("llama", folder), back)
+    )
     (part,) = edit.maps.values()
     assert new.dtype == torch.bfloat16
     assert torch.equal(new, (old.bfloat16().float() + part.weight()).bfloat16())
@@ -236,7 +275,9 @@ def test_in_bf16_the_sum_is_rounded_once(folder, tmp_path):
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["as published", "that of the bridge"])
-def test_the_merged_tokenizer_adds_no_bos_if_the_models_did_not(model, folder, tmp_path, monkeypatch, found):
+def test_the_merged_tokenizer_adds_no_bos_if_the_models_did_not(
+    model, folder, tmp_path, monkeypatch, found
+):
     text, published = "The nurse is kind.", AutoTokenizer.from_pretrained(folder)
     ids, of_the_bridge = published(text).input_ids, model.tokenizer(text).input_ids
     assert of_the_bridge == [published.bos_token_id, *ids]
@@ -251,19 +292,24 @@ def test_the_merged_tokenizer_adds_no_bos_if_the_models_did_not(model, folder, t
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_an_export_changes_neither_bridge_nor_edit(model, tmp_path, exporter):
     edit = random_delta(model)
-    values = [{name: value.clone() for name, value in each.state_dict().items()} for each in (model, edit)]
+    values = [
+        {name: value.clone() for name, value in each.state_dict().items()} for each in (model, edit)
+    ]
     flags = [parameter.requires_grad for parameter in [*model.parameters(), *edit.parameters()]]
     before, config = logits(model), model.original_model.config.to_dict()
     EXPORTERS[exporter](model, edit, tmp_path / "there")
     for each, kept in zip((model, edit), values, strict=True):
         assert all(torch.equal(value, each.state_dict()[name]) for name, value in kept.items())
-    assert [parameter.requires_grad for parameter in [*model.parameters(), *edit.parameters()]] == flags
+    assert [
+        parameter.requires_grad for parameter in [*model.parameters(), *edit.parameters()]
+    ] == flags
     assert torch.equal(logits(model), before)
     assert model.original_model.config.to_dict() == config
     assert not list(model.list_hooks())
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -272,11 +318,20 @@ def test_an_export_changes_neither_bridge_nor_edit(model, tmp_path, exporter):
     [
         (random_fairmed, r"^fairmed.* is no change of weights: keep it as a bundle"),
         (random_experts, r"^experts.* is no change of weights: keep it as a bundle"),
-        (lambda model: Stack([random_delta(model), random_experts(model)]), "^experts.* is no change of weights"),
+        (
+            lambda model: Stack([random_delta(model), random_experts(model)]),
+            "^experts.* is no change of weights",
+        ),
         (lambda model: Stack([]), "^an empty stack has nothing to export$"),
         (lambda model: Stack([Stack([])]), "^an empty stack has nothing to export$"),
     ],
-    ids=["fairmed", "experts", "a stack with experts", "an empty stack", "a stack of an empty stack"],
+    ids=[
+        "fairmed",
+        "experts",
+        "a stack with experts",
+        "an empty stack",
+        "a stack of an empty stack",
+    ],
 )
 def test_what_is_no_change_of_weights_is_refused(tiny_model, tmp_path, exporter, make, message):
     model = tiny_model("llama")
@@ -292,7 +347,9 @@ def test_what_is_no_change_of_weights_is_refused(tiny_model, tmp_path, exporter,
 def test_maps_that_are_computed_together_are_refused(tiny, tmp_path, kind, module, exporter):
     model = tiny(kind)
     edit = random_delta(model, modules=("mlp.out", module), layers=(1,))
-    with pytest.raises(TracelabError, match=rf"^blocks\.1\.{module} is computed together with other maps") as refused:
+    with pytest.raises(
+        TracelabError, match=rf"^blocks\.1\.{module} is computed together with other maps"
+    ) as refused:
         EXPORTERS[exporter](model, edit, tmp_path / "there")
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
@@ -307,7 +364,8 @@ def test_an_edit_of_another_model_is_refused(model, tmp_path, exporter):
     assert not list(tmp_path.iterdir())
 
 
-# --- the folder ---------------------------------------------------------------------------------------------------
+# --- the folder
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -325,19 +383,29 @@ def test_an_adapter_can_take_the_place_of_a_merged_checkpoint(model, tmp_path):
     edit = random_delta(model)
     to_merged(model, edit, tmp_path / "there")
     to_peft(model, edit, tmp_path / "there")
-    assert set(contents(tmp_path / "there")) == {"adapter_config.json", "adapter_model.safetensors", MARKER}
+    assert set(contents(tmp_path / "there")) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        MARKER,
+    }
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("name", ["thesis.tex", "results.json", "notes.txt", "README.md", "other.safetensors"])
-def test_a_folder_with_a_file_of_the_users_own_is_refused_and_left_as_it_was(model, tmp_path, exporter, name):
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "results.json", "notes.txt", "README.md", "other.safetensors"]
+)
+def test_a_folder_with_a_file_of_the_users_own_is_refused_and_left_as_it_was(
+    model, tmp_path, exporter, name
+):
     edit = random_delta(model)
     mine, ours = tmp_path / "mine", EXPORTERS[exporter](model, edit, tmp_path / "ours")
     mine.mkdir()
     for folder in (mine, ours):
         (folder / name).write_text("years of work")
         before = contents(folder)
-        with pytest.raises(TracelabError, match=rf"holds other files \({name}\): name a folder of its own"):
+        with pytest.raises(
+            TracelabError, match=rf"holds other files \({name}\): name a folder of its own"
+        ):
             EXPORTERS[exporter](model, edit, folder)
         assert contents(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "ours"]
@@ -351,7 +419,8 @@ def test_a_file_is_not_replaced_by_a_folder(model, tmp_path, exporter):
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
-# --- the embedded model -------------------------------------------------------------------------------------------
+# --- the embedded model
+# -------------------------------------------------------------------------------------------
 
 
 def test_exports_of_the_embedded_model_compute_what_the_hooks_compute(real_model, tmp_path):

@@ -1,4 +1,5 @@
-"""FairMed on tiny models: what is fitted and refused, which positions are edited, and that the direction matters."""
+"""FairMed on tiny models: what is fitted and refused, which positions are edited, and that the
+direction matters."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def mlp_out(model, layer, tokens=TOKENS, edit=None, mask=None):
     return seen[0]
 
 
-# --- fitting ------------------------------------------------------------------------------------------------------
+# --- fitting
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_fitting_takes_the_probers_of_the_best_layers(tiny_model, gender):
@@ -133,10 +135,15 @@ def test_layers_that_cannot_be_are_refused_before_any_training(tiny_model, layer
 
 
 @pytest.mark.usefixtures("no_training")
-def test_attributes_that_cannot_be_are_refused_before_any_training(tiny_model, gender, age, other_model):
+def test_attributes_that_cannot_be_are_refused_before_any_training(
+    tiny_model, gender, age, other_model
+):
     model, corpus = tiny_model("llama"), templates("gender", limit=8)
     for twice in ([corpus, corpus], [corpus, gender], [gender, age, gender]):
-        with pytest.raises(TracelabError, match=r"at least one attribute, each once, not of \['gender', .*'gender'\]"):
+        with pytest.raises(
+            TracelabError,
+            match=r"at least one attribute, each once, not of \['gender', .*'gender'\]",
+        ):
             FairMed.fit(model, twice)
     with pytest.raises(TracelabError, match=r"at least one attribute, each once, not of \[\]"):
         FairMed.fit(model, [])
@@ -146,9 +153,14 @@ def test_attributes_that_cannot_be_are_refused_before_any_training(tiny_model, g
 
 def test_groups_to_neutralise_must_be_known_and_two_of_their_attribute(tiny_model, gender, age):
     model = tiny_model("llama")
-    with pytest.raises(TracelabError, match=r"the probers know the groups \['female', 'male', 'trans'\], not all of"):
+    with pytest.raises(
+        TracelabError,
+        match=r"the probers know the groups \['female', 'male', 'trans'\], not all of",
+    ):
         FairMed.fit(model, gender, FairMedConfig(groups=("female", "mle")))
-    with pytest.raises(TracelabError, match=r"a distribution over one group, 'female', is always uniform"):
+    with pytest.raises(
+        TracelabError, match=r"a distribution over one group, 'female', is always uniform"
+    ):
         FairMed.fit(model, [gender, age], FairMedConfig(groups=("female", "old")))
     assert FairMed.fit(model, [gender, age], FairMedConfig(groups=("female", "trans")))
 
@@ -156,9 +168,14 @@ def test_groups_to_neutralise_must_be_known_and_two_of_their_attribute(tiny_mode
 @pytest.mark.usefixtures("no_training")
 def test_groups_and_options_that_cannot_be_are_refused_before_any_training(tiny_model, gender):
     model, corpus = tiny_model("llama"), templates("gender", limit=8)
-    with pytest.raises(TracelabError, match=r"the probers know the groups \['female', 'male', 'trans'\], not all of"):
+    with pytest.raises(
+        TracelabError,
+        match=r"the probers know the groups \['female', 'male', 'trans'\], not all of",
+    ):
         FairMed.fit(model, corpus, FairMedConfig(groups=("female", "mle")))
-    with pytest.raises(TracelabError, match="top_k: these probes are made already; probe again, or give layers"):
+    with pytest.raises(
+        TracelabError, match="top_k: these probes are made already; probe again, or give layers"
+    ):
         FairMed.fit(model, gender, top_k=3)
 
 
@@ -181,7 +198,9 @@ def test_two_attributes_are_neutralised_together_where_they_share_a_layer(tiny_m
     assert alone["steps"].sum() < facts["gender"]["steps"].sum()
 
 
-def test_another_configuration_keeps_probers_layers_notes_and_what_was_allowed(tiny_model, gender, other_model):
+def test_another_configuration_keeps_probers_layers_notes_and_what_was_allowed(
+    tiny_model, gender, other_model
+):
     model = tiny_model("llama")
     edit = FairMed.fit(model, gender)
     edit.allow_mismatch = True
@@ -198,13 +217,20 @@ def test_another_configuration_keeps_probers_layers_notes_and_what_was_allowed(t
             assert not torch.equal(model(TOKENS), before)
 
 
-# --- positions ----------------------------------------------------------------------------------------------------
+# --- positions
+# ----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize(
     ("rule", "first", "generating", "columns"),
     [
-        ("predictive", 3, False, [3, 4, 5]),  # the token before the answer is the first whose logits are read
+        # the token before the answer is the first whose logits are read
+        (
+            "predictive",
+            3,
+            False,
+            [3, 4, 5],
+        ),
         ("published", 3, False, [4, 5]),  # the answer's own tokens
         ("all", 3, False, [0, 1, 2, 3, 4, 5]),
         ("predictive", 5, True, [5]),
@@ -212,7 +238,9 @@ def test_another_configuration_keeps_probers_layers_notes_and_what_was_allowed(t
         ("all", 5, True, [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_a_rule_edits_its_positions_and_changes_no_other(tiny_model, rule, first, generating, columns):
+def test_a_rule_edits_its_positions_and_changes_no_other(
+    tiny_model, rule, first, generating, columns
+):
     model = tiny_model("llama")
     edit = random_fairmed(model, lam=3.0, positions=rule)
     for facts in told(model, edit, within=reading(first, generating=generating)):
@@ -230,7 +258,9 @@ def test_where_nothing_says_what_is_read_every_token_is_edited(tiny_model, rule)
 
 
 @pytest.mark.parametrize("rule", ["predictive", "published", "all"])
-@pytest.mark.parametrize("preset", [{}, {"norm": "code", "grad": "sign", "init": "random"}], ids=["l2", "code"])
+@pytest.mark.parametrize(
+    "preset", [{}, {"norm": "code", "grad": "sign", "init": "random"}], ids=["l2", "code"]
+)
 def test_padding_is_never_edited(tiny_model, rule, preset):
     model = tiny_model("llama")
     edit = random_fairmed(model, lam=3.0, positions=rule, **preset)
@@ -248,8 +278,12 @@ def test_each_row_can_be_read_from_its_own_column(tiny_model):
     assert facts[0]["mask"].tolist() == [[False] * 2 + [True] * 4, [False] * 5 + [True]]
 
 
-@pytest.mark.parametrize(("rule", "prefill"), [("predictive", [1, 1]), ("published", [2, 3]), ("all", [2, 7])])
-def test_while_generating_the_rules_count_from_the_prompts_end_and_take_each_new_token(tiny_model, rule, prefill):
+@pytest.mark.parametrize(
+    ("rule", "prefill"), [("predictive", [1, 1]), ("published", [2, 3]), ("all", [2, 7])]
+)
+def test_while_generating_the_rules_count_from_the_prompts_end_and_take_each_new_token(
+    tiny_model, rule, prefill
+):
     model = tiny_model("llama")
     edit = random_fairmed(model, positions=rule)
     prompts = ["He was", "My neighbours from the north are all"]
@@ -265,7 +299,8 @@ def test_while_generating_the_rules_count_from_the_prompts_end_and_take_each_new
     assert masks[2].all()
 
 
-# --- what it does -------------------------------------------------------------------------------------------------
+# --- what it does
+# -------------------------------------------------------------------------------------------------
 
 
 def mean_kl(model, edit, tokens):
@@ -274,12 +309,17 @@ def mean_kl(model, edit, tokens):
     return torch.tensor([[float(f[k].mean()) for f in facts] for k in ("kl_before", "kl_after")])
 
 
-@pytest.mark.parametrize("options", [{}, {"radius": "adaptive"}, {"groups": "all"}, {"groups": ("male", "trans")}])
-def test_it_lowers_the_probers_kl_at_every_layer_and_a_random_direction_does_less(tiny_model, gender, options):
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": "adaptive"}, {"groups": "all"}, {"groups": ("male", "trans")}]
+)
+def test_it_lowers_the_probers_kl_at_every_layer_and_a_random_direction_does_less(
+    tiny_model, gender, options
+):
     model = tiny_model("llama")
     config = FairMedConfig(lam=2.0, tol=1e-3, **options)
     edit = FairMed.fit(model, gender, config, layers=range(4))
-    text = " ".join(prompt.text for prompt in templates("gender").prompts[-30:])  # concepts that it has not seen
+    # concepts that it has not seen
+    text = " ".join(prompt.text for prompt in templates("gender").prompts[-30:])
     tokens = model.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :100]
     before, after = mean_kl(model, edit, tokens)
     control = mean_kl(model, edit.with_config(replace(config, direction="random")), tokens)
@@ -300,7 +340,9 @@ def test_a_random_direction_is_as_long_as_the_adversarial_one_at_the_first_layer
 
 
 @pytest.mark.parametrize("wider", ["gender", "age"])
-def test_the_radius_is_lam_times_the_largest_spread_of_the_layers_norms(tiny_model, gender, age, wider):
+def test_the_radius_is_lam_times_the_largest_spread_of_the_layers_norms(
+    tiny_model, gender, age, wider
+):
     model = tiny_model("llama")
     edit = FairMed.fit(model, [gender, age], FairMedConfig(lam=0.1, tol=0.0), layers=[2])
     edit.probers[wider].norm_std *= 3
@@ -337,9 +379,13 @@ def test_noise_depends_on_the_place_in_the_text_the_layer_and_the_seed_only(tiny
         assert torch.cosine_similarity(other, first, dim=-1).abs().max() < 0.9
 
 
-def test_two_edits_of_one_layer_act_in_the_order_in_which_they_were_attached_as_on_the_bridge(tiny_model, tokenizer):
+def test_two_edits_of_one_layer_act_in_the_order_in_which_they_were_attached_as_on_the_bridge(
+    tiny_model, tokenizer
+):
     model, plain = tiny_model("llama"), tiny_hf("llama", len(tokenizer))
-    first, second = (random_fairmed(model, lam=2.0, steps=5, layers=(1,), seed=seed) for seed in (0, 5))
+    first, second = (
+        random_fairmed(model, lam=2.0, steps=5, layers=(1,), seed=seed) for seed in (0, 5)
+    )
     with torch.no_grad():
         with first.applied(model), second.applied(model):
             bridged = model(TOKENS)
@@ -354,14 +400,20 @@ def test_two_edits_of_one_layer_act_in_the_order_in_which_they_were_attached_as_
     assert (reversed_ - bridged).abs().max() > 0.05
 
 
-# --- cost ---------------------------------------------------------------------------------------------------------
+# --- cost
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_the_cost_counts_positions_and_steps_of_all_passes(tiny_model):
     model = tiny_model("llama")
     edit = random_fairmed(model, lam=2.0)
     assert edit.cost().empty
-    assert list(edit.cost().columns) == ["layer", "positions", "ms_per_position", "steps_per_position"]
+    assert list(edit.cost().columns) == [
+        "layer",
+        "positions",
+        "ms_per_position",
+        "steps_per_position",
+    ]
     facts = told(model, edit, mask=LEFT)
     facts += told(model, edit, within=reading(4))
     cost = edit.cost().set_index("layer")

@@ -29,9 +29,15 @@ D, HIDDEN = 8, 16
         ({"init": "one"}, "unknown init 'one': choose one of zero, random"),
         ({"radius": "big"}, "unknown radius 'big': choose one of fixed, adaptive"),
         ({"direction": "left"}, "unknown direction 'left': choose one of adversarial, random"),
-        ({"groups": ("male",)}, "a distribution over one group, 'male', is always uniform: name two or more"),
+        (
+            {"groups": ("male",)},
+            "a distribution over one group, 'male', is always uniform: name two or more",
+        ),
         ({"groups": "male"}, "unknown groups 'male': choose one of scored, all"),
-        ({"positions": "some"}, "unknown positions 'some': choose one of predictive, published, all"),
+        (
+            {"positions": "some"},
+            "unknown positions 'some': choose one of predictive, published, all",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(wrong, message):
@@ -43,7 +49,12 @@ def test_a_wrong_configuration_is_refused_by_name(wrong, message):
 def test_the_published_preset_is_the_released_codes_with_the_papers_radius(attribute):
     config = FairMedConfig.published(attribute)
     assert config.lam == PUBLISHED_LAM[attribute]
-    assert (config.norm, config.grad, config.init, config.positions) == ("code", "sign", "random", "published")
+    assert (config.norm, config.grad, config.init, config.positions) == (
+        "code",
+        "sign",
+        "random",
+        "published",
+    )
     assert (config.steps, config.step_frac, config.tol) == (20, 1 / 15, 0.03)
     assert FairMedConfig.published(attribute, lam=1.0, steps=3).settings() == {
         **config.settings(),

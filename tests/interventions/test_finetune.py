@@ -1,4 +1,5 @@
-"""Fine-tuning experts: what is learnt, what is left alone, what is refused, and going on after an interruption."""
+"""Fine-tuning experts: what is learnt, what is left alone, what is refused, and going on after an
+interruption."""
 
 from __future__ import annotations
 
@@ -14,8 +15,18 @@ from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig, Weigh
 
 TEXTS = ExpertTexts(
     bias="gender",
-    biased=("the nurse is a woman and she cares", "the women gossip all day long", "a girl is bad at sums") * 3,
-    anti_biased=("the nurse is a man and he cares", "the men gossip all day long", "a boy is bad at sums") * 3,
+    biased=(
+        "the nurse is a woman and she cares",
+        "the women gossip all day long",
+        "a girl is bad at sums",
+    )
+    * 3,
+    anti_biased=(
+        "the nurse is a man and he cares",
+        "the men gossip all day long",
+        "a boy is bad at sums",
+    )
+    * 3,
     held_out_biased=(),
     held_out_anti_biased=(),
 )
@@ -43,7 +54,10 @@ def test_tuning_lowers_the_loss_of_both_and_says_so(tuned):
 def loss(model, edit, texts):
     """Mean cross-entropy, one text at a time."""
     with edit.applied(model) if edit else contextlib.nullcontext():
-        found = [model(model.tokenizer(t, return_tensors="pt").input_ids, return_type="loss") for t in texts]
+        found = [
+            model(model.tokenizer(t, return_tensors="pt").input_ids, return_type="loss")
+            for t in texts
+        ]
     return float(sum(found) / len(found))
 
 
@@ -53,7 +67,9 @@ def test_each_expert_has_learnt_its_own_texts(small, tuned):
     own, other = (loss(small, delta, TEXTS.biased[:3]) for delta in (edit.anti_expert, edit.expert))
     assert own < base - 1
     assert own < other
-    assert loss(small, edit.expert, TEXTS.anti_biased[:3]) < loss(small, edit.anti_expert, TEXTS.anti_biased[:3])
+    assert loss(small, edit.expert, TEXTS.anti_biased[:3]) < loss(
+        small, edit.anti_expert, TEXTS.anti_biased[:3]
+    )
 
 
 def test_tuning_leaves_the_base_as_it_was(small, tuned):
@@ -64,7 +80,9 @@ def test_tuning_leaves_the_base_as_it_was(small, tuned):
     assert any(asked.values())
     assert all(parameter.grad is None for parameter in small.parameters())
     assert not small.list_hooks()
-    assert all(part.any() for delta in (edit.expert, edit.anti_expert) for part in delta.parameters())
+    assert all(
+        part.any() for delta in (edit.expert, edit.anti_expert) for part in delta.parameters()
+    )
 
 
 def test_the_same_seed_tunes_the_same_experts(small, tuned):
@@ -86,7 +104,9 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_leaves_the_model_usable
 
     with (
         small.hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
-        pytest.raises(TracelabError, match=r"expert: the loss is (nan|inf) after 1 steps: lower lr=0\.02"),
+        pytest.raises(
+            TracelabError, match=r"expert: the loss is (nan|inf) after 1 steps: lower lr=0\.02"
+        ),
     ):
         Experts.fit(small, TEXTS, training=TRAINING, allow_hooks=True)
     assert not small.list_hooks()
@@ -123,7 +143,12 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
         assert torch.equal(edit.state_dict()[name], value)
     assert without_time(edit) == without_time(whole)
     runs[:] = ["", ""]
-    Experts.fit(small, TEXTS, training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1), partial=tmp_path)
+    Experts.fit(
+        small,
+        TEXTS,
+        training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1),
+        partial=tmp_path,
+    )
     assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
     assert isinstance(edit.expert, WeightDelta)
 
@@ -132,7 +157,9 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
 def test_a_training_that_diverges_and_stays_finite_is_refused(small, lr, tmp_path):
     before = logits(small)
     training = FinetuneConfig(rank=2, modules=("mlp.out",), lr=lr, batch_size=4)
-    with pytest.raises(TracelabError, match=r"expert: the training diverged .*: lower the learning rate"):
+    with pytest.raises(
+        TracelabError, match=r"expert: the training diverged .*: lower the learning rate"
+    ):
         Experts.fit(small, TEXTS, training=training, partial=tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [".tracelab.lock"]
     assert torch.equal(logits(small), before)

@@ -13,7 +13,15 @@ from tests.tiny import tiny_hf
 from tracelab.datasets import templates
 from tracelab.datasets.redditbias import ExpertTexts
 from tracelab.evaluate import transductive_scores
-from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, load_intervention
+from tracelab.interventions import (
+    KLAAD,
+    BiasEdit,
+    BiasEditConfig,
+    Experts,
+    FairMed,
+    KLAADConfig,
+    load_intervention,
+)
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.model import assets, scoring
 from tracelab.model.load import from_hf
@@ -26,14 +34,25 @@ SURROUNDINGS = {
 }
 
 
-SMALL = {"rank": 8, "n_edits": 4, "n_query": 3, "n_support": 99, "batch_size": 3, "steps": 2, "eval_every": 2}
+SMALL = {
+    "rank": 8,
+    "n_edits": 4,
+    "n_query": 3,
+    "n_support": 99,
+    "batch_size": 3,
+    "steps": 2,
+    "eval_every": 2,
+}
 TRAIN, DEV = records(20), records(6, start=100, targets=OTHER_TARGETS)
 TEXTS = [record.stereotype.text for record in TRAIN]
 
 
 def fit_fairmed(model):
     corpus = templates("gender", limit=24)
-    return FairMed.fit(model, tracelab.probe_layers(model, corpus, n_seeds=1, config=ProberConfig(hidden=8, epochs=1)))
+    return FairMed.fit(
+        model,
+        tracelab.probe_layers(model, corpus, n_seeds=1, config=ProberConfig(hidden=8, epochs=1)),
+    )
 
 
 FITS = {
@@ -49,14 +68,17 @@ def values(edit):
 
 
 def learns_the_same(model, fit):
-    """Whether a fit gives the same tensors whatever is set around it, and none that no gradient can pass."""
+    """Whether a fit gives the same tensors whatever is set around it, and none that no gradient can
+    pass."""
     with torch.enable_grad():
         expected = values(fit(model))
     for name, surroundings in SURROUNDINGS.items():
         with surroundings():
             edit = fit(model)
         found = values(edit)
-        assert not any(value.is_inference() for value in [*edit.parameters(), *edit.buffers()]), name
+        assert not any(value.is_inference() for value in [*edit.parameters(), *edit.buffers()]), (
+            name
+        )
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value) for key, value in expected.items()), name
 
@@ -100,12 +122,16 @@ def test_a_loss_can_be_trained_through_an_edit_that_first_ran_in_inference_mode(
         parameter.grad = None
 
 
-def test_a_model_and_a_bundle_that_were_loaded_in_inference_mode_can_be_trained(model, tokenizer, tmp_path):
+def test_a_model_and_a_bundle_that_were_loaded_in_inference_mode_can_be_trained(
+    model, tokenizer, tmp_path
+):
     saved = random_delta(model).save(tmp_path / "delta")
     with torch.inference_mode():
         hf_model = tiny_hf("llama", len(tokenizer))  # its tensors are inference tensors
         assert all(p.is_inference() for p in hf_model.parameters())
-        loaded = from_hf(hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="tiny-llama")
+        loaded = from_hf(
+            hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="tiny-llama"
+        )
         delta = load_intervention(saved)
         delta.scale_(1.0)
     delta.scale_(0.5)
@@ -118,7 +144,9 @@ def test_a_model_and_a_bundle_that_were_loaded_in_inference_mode_can_be_trained(
 def test_tied_embeddings_stay_tied_when_inference_mode_is_left(tokenizer):
     with torch.inference_mode():
         hf_model = tiny_hf("gpt2", len(tokenizer))
-        loaded = from_hf(hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="tied")
+        loaded = from_hf(
+            hf_model, AutoTokenizer.from_pretrained(assets.model_dir()), model_id="tied"
+        )
     plain = loaded.original_model
     assert plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
     assert not any(value.is_inference() for value in [*plain.parameters(), *plain.buffers()])
@@ -133,7 +161,9 @@ def test_a_word_model_that_was_loaded_in_inference_mode_can_be_fitted(folder):
 def test_what_measures_keeps_no_graph(model):
     with torch.enable_grad():
         assert not start_logprobs(model).requires_grad
-        assert not any(values.requires_grad for values in scoring.token_logprobs(model, [(5, 6, 7)], [1]))
+        assert not any(
+            values.requires_grad for values in scoring.token_logprobs(model, [(5, 6, 7)], [1])
+        )
 
 
 def test_a_default_device_is_for_tensors_of_ones_own(model):
@@ -145,7 +175,9 @@ def test_a_default_device_is_for_tensors_of_ones_own(model):
             tracelab.generate(model, "A nurse", max_new_tokens=3).frame.to_dict(),
             tracelab.inspect(model, edits, "A nurse").positions.to_dict(),
             tracelab.attention_gap(model, triples).frame.to_dict(),
-            tracelab.evaluate(model, edits, ["perplexity"], limit=4, costs=False).frame["value"].tolist(),
+            tracelab.evaluate(model, edits, ["perplexity"], limit=4, costs=False)
+            .frame["value"]
+            .tolist(),
         ]
 
     expected = measured()

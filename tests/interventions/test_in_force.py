@@ -27,7 +27,9 @@ def logits_of(plain):
 
 
 @pytest.mark.parametrize("kind", EDITS)
-def test_a_cell_that_attaches_run_twice_edits_once_and_closing_restores(model, plain, kind, tmp_path):
+def test_a_cell_that_attaches_run_twice_edits_once_and_closing_restores(
+    model, plain, kind, tmp_path
+):
     edit = EDITS[kind](model)
     edit.save(tmp_path / "kept")
     before = logits_of(plain)
@@ -134,7 +136,11 @@ def test_an_edit_at_another_strength_is_the_same_edit(model, plain):
         (strong, weak),
         (fairmed, fairmed.with_config(replace(fairmed.config, lam=fairmed.config.lam + 1))),
     ):
-        with first.applied(model), pytest.raises(TracelabError, match="would act twice"), second.applied(model):
+        with (
+            first.applied(model),
+            pytest.raises(TracelabError, match="would act twice"),
+            second.applied(model),
+        ):
             pass
 
 

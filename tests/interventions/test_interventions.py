@@ -1,4 +1,5 @@
-"""What every intervention promises: exact removal, composition, caches, batches, dtypes, plain transformers."""
+"""What every intervention promises: exact removal, composition, caches, batches, dtypes, plain
+transformers."""
 
 from __future__ import annotations
 
@@ -19,16 +20,21 @@ from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 
-# Five steps: random probers are rough, and more steps amplify the rounding between two implementations.
+# Five steps: random probers are rough, and more steps amplify the rounding between two
+# implementations.
 EDITS = {
     "delta": random_delta,
     "erasure": random_erasure,
     "experts": random_experts,
     "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
     "fairmed-adaptive": lambda model: random_fairmed(model, lam=2.0, steps=3, radius="adaptive"),
-    "fairmed-code": lambda model: random_fairmed(model, lam=1.0, norm="code", grad="sign", init="random"),
+    "fairmed-code": lambda model: random_fairmed(
+        model, lam=1.0, norm="code", grad="sign", init="random"
+    ),
     "fairmed-random": lambda model: random_fairmed(model, lam=2.0, steps=5, direction="random"),
-    "stack": lambda model: Stack([random_fairmed(model, lam=2.0, steps=5), random_delta(model), random_experts(model)]),
+    "stack": lambda model: Stack(
+        [random_fairmed(model, lam=2.0, steps=5), random_delta(model), random_experts(model)]
+    ),
 }
 CAPPED = {"gemma2"}  # its returned logits are not a hook point
 
@@ -53,7 +59,9 @@ def logits(model, tokens=TOKENS, **kwargs):
     return model(tokens, **kwargs)
 
 
-def test_an_edit_changes_the_logits_and_leaves_the_model_bit_for_bit_as_it_was(tiny_model, edit_name):
+def test_an_edit_changes_the_logits_and_leaves_the_model_bit_for_bit_as_it_was(
+    tiny_model, edit_name
+):
     model = tiny_model("llama")
     before = logits(model)
     with EDITS[edit_name](model).applied(model):
@@ -90,7 +98,9 @@ def test_hooks_for_run_with_hooks_do_what_applied_does(tiny_model, edit_name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attached_to_plain_transformers_an_edit_gives_the_logits_of_the_bridge(kind, tokenizer, edit_name):
+def test_attached_to_plain_transformers_an_edit_gives_the_logits_of_the_bridge(
+    kind, tokenizer, edit_name
+):
     if not usable(kind, edit_name):
         pytest.skip("the logits of this architecture are not a hook point")
     plain = tiny_hf(kind, len(tokenizer))
@@ -124,7 +134,9 @@ def test_gemma2s_capped_logits_are_refused_on_the_bridge_and_served_by_attach(to
             minus = plain(TOKENS).logits
         for hf_model in (plain, model.original_model):
             with edit.attach(hf_model):
-                torch.testing.assert_close(hf_model(TOKENS).logits, z + plus - minus, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(
+                    hf_model(TOKENS).logits, z + plus - minus, atol=1e-4, rtol=1e-4
+                )
 
 
 def test_edits_nest_and_a_stack_is_the_edits_one_inside_the_other(tiny_model):
@@ -140,7 +152,10 @@ def test_edits_nest_and_a_stack_is_the_edits_one_inside_the_other(tiny_model):
 def test_an_empty_stack_and_a_zero_delta_are_the_unedited_model_bit_for_bit(tiny_model):
     model = tiny_model("llama")
     before = logits(model)
-    for edit in (Stack([]), WeightDelta.low_rank(model, layers=[0, 1], modules=["mlp.in", "attn.q"])):
+    for edit in (
+        Stack([]),
+        WeightDelta.low_rank(model, layers=[0, 1], modules=["mlp.in", "attn.q"]),
+    ):
         with edit.applied(model):
             assert torch.equal(logits(model), before)
 
@@ -160,7 +175,9 @@ def test_steps_with_a_cache_give_the_logits_of_the_whole_text(tiny_model, kind, 
         first, cache = model(TOKENS[:, :3], return_type="logits_and_cache", use_past_kv_cache=True)
         second, cache = model(TOKENS[:, 3:5], return_type="logits_and_cache", past_key_values=cache)
         third, _ = model(TOKENS[:, 5:], return_type="logits_and_cache", past_key_values=cache)
-    torch.testing.assert_close(torch.cat([first, second, third], dim=1), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.cat([first, second, third], dim=1), whole, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_greedy_text_is_the_same_with_and_without_a_cache(tiny_model, causal_edit_name):
@@ -208,7 +225,9 @@ def test_edited_positions_do_not_reach_back(tiny_model, causal_edit_name):
     torch.testing.assert_close(whole[:, :4], part, atol=1e-4, rtol=1e-4)
 
 
-def test_another_model_is_refused_by_name_unless_the_mismatch_is_allowed(tiny_model, tokenizer, edit_name):
+def test_another_model_is_refused_by_name_unless_the_mismatch_is_allowed(
+    tiny_model, tokenizer, edit_name
+):
     model = tiny_model("llama")
     own = AutoTokenizer.from_pretrained(assets.model_dir())
     other = from_hf(tiny_hf("llama", len(tokenizer), seed=1), own, model_id="other")
@@ -229,7 +248,9 @@ def test_a_hook_of_the_users_own_still_fires_once_a_pass(tiny_model, edit_name):
     model, seen = tiny_model("llama"), []
     with (
         EDITS[edit_name](model).applied(model),
-        model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: seen.append(value.shape))]),
+        model.hooks(
+            fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: seen.append(value.shape))]
+        ),
     ):
         logits(model)
     assert len(seen) == 1
@@ -271,7 +292,9 @@ def test_an_attached_edit_can_be_kept_and_closed(tiny_model, tokenizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_delta_of_every_linear_map_moves_the_bridge_as_it_moves_plain_transformers(tiny_model, tokenizer, kind):
+def test_a_delta_of_every_linear_map_moves_the_bridge_as_it_moves_plain_transformers(
+    tiny_model, tokenizer, kind
+):
     model, plain = tiny_model(kind), tiny_hf(kind, len(tokenizer))
     joint = {"gpt2", "gpt_neox"}  # query, key and value are one module there
     before, served = logits(model), 0

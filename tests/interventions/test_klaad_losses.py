@@ -1,4 +1,5 @@
-"""KLAAD's losses against double loops over aligned rows and keys, numbers worked out by hand, and transformers."""
+"""KLAAD's losses against double loops over aligned rows and keys, numbers worked out by hand, and
+transformers."""
 
 from __future__ import annotations
 
@@ -47,11 +48,15 @@ def causal_maps(lengths, seed: int, heads: int = 3) -> list[torch.Tensor]:
 def batched(maps: list[torch.Tensor], more: int = 0, fill: float = 0.5) -> torch.Tensor:
     """The maps in one tensor; what is no part of a map holds ``fill``."""
     longest = max(m.shape[-1] for m in maps) + more
-    return torch.stack([pad(m, (0, longest - m.shape[-1], 0, longest - m.shape[-1]), value=fill) for m in maps])
+    return torch.stack(
+        [pad(m, (0, longest - m.shape[-1], 0, longest - m.shape[-1]), value=fill) for m in maps]
+    )
 
 
 def pairs(seed: int = 0):
-    return causal_maps([len(s) for s, _ in SENTENCES], seed), causal_maps([len(a) for _, a in SENTENCES], seed + 1)
+    return causal_maps([len(s) for s, _ in SENTENCES], seed), causal_maps(
+        [len(a) for _, a in SENTENCES], seed + 1
+    )
 
 
 def distribution(weights: list[float], double_softmax: bool) -> list[float]:
@@ -59,17 +64,26 @@ def distribution(weights: list[float], double_softmax: bool) -> list[float]:
     return [w / sum(raised) for w in raised]
 
 
-def slow_kl(stereotype, anti_stereotype, alignment, *, per_head, double_softmax, reduction) -> float:
+def slow_kl(
+    stereotype, anti_stereotype, alignment, *, per_head, double_softmax, reduction
+) -> float:
     """KL(anti ‖ stereo) of one pair ``[head, pos, pos]``, row by row and key by key."""
     if not per_head:
-        stereotype, anti_stereotype = stereotype.mean(0, keepdim=True), anti_stereotype.mean(0, keepdim=True)
+        stereotype, anti_stereotype = (
+            stereotype.mean(0, keepdim=True),
+            anti_stereotype.mean(0, keepdim=True),
+        )
     of_heads = []
     for q_map, p_map in zip(stereotype.tolist(), anti_stereotype.tolist(), strict=True):
         of_rows = []
         for row in range(1, len(alignment[0])):
             keys = range(row + 1)
-            q = distribution([q_map[alignment[0][row]][alignment[0][key]] for key in keys], double_softmax)
-            p = distribution([p_map[alignment[1][row]][alignment[1][key]] for key in keys], double_softmax)
+            q = distribution(
+                [q_map[alignment[0][row]][alignment[0][key]] for key in keys], double_softmax
+            )
+            p = distribution(
+                [p_map[alignment[1][row]][alignment[1][key]] for key in keys], double_softmax
+            )
             of_rows.append(sum(p[key] * log(p[key] / q[key]) for key in keys))
         total = sum(of_rows)
         of_heads.append(total / max(1, len(of_rows)) if reduction == "mean" else total)
@@ -80,7 +94,8 @@ def alignments(align: str) -> list[tuple[list[int], list[int]]]:
     return [aligned_positions(stereo, anti, align) for stereo, anti in SENTENCES]
 
 
-# --- which positions stand for each other -------------------------------------------------------------------------
+# --- which positions stand for each other
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +112,9 @@ def alignments(align: str) -> list[tuple[list[int], list[int]]]:
         ([1, 2], [3, 4, 5], ([], [])),
     ],
 )
-def test_matching_aligns_equal_blocks_and_replaced_blocks_of_equal_length(stereotype, anti_stereotype, expected):
+def test_matching_aligns_equal_blocks_and_replaced_blocks_of_equal_length(
+    stereotype, anti_stereotype, expected
+):
     assert aligned_positions(stereotype, anti_stereotype) == expected
     assert aligned_positions(stereotype, anti_stereotype, "match") == expected
 
@@ -118,14 +135,18 @@ def test_a_token_that_a_long_sentence_repeats_is_matched_too():
     assert aligned_positions(often, [9, *often]) == (list(range(300)), list(range(1, 301)))
 
 
-# --- the attention loss -------------------------------------------------------------------------------------------
+# --- the attention loss
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 @pytest.mark.parametrize("align", ALIGNMENTS)
 def test_the_attention_loss_is_the_double_loop_over_aligned_rows_and_keys(align, reading):
     stereo, anti = pairs()
-    expected = [slow_kl(s, a, both, **reading) for s, a, both in zip(stereo, anti, alignments(align), strict=True)]
+    expected = [
+        slow_kl(s, a, both, **reading)
+        for s, a, both in zip(stereo, anti, alignments(align), strict=True)
+    ]
     assert max(expected) > (0.01 if reading["double_softmax"] else 0.1)
     got = attention_loss(batched(stereo), batched(anti), alignments(align), **reading)
     torch.testing.assert_close(got, torch.tensor(expected), atol=1e-5, rtol=1e-4)
@@ -133,7 +154,10 @@ def test_the_attention_loss_is_the_double_loop_over_aligned_rows_and_keys(align,
 
 def test_every_reading_of_the_attention_loss_is_another_number():
     stereo, anti = pairs()
-    values = [attention_loss(batched(stereo), batched(anti), alignments("match"), **r).sum() for r in READINGS]
+    values = [
+        attention_loss(batched(stereo), batched(anti), alignments("match"), **r).sum()
+        for r in READINGS
+    ]
     assert all(abs(a - b) > 1e-3 for i, a in enumerate(values) for b in values[:i])
 
 
@@ -168,7 +192,8 @@ def test_the_loss_of_a_pair_does_not_depend_on_the_pairs_beside_it():
     stereo, anti = pairs()
     together = attention_loss(batched(stereo), batched(anti), alignments("match"))
     alone = [
-        attention_loss(s[None], a[None], [both]) for s, a, both in zip(stereo, anti, alignments("match"), strict=True)
+        attention_loss(s[None], a[None], [both])
+        for s, a, both in zip(stereo, anti, alignments("match"), strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone))
 
@@ -205,11 +230,19 @@ def test_the_anti_stereotype_is_the_reference_of_the_divergence():
     rows = range(1, 5)
     q, p = (([maps[row, : row + 1] + EPS for row in rows]) for maps in (stereo, anti))
     q, p = ([row / row.sum() for row in side] for side in (q, p))
-    expected = torch.stack([kl_div(b.log(), a, reduction="sum") for a, b in zip(p, q, strict=True)]).mean()
-    reverse = torch.stack([kl_div(a.log(), b, reduction="sum") for a, b in zip(p, q, strict=True)]).mean()
+    expected = torch.stack(
+        [kl_div(b.log(), a, reduction="sum") for a, b in zip(p, q, strict=True)]
+    ).mean()
+    reverse = torch.stack(
+        [kl_div(a.log(), b, reduction="sum") for a, b in zip(p, q, strict=True)]
+    ).mean()
     every = [(list(range(5)),) * 2]
-    torch.testing.assert_close(attention_loss(stereo[None, None], anti[None, None], every)[0], expected)
-    torch.testing.assert_close(attention_loss(anti[None, None], stereo[None, None], every)[0], reverse)
+    torch.testing.assert_close(
+        attention_loss(stereo[None, None], anti[None, None], every)[0], expected
+    )
+    torch.testing.assert_close(
+        attention_loss(anti[None, None], stereo[None, None], every)[0], reverse
+    )
     assert abs(expected - reverse) > 0.05
 
 
@@ -222,12 +255,16 @@ def test_a_second_softmax_leaves_a_small_part_of_the_loss(per_head):
     lengths = [12] * 4
     stereo, anti = batched(causal_maps(lengths, 0)), batched(causal_maps(lengths, 1))
     both = [(list(range(12)),) * 2] * 4
-    direct, twice = (attention_loss(stereo, anti, both, per_head=per_head, double_softmax=d) for d in (False, True))
+    direct, twice = (
+        attention_loss(stereo, anti, both, per_head=per_head, double_softmax=d)
+        for d in (False, True)
+    )
     assert (twice > 0).all()
     assert (twice < direct / 20).all()
 
 
-# --- hidden states ------------------------------------------------------------------------------------------------
+# --- hidden states
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -258,7 +295,9 @@ def test_the_triplet_loss_is_of_squared_distances():
     # ‖s - a‖² = 2, 2, 0.8 and ‖s - u‖² = 4, 0.8, 2
     expected = torch.tensor([0.0, 2 - 0.8 + 0.3, 0.0])
     torch.testing.assert_close(triplet_loss(STEREO, ANTI, UNRELATED, 0.3), expected)
-    torch.testing.assert_close(triplet_loss(STEREO, ANTI, UNRELATED, 1.5), torch.tensor([0.0, 2.7, 0.3]))
+    torch.testing.assert_close(
+        triplet_loss(STEREO, ANTI, UNRELATED, 1.5), torch.tensor([0.0, 2.7, 0.3])
+    )
 
 
 def test_the_triplet_loss_is_not_torchs():
@@ -275,7 +314,8 @@ def test_a_satisfied_triple_gives_neither_loss_nor_gradient():
     assert stereo.grad.any(dim=1).tolist() == [False, True, False]
 
 
-# --- language modelling -------------------------------------------------------------------------------------------
+# --- language modelling
+# -------------------------------------------------------------------------------------------
 
 
 def test_the_language_loss_is_transformers_own(tokenizer):
@@ -289,9 +329,14 @@ def test_the_language_loss_is_transformers_own(tokenizer):
     torch.testing.assert_close(loss, out.loss)
     # A mean over tokens, not over sentences, and without what stands in the padding.
     rows = [
-        language_loss(out.logits[i : i + 1, :n], tokens[i : i + 1, :n], mask[:1, :n]) for i, n in enumerate(lengths)
+        language_loss(out.logits[i : i + 1, :n], tokens[i : i + 1, :n], mask[:1, :n])
+        for i, n in enumerate(lengths)
     ]
-    torch.testing.assert_close(loss, sum(row * (n - 1) for row, n in zip(rows, lengths, strict=True)) / 9)
+    torch.testing.assert_close(
+        loss, sum(row * (n - 1) for row, n in zip(rows, lengths, strict=True)) / 9
+    )
     assert abs(loss - sum(rows) / 3) > 1e-3
     other = tokens.masked_fill(mask == 0, 5)
-    assert torch.equal(language_loss(out.logits.masked_fill(mask[..., None] == 0, 9.0), other, mask), loss)
+    assert torch.equal(
+        language_loss(out.logits.masked_fill(mask[..., None] == 0, 9.0), other, mask), loss
+    )

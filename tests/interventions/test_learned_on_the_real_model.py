@@ -28,7 +28,9 @@ def triples():
 @pytest.mark.slow
 def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_model, triples):
     before = fingerprint(real_model.original_model), logits(real_model)
-    config = BiasEditConfig.direct(steps=8, eval_every=8, delta_lr=1e-2, lam=0.1, n_query=8, batch_size=8)
+    config = BiasEditConfig.direct(
+        steps=8, eval_every=8, delta_lr=1e-2, lam=0.1, n_query=8, batch_size=8
+    )
     edit = BiasEdit.fit(real_model, triples[0], config, layers="last1", dev=triples[0])
     by_strength = {row["strength"]: row for row in edit.notes["strengths"]}
     assert by_strength[1.0]["debias"] < 0.9 * by_strength[0.0]["debias"]
@@ -40,9 +42,12 @@ def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_m
 def test_an_editor_s_shift_is_the_same_from_a_bundle_and_in_plain_transformers(
     real_model, plain_model, triples, tmp_path
 ):
-    config = BiasEditConfig(n_edits=8, n_query=4, n_support=16, rank=4, steps=2, eval_every=2, batch_size=8)
+    config = BiasEditConfig(
+        n_edits=8, n_query=4, n_support=16, rank=4, steps=2, eval_every=2, batch_size=8
+    )
     edit = BiasEdit.fit(real_model, triples[0], config, layers="last12", dev=triples[1])
-    edit.scale_(5.0)  # whatever strength was chosen, 0 included, leaves nothing or little to compare
+    # whatever strength was chosen, 0 included, leaves nothing or little to compare
+    edit.scale_(5.0)
     loaded = tracelab.load_intervention(edit.save(tmp_path / "edit"))
     assert torch.equal(logits(real_model, loaded), logits(real_model, edit))
     with torch.no_grad(), loaded.attach(plain_model):
@@ -52,7 +57,15 @@ def test_an_editor_s_shift_is_the_same_from_a_bundle_and_in_plain_transformers(
 
 def test_the_attention_loss_alone_brings_attention_together(real_model, triples):
     config = KLAADConfig(
-        lam1=0.0, lam2=1.0, lam3=0.0, trainable="attn_last", rank=4, lr=5e-3, epochs=4, batch_size=8, eval_every=8
+        lam1=0.0,
+        lam2=1.0,
+        lam3=0.0,
+        trainable="attn_last",
+        rank=4,
+        lr=5e-3,
+        epochs=4,
+        batch_size=8,
+        eval_every=8,
     )
     edit = KLAAD.fit(real_model, triples[0], config, dev=triples[1])
     measured = KLAADLoss(real_model, tokenise(real_model, triples[0]), config, 29)

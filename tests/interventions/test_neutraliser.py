@@ -1,4 +1,5 @@
-"""The neutraliser against slow oracles: autograd for the gradient, a plain loop for each of the two geometries."""
+"""The neutraliser against slow oracles: autograd for the gradient, a plain loop for each of the two
+geometries."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ SLACK = 1 + 1e-5  # of fp32, on a length
 
 
 def random_prober(seed: int, groups: int = 3) -> LayerProber:
-    """Rough enough that a KL of whole nats is common; the second layer is milder, so that neutral points exist."""
+    """Rough enough that a KL of whole nats is common; the second layer is milder, so that neutral
+    points exist."""
     draw = torch.Generator().manual_seed(seed)
     w1, b1, w2, b2 = (
-        torch.randn(shape, generator=draw) for shape in ((D, HIDDEN), (1, HIDDEN), (HIDDEN, groups), (1, groups))
+        torch.randn(shape, generator=draw)
+        for shape in ((D, HIDDEN), (1, HIDDEN), (HIDDEN, groups), (1, groups))
     )
     return LayerProber(w1, b1, 0.4 * w2, 0.4 * b2)
 
@@ -52,7 +55,8 @@ def slow_kl(prober: LayerProber, a: Tensor) -> Tensor:
 
 @pytest.fixture
 def in_fp64():
-    """At the edge of a ReLU one rounding decides a whole step: comparisons of loops need more digits."""
+    """At the edge of a ReLU one rounding decides a whole step: comparisons of loops need more
+    digits."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -63,7 +67,8 @@ quickly = settings(deadline=None, max_examples=12, derandomize=True)
 radii = st.sampled_from([0.05, 0.5, 3.0, 30.0])
 
 
-# --- the closed forms ---------------------------------------------------------------------------------------------
+# --- the closed forms
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", [2, 3, 7])
@@ -72,7 +77,9 @@ def test_the_kl_is_that_of_torch_and_zero_for_a_uniform_prober(groups):
     torch.testing.assert_close(prober.kl(a), slow_kl(prober, a), atol=1e-6, rtol=1e-5)
     assert prober.kl(a).min() > -1e-6
     assert prober.kl(a).max() > 0.3
-    blind = LayerProber(prober.w1, prober.b1, torch.zeros_like(prober.w2), torch.zeros_like(prober.b2))
+    blind = LayerProber(
+        prober.w1, prober.b1, torch.zeros_like(prober.w2), torch.zeros_like(prober.b2)
+    )
     torch.testing.assert_close(blind.kl(a), torch.zeros(a.shape[:2]), atol=1e-6, rtol=0)
 
 
@@ -99,10 +106,13 @@ def test_in_fp64_the_written_out_gradient_is_autograds_to_1e_12(groups, seed):
     torch.testing.assert_close(*gradients(seed, groups), atol=1e-12, rtol=1e-9)
 
 
-# --- oracles: one activation, or one sequence, and a loop ---------------------------------------------------------
+# --- oracles: one activation, or one sequence, and a loop
+# ---------------------------------------------------------
 
 
-def descend_alone(a: Tensor, probers: list[LayerProber], epsilon: float, config: FairMedConfig) -> tuple[Tensor, int]:
+def descend_alone(
+    a: Tensor, probers: list[LayerProber], epsilon: float, config: FairMedConfig
+) -> tuple[Tensor, int]:
     """One activation ``[d]``: steps along the gradient in an L2 ball, from 0, by autograd."""
     delta, best, lowest = torch.zeros_like(a), torch.zeros_like(a), float("inf")
     for taken in range(config.steps + 1):
@@ -125,13 +135,16 @@ def descend_alone(a: Tensor, probers: list[LayerProber], epsilon: float, config:
 def released_code_alone(
     a: Tensor, prober: LayerProber, epsilon: float, config: FairMedConfig, noise: Tensor
 ) -> tuple[Tensor, int]:
-    """One sequence ``[1, T, d]`` as FairMed's code: joint KL, sign steps, a projection over axis 1 (positions)."""
+    """One sequence ``[1, T, d]`` as FairMed's code: joint KL, sign steps, a projection over axis 1
+    (positions)."""
     length = epsilon * torch.tensor(normal.cdf(noise[..., :1].numpy()), dtype=a.dtype)
     delta = noise / noise.norm(dim=-1, keepdim=True) * length
     best, lowest, taken = torch.zeros_like(a), float("inf"), 0
     for number in range(config.steps):
         delta.requires_grad_()
-        log_p = log_softmax(torch.relu((a + delta) @ prober.w1 + prober.b1) @ prober.w2 + prober.b2, dim=-1)
+        log_p = log_softmax(
+            torch.relu((a + delta) @ prober.w1 + prober.b1) @ prober.w2 + prober.b2, dim=-1
+        )
         kl = kl_div(log_p, torch.full_like(log_p, 1 / log_p.shape[-1]), reduction="batchmean")
         (slope,) = torch.autograd.grad(kl, delta)
         delta = delta.detach()
@@ -181,22 +194,35 @@ def test_the_published_geometry_is_the_released_codes_loop(epsilon, length):
         assert found.steps[row].unique().tolist() == [taken]
 
 
-# --- properties ---------------------------------------------------------------------------------------------------
+# --- properties
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @quickly
-@given(seed=seeds, epsilon=radii, init=st.sampled_from(["zero", "random"]), grad=st.sampled_from(["l2", "sign"]))
+@given(
+    seed=seeds,
+    epsilon=radii,
+    init=st.sampled_from(["zero", "random"]),
+    grad=st.sampled_from(["l2", "sign"]),
+)
 def test_no_delta_leaves_its_ball(seed, epsilon, init, grad):
     a, noise, mask = random_activations(seed), random_activations(seed + 1), some(seed)
     for radius, times in (("fixed", 1.0), ("adaptive", 4.0)):
         config = FairMedConfig(init=init, grad=grad, radius=radius, tol=1e-4)
-        lengths = neutralise(a, mask, [random_prober(seed)], epsilon, config, noise).delta.norm(dim=-1)
+        lengths = neutralise(a, mask, [random_prober(seed)], epsilon, config, noise).delta.norm(
+            dim=-1
+        )
         assert lengths.max() <= times * epsilon * SLACK
         assert lengths.max() > 0
 
 
 @quickly
-@given(seed=seeds, epsilon=radii, radius=st.sampled_from(["fixed", "adaptive"]), grad=st.sampled_from(["l2", "sign"]))
+@given(
+    seed=seeds,
+    epsilon=radii,
+    radius=st.sampled_from(["fixed", "adaptive"]),
+    grad=st.sampled_from(["l2", "sign"]),
+)
 def test_the_kl_never_ends_above_its_start(seed, epsilon, radius, grad):
     a, prober = random_activations(seed), random_prober(seed)
     config = FairMedConfig(radius=radius, grad=grad)
@@ -225,7 +251,11 @@ def test_what_is_neutral_already_and_what_is_outside_the_mask_is_left_alone_exac
 @quickly
 @given(seed=seeds)
 def test_more_steps_are_never_worse(seed):
-    a, prober, mask = random_activations(seed), random_prober(seed), torch.ones(4, 5, dtype=torch.bool)
+    a, prober, mask = (
+        random_activations(seed),
+        random_prober(seed),
+        torch.ones(4, 5, dtype=torch.bool),
+    )
     kls = []
     for steps in (0, 1, 3, 10, 30):
         found = neutralise(a, mask, [prober], 2.0, FairMedConfig(steps=steps, tol=1e-3))
@@ -236,9 +266,13 @@ def test_more_steps_are_never_worse(seed):
     torch.testing.assert_close(kls[0], slow_kl(prober, a))
 
 
-@pytest.mark.parametrize("config", [FairMedConfig(), FairMedConfig.published("race"), FairMedConfig(radius="adaptive")])
+@pytest.mark.parametrize(
+    "config", [FairMedConfig(), FairMedConfig.published("race"), FairMedConfig(radius="adaptive")]
+)
 def test_a_radius_of_zero_is_the_identity(config):
-    found = neutralise(random_activations(0), some(0), [random_prober(0)], 0.0, config, noise=random_activations(1))
+    found = neutralise(
+        random_activations(0), some(0), [random_prober(0)], 0.0, config, noise=random_activations(1)
+    )
     assert not found.delta.any()
     assert not found.steps.any()
 
@@ -273,7 +307,11 @@ def test_a_row_does_not_depend_on_its_batch(config, seed):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_activation_that_is_not_finite_gets_none_and_disturbs_no_other_row(config, value):
-    a, noise, mask = random_activations(0), random_activations(1), torch.ones(4, 5, dtype=torch.bool)
+    a, noise, mask = (
+        random_activations(0),
+        random_activations(1),
+        torch.ones(4, 5, dtype=torch.bool),
+    )
     clean = neutralise(a, mask, [random_prober(2)], 1.0, config, noise)
     a[1, 3, 2] = value
     spoilt = neutralise(a, mask, [random_prober(2)], 1.0, config, noise)
@@ -286,7 +324,11 @@ def test_an_activation_that_is_not_finite_gets_none_and_disturbs_no_other_row(co
 
 
 def test_what_padding_holds_does_not_matter(config):
-    a, noise, mask = random_activations(0), random_activations(1), torch.ones(4, 5, dtype=torch.bool)
+    a, noise, mask = (
+        random_activations(0),
+        random_activations(1),
+        torch.ones(4, 5, dtype=torch.bool),
+    )
     mask[2, :2] = False
     clean = neutralise(a, mask, [random_prober(2)], 1.0, config, noise)
     a[2, 0], a[2, 1] = float("nan"), 1e30
@@ -299,7 +341,9 @@ def test_what_padding_holds_does_not_matter(config):
 def test_the_published_preset_leaves_the_l2_ball_but_not_the_box(seed):
     a, noise = (random_activations(s, seq=40, pos=1) for s in (seed, seed + 100))
     config = FairMedConfig.published("gender")
-    lengths = neutralise(a, torch.ones(40, 1, dtype=torch.bool), [random_prober(seed)], 0.3, config, noise).delta
+    lengths = neutralise(
+        a, torch.ones(40, 1, dtype=torch.bool), [random_prober(seed)], 0.3, config, noise
+    ).delta
     assert lengths.norm(dim=-1).max() > 1.2 * 0.3
     assert lengths.norm(dim=-1).max() <= 0.3 * D**0.5 * SLACK
     assert lengths.abs().max() <= 0.3 * SLACK
@@ -308,7 +352,9 @@ def test_the_published_preset_leaves_the_l2_ball_but_not_the_box(seed):
 def test_over_positions_the_published_projection_bounds_each_feature():
     a, noise = random_activations(0, seq=10, pos=12), random_activations(1, seq=10, pos=12)
     config = replace(FairMedConfig.published("gender"), init="zero")
-    delta = neutralise(a, torch.ones(10, 12, dtype=torch.bool), [random_prober(0)], 0.5, config, noise).delta
+    delta = neutralise(
+        a, torch.ones(10, 12, dtype=torch.bool), [random_prober(0)], 0.5, config, noise
+    ).delta
     assert delta.norm(dim=1).max() <= 0.5 * SLACK
     assert delta.norm(dim=1).max() > 0.4
 
@@ -318,7 +364,9 @@ def test_the_random_control_is_as_long_as_the_adversarial_delta_and_lies_along_t
     a, noise, mask = random_activations(0), random_activations(1), some(0)
     config = FairMedConfig(norm=norm)
     adversarial = neutralise(a, mask, [random_prober(0)], 1.0, config, noise)
-    control = neutralise(a, mask, [random_prober(0)], 1.0, replace(config, direction="random"), noise)
+    control = neutralise(
+        a, mask, [random_prober(0)], 1.0, replace(config, direction="random"), noise
+    )
     lengths = adversarial.delta.norm(dim=-1)
     torch.testing.assert_close(control.delta.norm(dim=-1), lengths, atol=1e-6, rtol=1e-5)
     assert torch.equal(control.steps, adversarial.steps)
@@ -328,7 +376,8 @@ def test_the_random_control_is_as_long_as_the_adversarial_delta_and_lies_along_t
     assert torch.cosine_similarity(adversarial.delta, noise, dim=-1)[moved].mean() < 0.5
 
 
-# --- several attributes -------------------------------------------------------------------------------------------
+# --- several attributes
+# -------------------------------------------------------------------------------------------
 
 
 @quickly
@@ -351,15 +400,20 @@ def test_a_second_attribute_keeps_the_search_going_where_the_first_is_neutral():
     config = FairMedConfig(tol=0.05)
     assert not neutralise(a, mask, [blind], 1.0, config).steps.any()
     both, other = (
-        neutralise(a, mask, probers, 1.0, config) for probers in ([blind, random_prober(1)], [random_prober(1)])
+        neutralise(a, mask, probers, 1.0, config)
+        for probers in ([blind, random_prober(1)], [random_prober(1)])
     )
     assert both.steps.any()
     assert torch.equal(both.steps, other.steps)
     torch.testing.assert_close(both.delta, other.delta, atol=1e-6, rtol=1e-5)
 
 
-def test_a_radius_that_adapts_stays_small_where_little_is_needed_and_reaches_further_where_more_is():
-    a, mask, prober = random_activations(0, seq=20), torch.ones(20, 5, dtype=torch.bool), random_prober(0)
+def test_a_radius_that_adapts_stays_small_where_little_is_needed_and_reaches_further_where_more_is():  # noqa: E501
+    a, mask, prober = (
+        random_activations(0, seq=20),
+        torch.ones(20, 5, dtype=torch.bool),
+        random_prober(0),
+    )
     fixed = neutralise(a, mask, [prober], 1.0, FairMedConfig())
     adaptive = neutralise(a, mask, [prober], 1.0, FairMedConfig(radius="adaptive"))
     lengths = adaptive.delta.norm(dim=-1)

@@ -25,7 +25,9 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def probes(real_model, corpus):
-    return tracelab.probe_layers(real_model, corpus, n_seeds=1, top_k=4, config=ProberConfig(epochs=8))
+    return tracelab.probe_layers(
+        real_model, corpus, n_seeds=1, top_k=4, config=ProberConfig(epochs=8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,10 @@ def probers_kl(model, edit, corpus):
     layers = sorted({facts["layer"] for facts in told})
     return {
         when: torch.stack(
-            [torch.cat([f[f"kl_{when}"][:, -1] for f in told if f["layer"] == layer]).mean() for layer in layers]
+            [
+                torch.cat([f[f"kl_{when}"][:, -1] for f in told if f["layer"] == layer]).mean()
+                for layer in layers
+            ]
         )
         for when in ("before", "after")
     }
@@ -73,10 +78,14 @@ def test_fairmed_makes_the_probers_more_even_at_every_layer_on_unseen_prompts_an
     assert (edited["after"] < control["after"]).all()
 
 
-def test_the_first_edited_layer_is_read_as_it_is_without_the_edit(real_model, probes, fairmed, corpus):
+def test_the_first_edited_layer_is_read_as_it_is_without_the_edit(
+    real_model, probes, fairmed, corpus
+):
     unseen = probes.unseen(corpus)
     before = probers_kl(real_model, fairmed, unseen)["before"]
-    untouched = probers_kl(real_model, fairmed.with_config(FairMedConfig(lam=0.0)), unseen)["before"]
+    untouched = probers_kl(real_model, fairmed.with_config(FairMedConfig(lam=0.0)), unseen)[
+        "before"
+    ]
     torch.testing.assert_close(before[0], untouched[0])
     assert not torch.allclose(before[-1], untouched[-1])
 
@@ -89,7 +98,9 @@ def test_experts_learn_their_texts_and_leave_the_weights_alone(real_model, exper
     ):
         base = perplexity(real_model, own).table["value"][0]
         with delta.applied(real_model):
-            tuned, counterpart = (perplexity(real_model, lines).table["value"][0] for lines in (own, other))
+            tuned, counterpart = (
+                perplexity(real_model, lines).table["value"][0] for lines in (own, other)
+            )
         assert tuned < base / 2
         assert tuned < counterpart
     with torch.no_grad():
@@ -99,7 +110,9 @@ def test_experts_learn_their_texts_and_leave_the_weights_alone(real_model, exper
     assert all(parameter.grad is None for parameter in real_model.parameters())
 
 
-def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(real_model, experts, tokens):
+def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(
+    real_model, experts, tokens
+):
     with torch.no_grad():
         z = real_model(tokens)
         with experts.expert.applied(real_model):
@@ -112,16 +125,25 @@ def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(real_m
     torch.testing.assert_close(mixed, z + 1.5 * (plus - minus), atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("fairmed", "experts")), "stack"])
-def test_greedy_text_of_the_real_model_is_the_same_with_and_without_a_cache(real_model, fairmed, experts, name):
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("fairmed", "experts")), "stack"]
+)
+def test_greedy_text_of_the_real_model_is_the_same_with_and_without_a_cache(
+    real_model, fairmed, experts, name
+):
     edit = {"fairmed": fairmed, "experts": experts, "stack": Stack([fairmed, experts])}[name]
     prompts = ["The nurse said that", TEXT]
     with edit.applied(real_model):
         cached, uncached = (
-            tracelab.generate(real_model, prompts, do_sample=False, max_new_tokens=6, use_cache=use_cache)
+            tracelab.generate(
+                real_model, prompts, do_sample=False, max_new_tokens=6, use_cache=use_cache
+            )
             for use_cache in (True, False)
         )
-        alone = [tracelab.generate(real_model, [p], do_sample=False, max_new_tokens=6).frame for p in prompts]
+        alone = [
+            tracelab.generate(real_model, [p], do_sample=False, max_new_tokens=6).frame
+            for p in prompts
+        ]
     assert cached.frame["continuation"].tolist() == uncached.frame["continuation"].tolist()
     assert cached.frame["continuation"].tolist() == [frame["continuation"][0] for frame in alone]
     if name != "fairmed":  # which moves these two prompts too little to change their words
@@ -171,7 +193,11 @@ def test_a_bundle_gives_the_same_numbers_in_another_process_on_the_bridge_and_on
     edit.save(tmp_path / "bundle")
     with torch.no_grad(), edit.applied(real_model):
         here = real_model(tokens)[0, -1]
-    arguments = [str(tmp_path / "bundle"), json.dumps(tokens[0].tolist()), str(tmp_path / "there.pt")]
+    arguments = [
+        str(tmp_path / "bundle"),
+        json.dumps(tokens[0].tolist()),
+        str(tmp_path / "there.pt"),
+    ]
     subprocess.run([sys.executable, "-c", PROCESS, *arguments], check=True, timeout=300)
     there = torch.load(tmp_path / "there.pt", weights_only=True)
     torch.testing.assert_close(there["bridged"], here, atol=1e-5, rtol=1e-5)
@@ -179,7 +205,9 @@ def test_a_bundle_gives_the_same_numbers_in_another_process_on_the_bridge_and_on
 
 
 def test_inspect_reports_what_the_stack_did_on_the_real_model(real_model, fairmed, experts):
-    result = tracelab.inspect(real_model, [fairmed, Stack([fairmed, experts])], TEXT, tokens=["nurse"])
+    result = tracelab.inspect(
+        real_model, [fairmed, Stack([fairmed, experts])], TEXT, tokens=["nurse"]
+    )
     assert set(result.groups["layer"]) == set(fairmed.layers)
     assert (result.groups["kl_after"] <= result.groups["kl_before"] + 1e-6).all()
     first = min(fairmed.layers)

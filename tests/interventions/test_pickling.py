@@ -1,4 +1,5 @@
-"""Edits go into process pools: pickled, copied and sent, they give the same numbers; results too."""
+"""Edits go into process pools: pickled, copied and sent, they give the same numbers; results
+too."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from tests.interventions.test_bundle import EDITS, parts
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.evaluate import stereoset_scores
-from tracelab.interventions import KLAAD, BiasEdit, BiasEditConfig, Experts, FairMed, KLAADConfig, Stack
+from tracelab.interventions import (
+    KLAAD,
+    BiasEdit,
+    BiasEditConfig,
+    Experts,
+    FairMed,
+    KLAADConfig,
+    Stack,
+)
 from tracelab.interventions.biasedit.biasedit import BiasEditSpec
 from tracelab.interventions.klaad.klaad import KLAADSpec
 
@@ -46,7 +55,12 @@ def test_an_edit_that_was_pickled_or_copied_gives_the_same_numbers(model, name, 
     with edit.observed():
         other = WAYS[way](edit)
     assert not any(part.is_observed for part in parts(other))
-    assert (type(other), other.spec(), other.notes, other.name) == (type(edit), edit.spec(), edit.notes, edit.name)
+    assert (type(other), other.spec(), other.notes, other.name) == (
+        type(edit),
+        edit.spec(),
+        edit.notes,
+        edit.name,
+    )
     assert other.allow_mismatch
     assert [part.origin for part in parts(other)] == [part.origin for part in parts(edit)]
     assert torch.equal(logits(model, other), before)
@@ -74,7 +88,9 @@ def test_experts_of_another_base_are_pickled_without_it_and_copied_with_it(model
     edit.expert_base = small
     assert torch.equal(logits(model, copy.deepcopy(edit)), logits(model, edit))
     sent = WAYS["pickle"](edit)
-    with pytest.raises(TracelabError, match="set edit.expert_base to the loaded model they were tuned on"):
+    with pytest.raises(
+        TracelabError, match="set edit.expert_base to the loaded model they were tuned on"
+    ):
         sent.hooks(model)
     sent.expert_base = small
     assert torch.equal(logits(model, sent), logits(model, edit))

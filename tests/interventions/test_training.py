@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.training.loop import Chunks, Curves, largest_parameter, require_converged, train
+from tracelab.interventions.training.loop import (
+    Chunks,
+    Curves,
+    largest_parameter,
+    require_converged,
+    train,
+)
 
 NAN = float("nan")
 
@@ -26,11 +32,15 @@ class Walker(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
 
-def walk(module: Walker, scores=lambda x: -x, *, losses=lambda x: x, gradient=-0.5, **options) -> Curves:
+def walk(
+    module: Walker, scores=lambda x: -x, *, losses=lambda x: x, gradient=-0.5, **options
+) -> Curves:
     """Steps of +1 by SGD, never clipped; ``scores`` and ``losses`` by where the walker is."""
 
     def step(batch: int) -> dict[str, float]:
-        module.x.grad = torch.tensor(float(gradient(module.x.item()) if callable(gradient) else gradient))
+        module.x.grad = torch.tensor(
+            float(gradient(module.x.item()) if callable(gradient) else gradient)
+        )
         module.seen += batch
         return {"loss": losses(module.x.item()), "other": 2.0}
 
@@ -50,7 +60,8 @@ def taken(curves: Curves) -> int:
     return sum(row["split"] == "train" for row in curves.rows)
 
 
-# --- the best state, and the end ------------------------------------------------------------------------------------
+# --- the best state, and the end
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("best", [0, 1, 4])
@@ -72,7 +83,9 @@ def test_a_score_that_only_ever_rises_leaves_the_module_as_it_was():
 def test_patience_counts_looks_without_improvement_not_steps(patience):
     curves = walk(Walker(), lambda x: abs(x - 4), eval_every=2, patience=patience)
     assert taken(curves) == 4 + 2 * patience
-    assert [row["step"] for row in curves.rows if row["split"] == "dev"] == list(range(0, 5 + 2 * patience, 2))
+    assert [row["step"] for row in curves.rows if row["split"] == "dev"] == list(
+        range(0, 5 + 2 * patience, 2)
+    )
 
 
 def test_an_improvement_gives_new_patience():
@@ -138,7 +151,17 @@ def test_the_scheduler_steps_with_the_optimiser():
         return {"loss": 0.0}
 
     score = lambda: {"score": -module.x.item()}  # noqa: E731
-    train(module, optimizer, itertools.count(), step, score, steps=3, eval_every=3, patience=1, scheduler=halving)
+    train(
+        module,
+        optimizer,
+        itertools.count(),
+        step,
+        score,
+        steps=3,
+        eval_every=3,
+        patience=1,
+        scheduler=halving,
+    )
     assert module.x.item() == 1 + 1 / 2 + 1 / 4
 
 
@@ -163,14 +186,17 @@ def test_the_curves_hold_every_step_and_every_look_in_order():
     }
 
 
-# --- what is not finite ---------------------------------------------------------------------------------------------
+# --- what is not finite
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [NAN, float("inf")])
 @pytest.mark.parametrize("where", ["losses", "gradient"])
 def test_at_the_first_step_what_is_not_finite_is_an_error(where, fault):
     module = Walker(2.0)
-    with pytest.raises(TracelabError, match=r"toy, step 1: not finite \(loss .*, gradient norm .*\): lower the"):
+    with pytest.raises(
+        TracelabError, match=r"toy, step 1: not finite \(loss .*, gradient norm .*\): lower the"
+    ):
         walk(module, **{where: lambda x: fault}, what="toy")
     assert module.x.item() == 2
 
@@ -180,7 +206,9 @@ def test_at_the_first_step_what_is_not_finite_is_an_error(where, fault):
 def test_later_what_is_not_finite_ends_training_at_the_best_state(where, fault):
     module = Walker()
     faulty = lambda x: fault if x == 5 else -0.5  # noqa: E731
-    with pytest.warns(UserWarning, match=r"step 6: not finite \(.*\).*; the best state before it is kept"):
+    with pytest.warns(
+        UserWarning, match=r"step 6: not finite \(.*\).*; the best state before it is kept"
+    ):
         curves = walk(module, lambda x: abs(x - 4), **{where: faulty})
     assert module.x.item() == 4
     assert taken(curves) == 5
@@ -199,7 +227,8 @@ def test_a_step_that_cannot_be_computed_counts_as_not_finite(at, outcome):
     assert module.x.item() == min(at, 4)
 
 
-# --- chunks ---------------------------------------------------------------------------------------------------------
+# --- chunks
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 class Sum:
@@ -222,7 +251,9 @@ class Sum:
 
 OUT_OF_MEMORY = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    "cpu": RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    ),
 }
 NUMBERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
@@ -238,7 +269,9 @@ def test_with_enough_memory_a_group_is_worked_through_once_in_order():
 @pytest.mark.filterwarnings("ignore:out of memory")  # of the sizes tried before the last
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 @pytest.mark.parametrize(("fits", "size"), [(4, 4), (3, 2), (1, 1)])
-def test_out_of_memory_it_begins_again_with_half_the_size_and_the_result_is_the_same(error, fits, size):
+def test_out_of_memory_it_begins_again_with_half_the_size_and_the_result_is_the_same(
+    error, fits, size
+):
     work, chunks = Sum(fits, OUT_OF_MEMORY[error]), Chunks(8)
     with pytest.warns(UserWarning, match=f"out of memory: {size} texts at a time from here on"):
         chunks(work.add, NUMBERS, work.restart)
@@ -266,7 +299,9 @@ def test_if_not_even_one_fits_the_error_is_shown():
     assert [len(chunk) for chunk in work.chunks] == [1]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("no")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("no")]
+)
 def test_other_errors_pass_through_at_once(error):
     work = Sum(2, error)
     with pytest.raises(type(error), match=str(error)):
@@ -274,19 +309,30 @@ def test_other_errors_pass_through_at_once(error):
     assert len(work.chunks) == 1
 
 
-# --- training that diverged -----------------------------------------------------------------------------------------
+# --- training that diverged
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("before", "after", "largest"),
-    [(4.0, 10.8, 1.0), (0.1, 1.2, 1.0), (4.0, 3.0, 3e9), (4.0, float("nan"), 1.0), (4.0, 3.0, float("nan"))],
+    [
+        (4.0, 10.8, 1.0),
+        (0.1, 1.2, 1.0),
+        (4.0, 3.0, 3e9),
+        (4.0, float("nan"), 1.0),
+        (4.0, 3.0, float("nan")),
+    ],
 )
 def test_a_loss_far_above_its_start_or_a_huge_parameter_is_divergence(before, after, largest):
-    with pytest.raises(TracelabError, match=r"x: the training diverged \(loss .*\): lower the learning rate"):
+    with pytest.raises(
+        TracelabError, match=r"x: the training diverged \(loss .*\): lower the learning rate"
+    ):
         require_converged("x", before, after, largest)
 
 
-@pytest.mark.parametrize(("before", "after", "largest"), [(4.0, 3.0, 20.0), (4.0, 5.5, 1.0), (0.1, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("before", "after", "largest"), [(4.0, 3.0, 20.0), (4.0, 5.5, 1.0), (0.1, 1.0, 1.0)]
+)
 def test_noise_is_no_divergence(before, after, largest):
     require_converged("x", before, after, largest)
 
@@ -303,7 +349,9 @@ def test_a_run_that_found_a_better_state_has_not_diverged(tmp_path):
     kept = tmp_path / "kept"
     kept.touch()
     for scores, diverged in (([5.0, 4.0, 9.0], False), ([5.0, 6.0, 9.0], True), ([5.0], False)):
-        curves = Curves([{"step": i, "split": "dev", "score": score} for i, score in enumerate(scores)])
+        curves = Curves(
+            [{"step": i, "split": "dev", "score": score} for i, score in enumerate(scores)]
+        )
         with pytest.raises(TracelabError) if diverged else nullcontext():
             curves.require_converged("x", kept)
         assert kept.exists() != diverged

@@ -1,4 +1,5 @@
-"""A training loop that is interrupted goes on to the same end; a damaged partial file is ignored."""
+"""A training loop that is interrupted goes on to the same end; a damaged partial file is
+ignored."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch import nn
 from tracelab.errors import TracelabError
 from tracelab.interventions.training.loop import Curves, require_partial, train
 
-# --- interruption ---------------------------------------------------------------------------------------------------
+# --- interruption
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 class Run:
@@ -28,7 +30,9 @@ class Run:
             x = torch.randn(8, 3, generator=generator)
             yield x, x.sum(dim=1, keepdim=True).sin()
 
-    def __call__(self, *, partial=None, key=None, interrupt_at=None, steps=20, patience=20, scheduler=True) -> Curves:
+    def __call__(
+        self, *, partial=None, key=None, interrupt_at=None, steps=20, patience=20, scheduler=True
+    ) -> Curves:
         def step(batch) -> dict[str, float]:
             if self.steps == interrupt_at:
                 raise KeyboardInterrupt
@@ -41,7 +45,12 @@ class Run:
         def evaluate() -> dict[str, float]:
             x = torch.linspace(-1, 1, 12).reshape(4, 3)
             with torch.no_grad():
-                return {"score": (self.module.eval()(x) - x.sum(dim=1, keepdim=True).sin()).square().mean().item()}
+                return {
+                    "score": (self.module.eval()(x) - x.sum(dim=1, keepdim=True).sin())
+                    .square()
+                    .mean()
+                    .item()
+                }
 
         return train(
             self.module,
@@ -145,7 +154,9 @@ def test_a_damaged_partial_file_is_ignored(tmp_path, damage):
     assert fresh.steps == 20
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"key": {"data": "abc"}}, torch.zeros(2)], ids=["list", "other", "tensor"])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"key": {"data": "abc"}}, torch.zeros(2)], ids=["list", "other", "tensor"]
+)
 def test_a_file_that_torch_can_read_but_that_is_none_of_ours_is_ignored(tmp_path, content):
     torch.save(content, tmp_path / "partial.pt")
     fresh = Run()
@@ -172,7 +183,9 @@ def test_a_partial_file_that_holds_code_is_ignored_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"notes of my own", b"", b"\x80\x02."])
-def test_a_file_of_somebodys_own_is_refused_before_any_fit_and_one_of_ours_is_not_even_if_damaged(tmp_path, content):
+def test_a_file_of_somebodys_own_is_refused_before_any_fit_and_one_of_ours_is_not_even_if_damaged(
+    tmp_path, content
+):
     (tmp_path / "mine.pt").write_bytes(content)
     with pytest.raises(TracelabError, match="mine.pt' was not written by tracelab"):
         require_partial(tmp_path / "mine.pt")

@@ -30,7 +30,8 @@ def all_of(values: torch.Tensor) -> torch.Tensor:
 
 
 def padded(seed: int = 0, fill: float = 0.0, token: int = 0):
-    """Random logits ``[3, 6, 7]``, tokens and mask of sentences of :data:`LENGTHS`; what stands in the padding."""
+    """Random logits ``[3, 6, 7]``, tokens and mask of sentences of :data:`LENGTHS`; what stands in
+    the padding."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(len(LENGTHS), max(LENGTHS), VOCAB, generator=generator)
     tokens = torch.randint(VOCAB, logits.shape[:2], generator=torch.Generator().manual_seed(99))
@@ -50,7 +51,9 @@ def slow_logprobs(logits: torch.Tensor, tokens: torch.Tensor, row: int) -> list[
     return found
 
 
-def slow_debias(name: str, stereotype: list[float], anti: list[float], beta: float, margin: float) -> float:
+def slow_debias(
+    name: str, stereotype: list[float], anti: list[float], beta: float, margin: float
+) -> float:
     """A pair's loss from the log-probabilities of its tokens."""
     lbar_s, lbar_a = np.mean(stereotype), np.mean(anti)
     if name == "logprob":
@@ -61,12 +64,14 @@ def slow_debias(name: str, stereotype: list[float], anti: list[float], beta: flo
     return float(pbar_s * (log(pbar_s) - lbar_a) + pbar_a * (log(pbar_a) - lbar_s))
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------
+# --- by hand
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
-def test_the_reference_loss_of_two_identical_sentences_is_not_zero_and_a_destroyed_model_lowers_it():
+def test_the_reference_loss_of_two_identical_sentences_is_not_zero_and_a_destroyed_model_lowers_it():  # noqa: E501
     # p = .5, .1, .01, .2: pbar = .2025, log pbar = -1.59702, lbar = -9.21034 / 4 = -2.30259;
-    # 2 * .2025 * .70557 = .28575; with all p 1000 times smaller both logs fall by the same and pbar 1000-fold.
+    # 2 * .2025 * .70557 = .28575; with all p 1000 times smaller both logs fall by the same and pbar
+    # 1000-fold.
     logp = torch.tensor([[0.5, 0.1, 0.01, 0.2]]).log()
     for shrunk, expected in ((logp, 0.28575), (logp - log(1000), 0.00028575)):
         loss = debias_loss("reference", shrunk, all_of(shrunk), shrunk, all_of(shrunk))
@@ -79,9 +84,13 @@ def test_the_symmetric_loss_of_two_identical_sentences_is_zero():
 
 
 def test_the_losses_of_two_short_sentences_by_hand():
-    # Stereotype p = 1/2, 1/8 (lbar = -2 log 2, pbar = 5/16), anti-stereotype p = 1/4 (lbar = -2 log 2, pbar = 1/4).
+    # Stereotype p = 1/2, 1/8 (lbar = -2 log 2, pbar = 5/16), anti-stereotype p = 1/4 (lbar = -2 log
+    # 2, pbar = 1/4).
     stereo, anti = torch.tensor([[0.5, 0.125]]).log(), torch.tensor([[0.25]]).log()
-    made = {name: debias_loss(name, stereo, all_of(stereo), anti, all_of(anti)).item() for name in LOSSES}
+    made = {
+        name: debias_loss(name, stereo, all_of(stereo), anti, all_of(anti)).item()
+        for name in LOSSES
+    }
     assert made["logprob"] == pytest.approx(0, abs=1e-12)
     assert made["preference"] == pytest.approx(log(1 + exp(0.4)))  # beta 4, margin 0.1
     assert made["reference"] == pytest.approx(5 / 16 * (log(5 / 16) - log(1 / 4)))
@@ -97,7 +106,8 @@ def test_ss_and_lms_and_the_gap_by_hand():
     assert found["gap"].item() == pytest.approx((1 - 1 + 0 + 3) / 4)
 
 
-# --- against loops --------------------------------------------------------------------------------------------------
+# --- against loops
+# --------------------------------------------------------------------------------------------------
 
 
 def test_token_logprobs_are_a_softmax_a_position():
@@ -137,7 +147,10 @@ def test_a_loss_is_that_of_each_pair_alone(name, beta, margin):
 def test_sentences_of_a_pair_may_differ_in_length_and_in_what_is_scored(name):
     generator = torch.Generator().manual_seed(0)
     stereo, anti = -torch.rand(1, 5, generator=generator), -torch.rand(1, 3, generator=generator)
-    chosen_s, chosen_a = torch.tensor([[True, False, True, True, False]]), torch.tensor([[False, True, True]])
+    chosen_s, chosen_a = (
+        torch.tensor([[True, False, True, True, False]]),
+        torch.tensor([[False, True, True]]),
+    )
     found = debias_loss(name, stereo, chosen_s, anti, chosen_a)
     pair = stereo[0, [0, 2, 3]].tolist(), anti[0, [1, 2]].tolist()
     assert found.item() == pytest.approx(slow_debias(name, *pair, 4.0, 0.1), rel=1e-5)
@@ -174,7 +187,8 @@ def test_the_kl_does_not_care_for_a_shift_of_all_logits():
     assert retention_loss("kl", logits, logits + 3, tokens, mask).abs().max() < 1e-6
 
 
-# --- what is scored -------------------------------------------------------------------------------------------------
+# --- what is scored
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_first_token_and_the_padding_are_not_scored():
@@ -195,7 +209,12 @@ def test_what_stands_in_the_padding_changes_no_loss(name):
     losses = []
     for fill, token in ((0.0, 0), (50.0, 3)):
         (stereo, tokens, mask), (anti, _, _) = padded(1, fill, token), padded(2, fill, token)
-        pair = (token_logprobs(stereo, tokens), scored(mask), token_logprobs(anti, tokens), scored(mask))
+        pair = (
+            token_logprobs(stereo, tokens),
+            scored(mask),
+            token_logprobs(anti, tokens),
+            scored(mask),
+        )
         losses.append(debias_loss(name, *pair))
     assert torch.equal(*losses)
 
@@ -210,7 +229,9 @@ def test_what_stands_in_the_padding_changes_no_retention(name):
 
 
 @pytest.mark.parametrize("fill", NOT_FINITE)
-def test_a_mean_over_places_is_untouched_by_what_is_not_finite_elsewhere_and_so_is_its_gradient(fill):
+def test_a_mean_over_places_is_untouched_by_what_is_not_finite_elsewhere_and_so_is_its_gradient(
+    fill,
+):
     values = torch.tensor([[1.0, 4.0, fill], [fill, 5.0, fill]], requires_grad=True)
     chosen = torch.tensor([[True, True, False], [False, True, False]])
     means = mean_over(values, chosen)
@@ -220,12 +241,15 @@ def test_a_mean_over_places_is_untouched_by_what_is_not_finite_elsewhere_and_so_
 
 
 def loss_and_gradient(kind: str, name: str, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """A loss with ``fill`` in the padding, and its gradient by the logits at positions that are not padding."""
+    """A loss with ``fill`` in the padding, and its gradient by the logits at positions that are not
+    padding."""
     (logits, tokens, mask), (other, _, _) = padded(1, fill), padded(2, fill)
     logits.requires_grad_()
     if kind == "debias":
         chosen = scored(mask)
-        loss = debias_loss(name, token_logprobs(logits, tokens), chosen, token_logprobs(other, tokens), chosen)
+        loss = debias_loss(
+            name, token_logprobs(logits, tokens), chosen, token_logprobs(other, tokens), chosen
+        )
     else:
         loss = retention_loss(name, other, logits, tokens, mask)
     loss.sum().backward()
@@ -252,8 +276,8 @@ def test_the_last_position_of_a_sentence_gets_no_gradient_and_every_other_one_do
 
 
 def test_the_gradient_flows_through_both_sentences_and_both_targets():
-    # Nothing is detached: d/d log p of pbar_s (log pbar_s - lbar_a) + pbar_a (log pbar_a - lbar_s), one token each,
-    # is p_s (log p_s - l_a + 1) - p_a for the stereotype.
+    # Nothing is detached: d/d log p of pbar_s (log pbar_s - lbar_a) + pbar_a (log pbar_a - lbar_s),
+    # one token each, is p_s (log p_s - l_a + 1) - p_a for the stereotype.
     stereo, anti = (torch.tensor([[log(p)]], requires_grad=True) for p in (0.5, 0.2))
     debias_loss("reference", stereo, all_of(stereo), anti, all_of(anti)).sum().backward()
     assert stereo.grad.item() == pytest.approx(0.5 * (log(0.5 / 0.2) + 1) - 0.2)

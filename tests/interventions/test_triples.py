@@ -1,4 +1,5 @@
-"""Triples as tokens: where the fillers are, what is left out, and a split that shares no target term."""
+"""Triples as tokens: where the fillers are, what is left out, and a split that shares no target
+term."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from tracelab.model.load import from_hf
 
 
 def about(bias: str, target: str, number: int) -> StereoSetRecord:
-    return record(f"The {target} is BLANK.", "bad", "good", "table", number=number, bias=bias, target=target)
+    return record(
+        f"The {target} is BLANK.", "bad", "good", "table", number=number, bias=bias, target=target
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,8 @@ def with_bos(tokenizer):
     return from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="with-bos", prepend_bos=True)
 
 
-# --- tokens ---------------------------------------------------------------------------------------------------------
+# --- tokens
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_sentences_are_three_a_record_in_the_order_of_the_labels(tiny_model, tokenizer):
@@ -66,16 +70,24 @@ def test_with_bos_all_sentences_begin_with_it_and_no_filler_is_at_its_place(with
 
 
 def test_of_a_context_with_two_blanks_both_fillers_count(tiny_model, tokenizer):
-    triples = tokenise(tiny_model("llama"), [record("A BLANK man is a BLANK man.", "bad", "good", "table")])
+    triples = tokenise(
+        tiny_model("llama"), [record("A BLANK man is a BLANK man.", "bad", "good", "table")]
+    )
     positions = triples.fillers[0]
     assert [tokenizer.decode([triples.sequences[0][p]]) for p in positions] == [" bad", " bad"]
     assert len(set(positions)) == 2
 
 
 def test_of_an_intersentence_record_the_continuation_is_the_filler(tiny_model, tokenizer):
-    continuations = [Sentence(str(i), text) for i, text in enumerate(("He is bad.", "He's good!", "Tables are odd"))]
+    continuations = [
+        Sentence(str(i), text)
+        for i, text in enumerate(("He is bad.", "He's good!", "Tables are odd"))
+    ]
     context = "I never had a brother."
-    given = [StereoSetRecord(str(i), "intersentence", "gender", "brother", context, *continuations) for i in range(2)]
+    given = [
+        StereoSetRecord(str(i), "intersentence", "gender", "brother", context, *continuations)
+        for i in range(2)
+    ]
     triples = tokenise(tiny_model("llama"), given)
     assert triples.left_out == {}
     for number, each in enumerate(given):
@@ -98,7 +110,8 @@ def test_a_space_that_is_a_token_of_its_own_belongs_to_the_context(tiny_model, t
         assert tokenizer.decode([ids[p] for p in positions]) == text
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
+# --- what is left out
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_record_whose_filler_cannot_be_found_is_left_out_and_counted(tiny_model):
@@ -110,7 +123,9 @@ def test_a_record_whose_filler_cannot_be_found_is_left_out_and_counted(tiny_mode
     assert len(triples.sequences) == len(triples.fillers) == 3
 
 
-def test_a_filler_that_begins_a_text_is_left_out_unless_bos_comes_before_it(tiny_model, with_bos, tokenizer):
+def test_a_filler_that_begins_a_text_is_left_out_unless_bos_comes_before_it(
+    tiny_model, with_bos, tokenizer
+):
     first = record("BLANK people came.", "Bad", "Good", "Table", number=1)
     assert [len(tokenizer(word).input_ids) for word in ("Bad", "Good")] == [1, 1]
     usable = record("They are BLANK.", "bad", "good", "table", number=2)
@@ -123,7 +138,9 @@ def test_a_filler_that_begins_a_text_is_left_out_unless_bos_comes_before_it(tiny
     assert with_it.left_out == {}
 
 
-def test_of_a_long_filler_that_begins_a_text_the_tokens_that_are_predicted_remain(tiny_model, tokenizer):
+def test_of_a_long_filler_that_begins_a_text_the_tokens_that_are_predicted_remain(
+    tiny_model, tokenizer
+):
     words = ("Xylographically", "Quizzaciously")
     sizes = [len(tokenizer(word).input_ids) for word in words]
     assert min(sizes) > 1
@@ -143,14 +160,17 @@ def test_an_unrelated_sentence_needs_no_filler(tiny_model):
 def test_if_no_record_is_left_the_reasons_are_named(tiny_model):
     blank_less = record("They are nice.", "bad", "good", "table", number=1)
     first = record("BLANK people came.", "Bad", "Good", "Table", number=2)
-    message = r"no usable triple among 3 records \(no filler in the sentence: 2, nothing predicts the filler: 1\)"
+    message = r"no usable triple among 3 records \(no filler in the sentence: 2, nothing predicts the filler: 1\)"  # noqa: E501
     with pytest.raises(TracelabError, match=message):
         tokenise(tiny_model("llama"), [blank_less, first, blank_less])
-    with pytest.raises(TracelabError, match=r"no usable triple among 0 records \(none were given\)"):
+    with pytest.raises(
+        TracelabError, match=r"no usable triple among 0 records \(none were given\)"
+    ):
         tokenise(tiny_model("llama"), [])
 
 
-# --- the split ------------------------------------------------------------------------------------------------------
+# --- the split
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -188,7 +208,9 @@ def test_two_target_terms_are_split_one_each_and_a_single_one_is_refused():
     two = [about("gender", "nurse", 0), about("gender", "nurse", 1), about("gender", "boss", 2)]
     train, dev = split_by_target(two)
     assert sorted(len({r.target for r in part}) for part in (train, dev)) == [1, 1]
-    with pytest.raises(TracelabError, match="gender has one target term: none can be held out for development"):
+    with pytest.raises(
+        TracelabError, match="gender has one target term: none can be held out for development"
+    ):
         split_by_target(two[:2])
     with pytest.raises(TracelabError, match="race has one target term"):
         split_by_target([*two, about("race", "them", 3)])

@@ -48,16 +48,22 @@ def with_edited_weights(kind: str, vocab: int, delta: WeightDelta) -> torch.Tens
     twin = tiny_hf(kind, vocab)
     for shape in delta.spec().maps:
         if kind == "llama":
-            twin.model.layers[shape.layer].get_submodule(LLAMA[shape.module]).weight += change(delta, shape.point)
+            twin.model.layers[shape.layer].get_submodule(LLAMA[shape.module]).weight += change(
+                delta, shape.point
+            )
         else:
             name, columns = GPT2[shape.module]
             # GPT-2's Conv1D keeps [d_in, d_out].
-            twin.transformer.h[shape.layer].get_submodule(name).weight[:, columns] += change(delta, shape.point).T
+            twin.transformer.h[shape.layer].get_submodule(name).weight[:, columns] += change(
+                delta, shape.point
+            ).T
     return twin(TOKENS).logits
 
 
 @pytest.mark.parametrize("rank", [4, None], ids=["low-rank", "dense"])
-@pytest.mark.parametrize(("kind", "module"), [*(("llama", name) for name in LLAMA), *(("gpt2", name) for name in GPT2)])
+@pytest.mark.parametrize(
+    ("kind", "module"), [*(("llama", name) for name in LLAMA), *(("gpt2", name) for name in GPT2)]
+)
 def test_a_delta_is_the_weight_itself_changed_by_it(tiny_model, tokenizer, kind, module, rank):
     model = tiny_model(kind)
     delta = random_delta(model, modules=(module,), layers=(0, 2), rank=rank, scale=0.2)
@@ -66,7 +72,9 @@ def test_a_delta_is_the_weight_itself_changed_by_it(tiny_model, tokenizer, kind,
         with delta.applied(model):
             hooked = model(TOKENS)
     assert (hooked - before).abs().max() > 0.1
-    torch.testing.assert_close(hooked, with_edited_weights(kind, len(tokenizer), delta), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        hooked, with_edited_weights(kind, len(tokenizer), delta), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_deltas_of_several_maps_and_layers_add_up(tiny_model, tokenizer):
@@ -75,7 +83,9 @@ def test_deltas_of_several_maps_and_layers_add_up(tiny_model, tokenizer):
     assert len(list(delta.parameters())) == 2 * 7 * 4
     with torch.no_grad(), delta.applied(model):
         hooked = model(TOKENS)
-    torch.testing.assert_close(hooked, with_edited_weights("llama", len(tokenizer), delta), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        hooked, with_edited_weights("llama", len(tokenizer), delta), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_layer_or_map_named_twice_is_edited_once(tiny_model, tokenizer):
@@ -84,7 +94,9 @@ def test_a_layer_or_map_named_twice_is_edited_once(tiny_model, tokenizer):
     assert len(delta.spec().maps) == 1
     with torch.no_grad(), delta.applied(model):
         hooked = model(TOKENS)
-    torch.testing.assert_close(hooked, with_edited_weights("llama", len(tokenizer), delta), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        hooked, with_edited_weights("llama", len(tokenizer), delta), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rank", [4, None], ids=["low-rank", "dense"])
@@ -104,20 +116,28 @@ def test_gradients_reach_the_delta_and_are_those_of_the_weight(tiny_model, token
     if rank is None:
         torch.testing.assert_close(part.delta.grad, weight.grad, atol=1e-4, rtol=1e-4)
     else:
-        torch.testing.assert_close(part.lora_A.grad, part.lora_B.detach().T @ weight.grad, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(part.lora_B.grad, weight.grad @ part.lora_A.detach().T, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            part.lora_A.grad, part.lora_B.detach().T @ weight.grad, atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            part.lora_B.grad, weight.grad @ part.lora_A.detach().T, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_new_low_rank_delta_has_peft_s_start(tiny_model):
     model = tiny_model("llama")
-    first, again, other = (WeightDelta.low_rank(model, layers=[1], rank=8, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        WeightDelta.low_rank(model, layers=[1], rank=8, seed=seed) for seed in (0, 0, 1)
+    )
     a, b = (getattr(first.part(Point("mlp.out", 1)), name) for name in ("lora_A", "lora_B"))
     assert a.shape == (8, 64)
     assert b.shape == (D_MODEL, 8)
     assert not b.any()
     assert a.abs().max() <= 1 / 64**0.5  # kaiming_uniform(a=√5) is uniform within 1/√d_in
     assert a.std() > 0.5 / 64**0.5
-    tensors = [delta.state_dict()["maps.blocks-1-mlp-out.lora_A"] for delta in (first, again, other)]
+    tensors = [
+        delta.state_dict()["maps.blocks-1-mlp-out.lora_A"] for delta in (first, again, other)
+    ]
     assert torch.equal(tensors[0], tensors[1])
     assert not torch.equal(tensors[0], tensors[2])
 
@@ -139,7 +159,10 @@ def test_on_a_bf16_model_the_delta_stays_in_fp32(tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modules": ["mlp.up"]}, r"unknown linear map 'mlp\.up': choose one of mlp\.in, mlp\.gate, .*attn\.o"),
+        (
+            {"modules": ["mlp.up"]},
+            r"unknown linear map 'mlp\.up': choose one of mlp\.in, mlp\.gate, .*attn\.o",
+        ),
         ({"modules": ["mlp.gate"]}, r"tiny-gpt2 has no linear map blocks\.1\.mlp\.gate"),
         ({"layers": [4]}, "layer 4 is out of range: tiny-gpt2 has layers 0 to 3"),
         ({"layers": [-1]}, "layer -1 is out of range"),

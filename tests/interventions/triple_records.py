@@ -1,6 +1,7 @@
 """StereoSet-like records made on the spot, and tiny models whose vocabulary is their words.
 
-Training on triples computes softmaxes over the whole vocabulary again and again; with a hundred words it takes no time.
+Training on triples computes softmaxes over the whole vocabulary again and again; with a hundred
+words it takes no time.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ TARGETS = ("nurse", "plumber", "Norwegian", "schoolgirl", "grandfather", "engine
 OTHER_TARGETS = ("Peruvian", "baker", "uncle")
 
 
-def record(context: str, *fillers: str, number: int = 0, bias: str = "race", target: str = "them") -> StereoSetRecord:
-    """An intrasentence record from its context and its stereotypical, anti-stereotypical and unrelated filler."""
+def record(
+    context: str, *fillers: str, number: int = 0, bias: str = "race", target: str = "them"
+) -> StereoSetRecord:
+    """An intrasentence record from its context and its stereotypical, anti-stereotypical and
+    unrelated filler."""
     texts = [context.replace("BLANK", filler) for filler in fillers]
     sentences = [
         Sentence(f"{number}-{i}", text, filler_spans(context, text), find_words(text, [target]))
@@ -47,19 +51,30 @@ def record(context: str, *fillers: str, number: int = 0, bias: str = "race", tar
     return StereoSetRecord(str(number), "intrasentence", bias, target, context, *sentences)
 
 
-def records(n: int, *, start: int = 0, targets: tuple[str, ...] = TARGETS, bias: str = "race") -> list[StereoSetRecord]:
-    """``n`` different records of several lengths; two in a row never have one target, if there are several."""
+def records(
+    n: int, *, start: int = 0, targets: tuple[str, ...] = TARGETS, bias: str = "race"
+) -> list[StereoSetRecord]:
+    """``n`` different records of several lengths; two in a row never have one target, if there are
+    several."""
     made = []
     for i in range(start, start + n):
         target = targets[i % len(targets)]
         context = CONTEXTS[(i // 2) % len(CONTEXTS)].format(target)
-        made.append(record(context, *FILLERS[(i // 3) % len(FILLERS)], number=i, bias=bias, target=target))
+        made.append(
+            record(context, *FILLERS[(i // 3) % len(FILLERS)], number=i, bias=bias, target=target)
+        )
     return made
 
 
 def save_word_tokenizer(folder: Path) -> int:
-    """Save a tokenizer of the records' words and signs, which adds no BOS; returns the size of its vocabulary."""
-    texts = [*CONTEXTS, *TARGETS, *OTHER_TARGETS, *(filler for fillers in FILLERS for filler in fillers)]
+    """Save a tokenizer of the records' words and signs, which adds no BOS; returns the size of its
+    vocabulary."""
+    texts = [
+        *CONTEXTS,
+        *TARGETS,
+        *OTHER_TARGETS,
+        *(filler for fillers in FILLERS for filler in fillers),
+    ]
     split = Whitespace()
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
@@ -77,4 +92,6 @@ def word_hf(kind: str, folder: Path) -> Any:
 
 def word_model(kind: str, folder: Path) -> TransformerBridge:
     """The same model as a bridge."""
-    return from_hf(word_hf(kind, folder), AutoTokenizer.from_pretrained(folder), model_id=f"tiny-{kind}")
+    return from_hf(
+        word_hf(kind, folder), AutoTokenizer.from_pretrained(folder), model_id=f"tiny-{kind}"
+    )

@@ -7,7 +7,12 @@ from transformers import AutoModelForCausalLM
 
 from tracelab.datasets import Pair, crows_pairs, stereoset
 from tracelab.errors import TracelabError
-from tracelab.localize.attention.attention_gap import attention_gap, attention_patterns, reduce_gap, summarise
+from tracelab.localize.attention.attention_gap import (
+    attention_gap,
+    attention_patterns,
+    reduce_gap,
+    summarise,
+)
 from tracelab.localize.attention.neutral_swap import neutral_swaps
 from tracelab.model import assets
 from tracelab.model.tokens import encode
@@ -68,7 +73,12 @@ def test_equal_sentences_have_nothing_to_compare(tiny_model):
 def test_unequal_lengths_are_aligned_counted_and_kept_apart(tiny_model):
     pairs = [
         Pair("equal", "gender", "The man is here today.", "The woman is here today."),
-        Pair("longer", "gender", "He said that the man is very nice.", "She said that the man is nice."),
+        Pair(
+            "longer",
+            "gender",
+            "He said that the man is very nice.",
+            "She said that the man is nice.",
+        ),
         Pair("insertion", "gender", "The man is here.", "The man is here now."),
     ]
     gap = attention_gap(tiny_model("llama"), pairs, control="none")
@@ -95,7 +105,10 @@ def test_a_word_of_several_tokens_against_one_is_a_single_position(tiny_model):
     assert row["token_anti_stereotype"].item() == "·old"
     maps = gap.maps.pivot(index="query", columns="key", values="stereotype").to_numpy()
     (whole,) = attention_patterns(
-        tiny_model("llama"), [encode(tiny_model("llama"), pair.stereotype).ids], "blocks.3.attn.hook_pattern", None
+        tiny_model("llama"),
+        [encode(tiny_model("llama"), pair.stereotype).ids],
+        "blocks.3.attn.hook_pattern",
+        None,
     )
     extra = len(whole) - len(maps)
     assert extra > 0
@@ -115,7 +128,11 @@ def test_positions_before_the_first_difference_have_no_paid_gap(tiny_model):
 def test_the_neutral_swap_changes_one_other_whole_word(real_model):
     records = [pair.pair() for pair in crows_pairs("gender")]
     encoded = [
-        (i, encode(real_model, p.stereotype, prepend_bos=True), encode(real_model, p.anti_stereotype, prepend_bos=True))
+        (
+            i,
+            encode(real_model, p.stereotype, prepend_bos=True),
+            encode(real_model, p.anti_stereotype, prepend_bos=True),
+        )
         for i, p in enumerate(records)
     ]
     swaps = neutral_swaps(real_model, encoded, seed=3)
@@ -125,7 +142,9 @@ def test_the_neutral_swap_changes_one_other_whole_word(real_model):
             continue
         swap = swaps[i]
         changed = [p for p, (a, b) in enumerate(zip(first.ids, swap.ids, strict=True)) if a != b]
-        differing = [p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b]
+        differing = [
+            p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b
+        ]
         assert changed == [swap.position]
         assert swap.position not in differing
         assert len(differing) == 1

@@ -1,4 +1,5 @@
-"""Models that put the number of rows into what they give their blocks (ALiBi): BLOOM, and Falcon with ALiBi."""
+"""Models that put the number of rows into what they give their blocks (ALiBi): BLOOM, and Falcon
+with ALiBi."""
 
 from __future__ import annotations
 
@@ -32,8 +33,12 @@ CONFIGS = {
 def model(request):
     tokenizer = AutoTokenizer.from_pretrained(assets.model_dir())
     torch.manual_seed(0)
-    config = AutoConfig.for_model(request.param, vocab_size=len(tokenizer), **CONFIGS[request.param])
-    return from_hf(AutoModelForCausalLM.from_config(config).eval(), tokenizer, model_id=f"tiny-{request.param}")
+    config = AutoConfig.for_model(
+        request.param, vocab_size=len(tokenizer), **CONFIGS[request.param]
+    )
+    return from_hf(
+        AutoModelForCausalLM.from_config(config).eval(), tokenizer, model_id=f"tiny-{request.param}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,12 @@ def test_tracing_falls_back_to_the_slow_way(model, pairs):
 
 def test_continuations_of_a_shared_prompt_are_those_of_whole_texts(model):
     texts = [" a man.", " the old woman."]
-    prompts = [encode_continuations(model, prompt, texts) for prompt in ("He is", "In the end she was not")]
-    shared, plain = (continuation_logprobs(model, prompts, share_prefix=share) for share in (None, False))
+    prompts = [
+        encode_continuations(model, prompt, texts) for prompt in ("He is", "In the end she was not")
+    ]
+    shared, plain = (
+        continuation_logprobs(model, prompts, share_prefix=share) for share in (None, False)
+    )
     for ours, theirs in zip(shared, plain, strict=True):
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
 
@@ -69,7 +78,9 @@ def test_directions_of_a_delta_are_named(model):
 def test_a_small_share_of_traceable_pairs_is_said_aloud(model, pairs):
     broken = [r for r in stereoset("gender") if not any(r.id == p.id for p in pairs)]
     bad = [r for r in broken if r.id not in {case.id for case in make_cases(model, broken)[0]}][:5]
-    with pytest.warns(UserWarning, match=f"{len(bad)} of {len(bad) + 2} records cannot be traced: .*filler"):
+    with pytest.warns(
+        UserWarning, match=f"{len(bad)} of {len(bad) + 2} records cannot be traced: .*filler"
+    ):
         make_cases(model, [*pairs[:2], *bad])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -59,7 +59,10 @@ def cheap_trace(model, pairs):
 def given_noise(model, pairs, seed: int = 0) -> dict[str, torch.Tensor]:
     cases, _ = make_cases(model, pairs)
     generator = torch.Generator().manual_seed(seed)
-    return {case.id: 0.7 * torch.randn(2, len(case.noised), D_MODEL, generator=generator) for case in cases}
+    return {
+        case.id: 0.7 * torch.randn(2, len(case.noised), D_MODEL, generator=generator)
+        for case in cases
+    }
 
 
 def same_tables(one, other) -> None:
@@ -68,7 +71,8 @@ def same_tables(one, other) -> None:
     pd.testing.assert_frame_equal(one.effects, other.effects)
 
 
-# --- the numbers --------------------------------------------------------------------------------------------------
+# --- the numbers
+# --------------------------------------------------------------------------------------------------
 
 
 def test_fast_and_plain_runs_give_the_same_tables(model, pairs):
@@ -89,7 +93,9 @@ def test_noise_on_the_last_token_is_the_same_fast_and_plain(model):
     ending = {case.id for case in cases if case.noised[-1] == len(case.columns) - 1}
     chosen = [record for record in records if record.id in ending][:2]
     assert len(chosen) == 2
-    fast, plain = (causal_trace(model, chosen, **CHEAP, positions="all", run=run) for run in ("fast", "plain"))
+    fast, plain = (
+        causal_trace(model, chosen, **CHEAP, positions="all", run=run) for run in ("fast", "plain")
+    )
     assert np.allclose(fast.states["gap"], plain.states["gap"], rtol=0, atol=3e-5)
 
 
@@ -97,10 +103,14 @@ def test_the_fast_way_is_taken_on_every_architecture_of_the_suite(tiny_model, pa
     for kind in ("llama", "gpt2", "qwen2", "gemma2", "gpt_neox", "gpt_neo"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # falling back to the slow way warns
-            causal_trace(tiny_model(kind), pairs[:1], layers=[1], components=["mlp"], window=1, n_samples=1)
+            causal_trace(
+                tiny_model(kind), pairs[:1], layers=[1], components=["mlp"], window=1, n_samples=1
+            )
 
 
-def test_where_caches_cannot_be_shared_the_slow_way_gives_the_same_numbers(model, pairs, monkeypatch):
+def test_where_caches_cannot_be_shared_the_slow_way_gives_the_same_numbers(
+    model, pairs, monkeypatch
+):
     def broken(*args, **kwargs):
         raise TypeError("this architecture's blocks take other arguments")
 
@@ -120,7 +130,9 @@ def test_the_clean_gap_is_the_difference_of_the_sentences_scores(model, trace):
 
 def test_a_pair_is_traced_on_the_embedded_model(real_model):
     records = stereoset("gender", limit=4)
-    trace = causal_trace(real_model, records, layers=[20], n_samples=1, components=["mlp"], max_cases=1)
+    trace = causal_trace(
+        real_model, records, layers=[20], n_samples=1, components=["mlp"], max_cases=1
+    )
     (case,) = trace.cases.to_dict("records")
     stereo, anti = score(real_model, [case["stereotype"], case["anti_stereotype"]]).sum
     assert case["high"] == pytest.approx(stereo - anti, abs=1e-3)
@@ -129,7 +141,9 @@ def test_a_pair_is_traced_on_the_embedded_model(real_model):
     assert (trace.states["gap"] - case["low"]).abs().max() > 0.01
 
 
-def test_noise_has_three_times_the_spread_of_the_attribute_words_embeddings(model, pairs, trace, tokenizer):
+def test_noise_has_three_times_the_spread_of_the_attribute_words_embeddings(
+    model, pairs, trace, tokenizer
+):
     cases, _ = make_cases(model, pairs)
     table = tiny_hf("llama", len(tokenizer)).get_input_embeddings().weight.detach()
     rows = [table[case.stereotype.ids[case.columns[c][0]]] for case in cases for c in case.noised]
@@ -138,7 +152,8 @@ def test_noise_has_three_times_the_spread_of_the_attribute_words_embeddings(mode
     assert trace.settings["noise_std"] == pytest.approx(3 * expected, rel=1e-5)
 
 
-# --- noise and seeds ----------------------------------------------------------------------------------------------
+# --- noise and seeds
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_repeats_every_table_and_another_does_not(model, pairs, cheap_trace):
@@ -154,7 +169,9 @@ def test_given_noise_is_the_noise_that_is_used(model, pairs):
     pd.testing.assert_frame_equal(one.states, again.states)
     changed = causal_trace(model, pairs[:2], **CHEAP, noise=other)
     assert not np.allclose(one.cases["low"], changed.cases["low"], atol=0.01)
-    silent = causal_trace(model, pairs[:2], **CHEAP, noise={key: 0 * value for key, value in draw.items()})
+    silent = causal_trace(
+        model, pairs[:2], **CHEAP, noise={key: 0 * value for key, value in draw.items()}
+    )
     assert np.allclose(silent.cases["te"], 0, atol=1e-4)
 
 
@@ -164,13 +181,22 @@ def test_noise_is_added_to_the_attribute_words_of_both_sentences(model, pairs, t
     hf_model = tiny_hf("llama", len(tokenizer))
     scores = []
     for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
-        embeds = hf_model.get_input_embeddings()(torch.tensor([encoding.ids])).detach().repeat(2, 1, 1)
+        embeds = (
+            hf_model.get_input_embeddings()(torch.tensor([encoding.ids])).detach().repeat(2, 1, 1)
+        )
         for k, column in enumerate(case.noised):
             embeds[:, case.columns[column][side]] += draw[case.id][:, k]
         with torch.no_grad():
             logprobs = hf_model(inputs_embeds=embeds).logits.log_softmax(-1)
         ids = encoding.ids
-        scores.append(sum(float(logprobs[s, j - 1, ids[j]]) for s in (0, 1) for j in range(case.first, len(ids))) / 2)
+        scores.append(
+            sum(
+                float(logprobs[s, j - 1, ids[j]])
+                for s in (0, 1)
+                for j in range(case.first, len(ids))
+            )
+            / 2
+        )
     traced = causal_trace(model, pairs[:1], **CHEAP, noise=draw).cases.set_index("case")
     assert traced.loc[case.id, "low"] == pytest.approx(scores[0] - scores[1], abs=1e-4)
 
@@ -187,7 +213,8 @@ def test_noise_that_lacks_a_record_is_refused(model, pairs):
         causal_trace(model, pairs[:2], **CHEAP, noise=draw)
 
 
-# --- the tables -----------------------------------------------------------------------------------------------------
+# --- the tables
+# -----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_states_are_the_key_roles_or_every_token(model, pairs, trace):
@@ -215,13 +242,19 @@ def test_at_most_so_many_cases_are_drawn_by_the_seed_and_keep_their_numbers(mode
     assert some.settings["n_traceable"] == 4
     rows = whole.cases[whole.cases["case"].isin(some.cases["case"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(some.cases, rows)
-    again, other = (causal_trace(model, pairs, **CHEAP, noise=draw, max_cases=2, seed=seed) for seed in (0, 2))
-    assert again.cases["case"].tolist() == some.cases["case"].tolist() != other.cases["case"].tolist()
+    again, other = (
+        causal_trace(model, pairs, **CHEAP, noise=draw, max_cases=2, seed=seed) for seed in (0, 2)
+    )
+    assert (
+        again.cases["case"].tolist() == some.cases["case"].tolist() != other.cases["case"].tolist()
+    )
 
 
 def test_a_sample_of_cases_gets_the_noise_it_gets_among_all(model, pairs, cheap_trace):
     some = causal_trace(model, pairs, **CHEAP, max_cases=2)
-    rows = cheap_trace.cases[cheap_trace.cases["case"].isin(some.cases["case"])].reset_index(drop=True)
+    rows = cheap_trace.cases[cheap_trace.cases["case"].isin(some.cases["case"])].reset_index(
+        drop=True
+    )
     pd.testing.assert_frame_equal(some.cases, rows)
 
 
@@ -237,7 +270,9 @@ def test_layers_are_a_selection_of_the_whole(model, pairs, trace):
     assert some.settings["layers"] == [1, 3]
 
 
-def test_token_counts_leave_out_the_first_token_that_has_no_probability(model, pairs, trace, tokenizer):
+def test_token_counts_leave_out_the_first_token_that_has_no_probability(
+    model, pairs, trace, tokenizer
+):
     for case in trace.cases.to_dict("records"):
         assert case["n_tokens"] == len(tokenizer(case["stereotype"]).input_ids) - 1
     with_bos = causal_trace(model, pairs[:1], **CHEAP, prepend_bos=True)
@@ -251,7 +286,8 @@ def test_filler_columns_are_labelled_with_both_sentences_tokens(trace):
     assert not any(" / " in label for label in labels["attribute"])
 
 
-# --- errors and interruptions ---------------------------------------------------------------------------------------
+# --- errors and interruptions
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,7 +298,10 @@ def test_filler_columns_are_labelled_with_both_sentences_tokens(trace):
         ({"layers": [0, N_LAYERS]}, "layer 4 is out of range: tiny-llama has layers 0 to 3"),
         ({"layers": [-1]}, "layer -1 is out of range"),
         ({"layers": []}, "nothing to trace: name at least one layer"),
-        ({"components": ["resid", "head"]}, "unknown component 'head': choose one of resid, mlp, attn"),
+        (
+            {"components": ["resid", "head"]},
+            "unknown component 'head': choose one of resid, mlp, attn",
+        ),
         ({"components": []}, "nothing to trace: .* one component"),
         ({"positions": "first"}, "unknown positions 'first': choose one of roles, all"),
         ({"run": "slow"}, "unknown run 'slow': choose one of auto, fast, plain"),
@@ -292,7 +331,9 @@ def own_model(tokenizer):
     return from_hf(tiny_hf("llama", len(tokenizer)), own, model_id="interrupted")
 
 
-@pytest.mark.parametrize(("run", "n"), [*(("fast", n) for n in (0, 1, 2, 3, 9)), ("plain", 0), ("plain", 5)])
+@pytest.mark.parametrize(
+    ("run", "n"), [*(("fast", n) for n in (0, 1, 2, 3, 9)), ("plain", 0), ("plain", 5)]
+)
 def test_an_interrupted_run_leaves_the_model_as_it_was(own_model, pairs, run, n):
     blocks, tokens = list(own_model.blocks), torch.arange(10, 20)[None]
     with torch.no_grad():
@@ -325,7 +366,9 @@ def traced(monkeypatch):
     return seen
 
 
-def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(model, pairs, cheap_trace, tmp_path, traced):
+def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(
+    model, pairs, cheap_trace, tmp_path, traced
+):
     partial = tmp_path / "sub" / "partial.jsonl"
     settings = {**CHEAP, "run": "fast", "partial": partial}
     whole = causal_trace(model, pairs, **settings)
@@ -342,7 +385,9 @@ def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(model,
     assert traced == []
 
 
-def test_a_real_interruption_keeps_the_finished_cases(model, pairs, cheap_trace, tmp_path, traced, monkeypatch):
+def test_a_real_interruption_keeps_the_finished_cases(
+    model, pairs, cheap_trace, tmp_path, traced, monkeypatch
+):
     partial = tmp_path / "partial.jsonl"
     settings = {**CHEAP, "run": "fast", "partial": partial}
     counted = module.fast_trace
@@ -360,12 +405,15 @@ def test_a_real_interruption_keeps_the_finished_cases(model, pairs, cheap_trace,
     assert len(traced) == 2 * 2
 
 
-def test_a_line_cut_by_the_interruption_costs_its_case_only_once(model, pairs, cheap_trace, tmp_path, traced):
+def test_a_line_cut_by_the_interruption_costs_its_case_only_once(
+    model, pairs, cheap_trace, tmp_path, traced
+):
     partial = tmp_path / "partial.jsonl"
     settings = {**CHEAP, "run": "fast", "partial": partial}
     causal_trace(model, pairs, **settings)
     lines = partial.read_text().splitlines()
-    partial.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # killed while writing the second case
+    # killed while writing the second case
+    partial.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
     traced.clear()
     same_tables(causal_trace(model, pairs, **settings), cheap_trace)
     assert len(traced) == 6
@@ -374,8 +422,12 @@ def test_a_line_cut_by_the_interruption_costs_its_case_only_once(model, pairs, c
     assert traced == []
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"window": 3}, {"layers": [1]}, {"noise_std": 0.4}])
-def test_a_run_with_other_settings_does_not_take_over_finished_cases(model, pairs, tmp_path, traced, change):
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"window": 3}, {"layers": [1]}, {"noise_std": 0.4}]
+)
+def test_a_run_with_other_settings_does_not_take_over_finished_cases(
+    model, pairs, tmp_path, traced, change
+):
     settings = {**CHEAP, "run": "fast", "partial": tmp_path / "partial.jsonl"}
     causal_trace(model, pairs[:2], **settings)
     traced.clear()
@@ -388,7 +440,8 @@ def test_a_run_with_other_settings_does_not_take_over_finished_cases(model, pair
 def test_a_run_with_other_given_noise_does_not_take_over_finished_cases(model, pairs, tmp_path):
     settings = {**CHEAP, "partial": tmp_path / "partial.jsonl"}
     one, other = (
-        causal_trace(model, pairs[:1], **settings, noise=given_noise(model, pairs[:1], seed)) for seed in (0, 1)
+        causal_trace(model, pairs[:1], **settings, noise=given_noise(model, pairs[:1], seed))
+        for seed in (0, 1)
     )
     assert not np.allclose(one.cases["low"], other.cases["low"], atol=0.01)
 

@@ -23,7 +23,9 @@ GROUPS = (("female", ("woman", "girl", "lady")), ("male", ("man", "boy")))
 
 
 def corpus(groups=GROUPS, texts=TEXTS) -> Corpus:
-    prompts = tuple(Prompt(f"p{i}", "gender", f"c{i}", "{concept}", text) for i, text in enumerate(texts))
+    prompts = tuple(
+        Prompt(f"p{i}", "gender", f"c{i}", "{concept}", text) for i, text in enumerate(texts)
+    )
     return Corpus("gender", tuple(groups), prompts)
 
 
@@ -31,7 +33,9 @@ def corpus(groups=GROUPS, texts=TEXTS) -> Corpus:
 @pytest.mark.parametrize("bos", [False, True])
 def test_activations_equal_hooks_run_one_prompt_at_a_time(tiny_model, tokenizer, kind, bos):
     model = tiny_model(kind)
-    made = harvest(model, corpus(), group_token_ids(model, corpus()), prepend_bos=bos, batch_tokens=40)
+    made = harvest(
+        model, corpus(), group_token_ids(model, corpus()), prepend_bos=bos, batch_tokens=40
+    )
     assert made.activations.shape == (len(TEXTS), N_LAYERS, D_MODEL)
     names = [f"blocks.{layer}.hook_mlp_out" for layer in range(N_LAYERS)]
     for row, text in enumerate(TEXTS):
@@ -52,7 +56,9 @@ def test_soft_labels_equal_those_computed_by_hand_from_the_plain_model(tiny_mode
             p = plain(torch.tensor([tokenizer(text).input_ids])).logits[0, -1].double().softmax(-1)
         by_group = [sum(float(p[i]) for i in ids) for ids in first_ids]
         assert float(made.mass[row]) == pytest.approx(sum(by_group), rel=1e-4)
-        assert made.labels[row].tolist() == pytest.approx([q / sum(by_group) for q in by_group], abs=1e-5)
+        assert made.labels[row].tolist() == pytest.approx(
+            [q / sum(by_group) for q in by_group], abs=1e-5
+        )
     assert made.labels.std(dim=0).min() > 0.01  # the prompts do differ
 
 
@@ -77,7 +83,9 @@ def test_batch_size_changes_no_number(tiny_model, batch_tokens):
     assert torch.allclose(some.labels, other.labels, atol=1e-5)
 
 
-def test_activations_spilt_to_a_file_are_the_same_and_leave_no_file(tiny_model, monkeypatch, tmp_path):
+def test_activations_spilt_to_a_file_are_the_same_and_leave_no_file(
+    tiny_model, monkeypatch, tmp_path
+):
     model = tiny_model("llama")
     words = group_token_ids(model, corpus())
     in_memory = harvest(model, corpus(), words)
@@ -85,7 +93,9 @@ def test_activations_spilt_to_a_file_are_the_same_and_leave_no_file(tiny_model, 
     monkeypatch.setattr(module, "SPILL_BYTES", 0)
     asked = []
     from_file = torch.from_file
-    monkeypatch.setattr(torch, "from_file", lambda name, **rest: asked.append(name) or from_file(name, **rest))
+    monkeypatch.setattr(
+        torch, "from_file", lambda name, **rest: asked.append(name) or from_file(name, **rest)
+    )
     spilt = harvest(model, corpus(), words)
     assert len(asked) == 1
     assert asked[0].startswith(str(tmp_path))
@@ -104,7 +114,9 @@ def test_a_first_token_of_two_groups_is_left_out_with_a_warning(tiny_model, toke
     groups = (("a", ("man", "king")), ("b", ("man", "queen")), ("c", ("child",)))
     with pytest.warns(UserWarning, match=r"shared by several groups are left out: '·man'"):
         ids = group_token_ids(tiny_model("llama"), corpus(groups))
-    assert [i.tolist() for i in ids] == [tokenizer(f" {w}").input_ids for w in ("king", "queen", "child")]
+    assert [i.tolist() for i in ids] == [
+        tokenizer(f" {w}").input_ids for w in ("king", "queen", "child")
+    ]
 
 
 def test_a_token_shared_by_the_first_and_the_last_of_three_groups_is_found(tiny_model):
@@ -118,7 +130,9 @@ def test_a_group_left_without_a_word_is_refused(tiny_model):
     groups = (("a", ("man",)), ("b", ("man", "queen")))
     with (
         pytest.warns(UserWarning, match="left out"),
-        pytest.raises(TracelabError, match=r"no word of the group 'a' \(man\) has a first token of its own"),
+        pytest.raises(
+            TracelabError, match=r"no word of the group 'a' \(man\) has a first token of its own"
+        ),
     ):
         group_token_ids(tiny_model("llama"), corpus(groups))
 

@@ -24,7 +24,9 @@ def data():
 
 def one_network(probers: Probers, layer: int) -> nn.Sequential:
     """The prober of one layer as an ordinary network, in its own memory."""
-    network = nn.Sequential(nn.Linear(D_MODEL, CONFIG.hidden), nn.ReLU(), nn.Linear(CONFIG.hidden, N_GROUPS))
+    network = nn.Sequential(
+        nn.Linear(D_MODEL, CONFIG.hidden), nn.ReLU(), nn.Linear(CONFIG.hidden, N_GROUPS)
+    )
     with torch.no_grad():
         network[0].weight.copy_(probers.w1[layer].T)
         network[0].bias.copy_(probers.b1[layer, 0])
@@ -49,11 +51,15 @@ def test_batched_training_equals_training_one_layer_alone(data, layer):
     expected = network(activations[:, layer])
     assert torch.allclose(batched(activations)[layer], expected, atol=1e-4)
     untrained = Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5)(activations)[layer]
-    assert (untrained - expected).abs().max() > 0.05  # training has moved it far further than the tolerance
+    assert (
+        untrained - expected
+    ).abs().max() > 0.05  # training has moved it far further than the tolerance
 
 
 def test_a_layers_initial_weights_depend_on_seed_and_layer_only():
-    few, many, other = (Probers(n, D_MODEL, 16, N_GROUPS, seed) for n, seed in ((2, 1), (5, 1), (2, 2)))
+    few, many, other = (
+        Probers(n, D_MODEL, 16, N_GROUPS, seed) for n, seed in ((2, 1), (5, 1), (2, 2))
+    )
     for name in ("w1", "b1", "w2", "b2"):
         a, b, c = (dict(p.named_parameters())[name] for p in (few, many, other))
         assert torch.equal(a, b[:2])
@@ -76,7 +82,9 @@ def test_rows_outside_the_training_set_are_never_read(data):
     outside[train] = False
     spoilt = activations.clone()
     spoilt[outside] = float("nan")
-    clean, other = (train_probers(a, labels, train, config=CONFIG, seed=0) for a in (activations, spoilt))
+    clean, other = (
+        train_probers(a, labels, train, config=CONFIG, seed=0) for a in (activations, spoilt)
+    )
     assert torch.equal(clean.w1, other.w1)
 
 
@@ -101,7 +109,9 @@ def test_a_signal_in_one_layer_is_found_there_only():
     truth = torch.arange(400) % 2
     activations = torch.randn(400, 2, D_MODEL, generator=generator)
     activations[:, 1, 0] += 6 * truth - 3
-    probers = train_probers(activations, nn.functional.one_hot(truth).float(), torch.arange(300), config=CONFIG, seed=0)
+    probers = train_probers(
+        activations, nn.functional.one_hot(truth).float(), torch.arange(300), config=CONFIG, seed=0
+    )
     hits = (probers(activations[300:]).argmax(-1) == truth[300:]).float().mean(1)
     assert hits[1] > 0.95
     assert 0.3 < hits[0] < 0.7
@@ -111,4 +121,6 @@ def test_a_signal_in_one_layer_is_found_there_only():
 def test_a_training_that_diverges_is_refused(data, lr):
     activations, labels, train = data
     with pytest.raises(TracelabError, match="the training of the probers diverged .*: lower lr="):
-        train_probers(activations, labels, train, config=ProberConfig(hidden=8, lr=lr, epochs=2), seed=5)
+        train_probers(
+            activations, labels, train, config=ProberConfig(hidden=8, lr=lr, epochs=2), seed=5
+        )

@@ -33,7 +33,8 @@ def synthetic_corpus(groups=("a", "b")) -> Corpus:
 
 @pytest.fixture
 def plant(monkeypatch):
-    """``plant(activations, truth)``: probe_layers meets these activations and labels instead of the model's."""
+    """``plant(activations, truth)``: probe_layers meets these activations and labels instead of the
+    model's."""
 
     def set_up(activations, truth, n_groups=2):
         labels = torch.nn.functional.one_hot(torch.as_tensor(truth), n_groups) * 0.8 + 0.1
@@ -54,7 +55,8 @@ def quiet_probe(*args, **kwargs) -> LayerProbes:
         return probe_layers(*args, **kwargs)
 
 
-# --- macro-F1 --------------------------------------------------------------------------------------------------
+# --- macro-F1
+# --------------------------------------------------------------------------------------------------
 
 
 def confusion(truth, predicted, n_groups) -> np.ndarray:
@@ -96,7 +98,8 @@ def test_a_group_neither_true_nor_predicted_is_left_out_of_the_mean():
     assert np.isnan(one_f1(np.zeros((2, 2)), np.array([True, True])))
 
 
-# --- splits ----------------------------------------------------------------------------------------------------
+# --- splits
+# ----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -105,7 +108,9 @@ def test_test_prompts_share_no_concept_and_no_template_with_training(attribute, 
     corpus = templates(attribute)
     train, test = split_rows(corpus, "concept_template", seed)
     for field, held_out in (("concept", True), ("template", True)):
-        values = [{getattr(corpus.prompts[i], field) for i in rows.tolist()} for rows in (train, test)]
+        values = [
+            {getattr(corpus.prompts[i], field) for i in rows.tolist()} for rows in (train, test)
+        ]
         assert values[0].isdisjoint(values[1]) is held_out
         total = len({getattr(prompt, field) for prompt in corpus.prompts})
         assert len(values[0] | values[1]) == total
@@ -129,7 +134,9 @@ def test_the_concept_split_shares_templates_and_the_sentence_split_shares_both()
 
 def test_the_seed_decides_the_split():
     corpus = templates("gender")
-    one, again, other = (split_rows(corpus, "concept_template", seed)[1].tolist() for seed in (0, 0, 1))
+    one, again, other = (
+        split_rows(corpus, "concept_template", seed)[1].tolist() for seed in (0, 0, 1)
+    )
     assert one == again
     assert one != other
 
@@ -140,7 +147,8 @@ def test_a_corpus_too_small_to_hold_anything_out_is_refused():
         split_rows(corpus, "concept", 0)
 
 
-# --- what the score shows --------------------------------------------------------------------------------------
+# --- what the score shows
+# --------------------------------------------------------------------------------------
 
 
 def test_a_planted_signal_is_found_in_its_layer_and_the_control_stays_at_chance(tiny_model, plant):
@@ -149,7 +157,9 @@ def test_a_planted_signal_is_found_in_its_layer_and_the_control_stays_at_chance(
     activations = noise(len(truth), N_LAYERS, D_MODEL)
     activations[:, 2, 5] += 8 * truth - 4
     plant(activations, truth)
-    result = quiet_probe(tiny_model("llama"), corpus, config=ProberConfig(hidden=32, epochs=8), top_k=1)
+    result = quiet_probe(
+        tiny_model("llama"), corpus, config=ProberConfig(hidden=32, epochs=8), top_k=1
+    )
     table = result.layers.set_index("layer")
     assert result.top_layers == [2]
     assert table.loc[2, "f1"] > 0.95
@@ -192,12 +202,18 @@ def test_groups_that_are_hardly_ever_the_likeliest_do_not_enter(tiny_model, plan
 
 def test_one_group_that_is_always_the_likeliest_is_refused(tiny_model, plant):
     corpus = synthetic_corpus()
-    plant(noise(len(corpus.prompts), N_LAYERS, D_MODEL), torch.ones(len(corpus.prompts), dtype=torch.long))
-    with pytest.raises(TracelabError, match="the group 'b' is the most likely after 100% of the prompts"):
+    plant(
+        noise(len(corpus.prompts), N_LAYERS, D_MODEL),
+        torch.ones(len(corpus.prompts), dtype=torch.long),
+    )
+    with pytest.raises(
+        TracelabError, match="the group 'b' is the most likely after 100% of the prompts"
+    ):
         quiet_probe(tiny_model("llama"), corpus)
 
 
-# --- the whole ---------------------------------------------------------------------------------------------------
+# --- the whole
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +226,9 @@ def tiny_result(tiny_model, few_prompts):
     return quiet_probe(tiny_model("llama"), few_prompts, config=SMALL, n_seeds=2, seed=7)
 
 
-def test_the_same_seed_repeats_every_table_and_another_does_not(tiny_model, few_prompts, tiny_result):
+def test_the_same_seed_repeats_every_table_and_another_does_not(
+    tiny_model, few_prompts, tiny_result
+):
     again = quiet_probe(tiny_model("llama"), few_prompts, config=SMALL, n_seeds=2, seed=7)
     pd.testing.assert_frame_equal(again.layers, tiny_result.layers)
     pd.testing.assert_frame_equal(again.labels, tiny_result.labels)
@@ -231,7 +249,9 @@ def test_every_layer_has_a_row_with_its_interval(tiny_result):
         assert (table[low] <= table[value]).all()
         assert (table[value] <= table[high]).all()
         assert (table[low] < table[high]).all()
-    assert table["selectivity"].to_numpy() == pytest.approx((table["f1"] - table["f1_control"]).to_numpy())
+    assert table["selectivity"].to_numpy() == pytest.approx(
+        (table["f1"] - table["f1_control"]).to_numpy()
+    )
     assert table["accuracy"].between(0, 1).all()
     assert (table["kl"] >= 0).all()
     assert tiny_result.frame is table
@@ -277,14 +297,19 @@ def test_settings_tell_how_the_numbers_were_made(tiny_result, few_prompts):
 
 def test_few_training_prompts_are_warned_of(tiny_model):
     corpus = templates("gender", limit=8)
-    with pytest.warns(UserWarning, match=r"\d+ training prompts for 3 groups: fewer than 50 a group"):
+    with pytest.warns(
+        UserWarning, match=r"\d+ training prompts for 3 groups: fewer than 50 a group"
+    ):
         probe_layers(tiny_model("llama"), corpus, config=SMALL, n_seeds=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "word"}, "unknown split 'word': choose one of concept_template, concept, sentence"),
+        (
+            {"split": "word"},
+            "unknown split 'word': choose one of concept_template, concept, sentence",
+        ),
         ({"n_seeds": 0}, "n_seeds is at least 1, not 0"),
         ({"top_k": 0}, "top_k=0 is out of range: the model has 4 layers"),
         ({"top_k": 5}, "top_k=5 is out of range: the model has 4 layers"),

@@ -24,15 +24,28 @@ def made(model):
     return [(by_id[case.id], case) for case in cases], skipped
 
 
-def record(context: str, stereotype: str, anti: str, *, words=("mother",), key: str = "r") -> StereoSetRecord:
+def record(
+    context: str, stereotype: str, anti: str, *, words=("mother",), key: str = "r"
+) -> StereoSetRecord:
     def sentence(filler: str) -> Sentence:
         text = context.replace("BLANK", filler)
         spans = filler_spans(context, text)
-        found = [s for s in find_words(text, words) if all(s.end <= f.start or s.start >= f.end for f in spans)]
+        found = [
+            s
+            for s in find_words(text, words)
+            if all(s.end <= f.start or s.start >= f.end for f in spans)
+        ]
         return Sentence(f"{key}-{filler}", text, spans, tuple(found))
 
     return StereoSetRecord(
-        key, "intrasentence", "gender", words[0], context, sentence(stereotype), sentence(anti), sentence("x")
+        key,
+        "intrasentence",
+        "gender",
+        words[0],
+        context,
+        sentence(stereotype),
+        sentence(anti),
+        sentence("x"),
     )
 
 
@@ -68,17 +81,29 @@ def test_filler_columns_hold_the_filler_and_scoring_starts_at_its_first_token(ma
         for side, (encoding, sentence) in enumerate(
             ((case.stereotype, record_.stereotype), (case.anti_stereotype, record_.anti_stereotype))
         ):
-            positions = sorted({c[side] for c, role in zip(case.columns, case.roles, strict=True) if role == "filler"})
+            positions = sorted(
+                {
+                    c[side]
+                    for c, role in zip(case.columns, case.roles, strict=True)
+                    if role == "filler"
+                }
+            )
             (span,) = sentence.filler
-            assert sentence.text[span.start : span.end] in tokenizer.decode([encoding.ids[p] for p in positions])
+            assert sentence.text[span.start : span.end] in tokenizer.decode(
+                [encoding.ids[p] for p in positions]
+            )
             assert positions[0] == case.first
             assert positions == list(range(positions[0], positions[-1] + 1))
 
 
 def test_noised_tokens_are_those_of_the_attribute_words(made, tokenizer):
     for record_, case in made[0]:
-        text = "".join(tokenizer.decode([case.stereotype.ids[case.columns[c][0]]]) for c in case.noised)
-        words = [record_.stereotype.text[s.start : s.end] for s in record_.stereotype.attribute_words]
+        text = "".join(
+            tokenizer.decode([case.stereotype.ids[case.columns[c][0]]]) for c in case.noised
+        )
+        words = [
+            record_.stereotype.text[s.start : s.end] for s in record_.stereotype.attribute_words
+        ]
         for word in words:
             assert word in text
         assert case.noised == tuple(c for c, role in enumerate(case.roles) if role == "attribute")
@@ -95,7 +120,9 @@ def test_a_short_fillers_last_token_stands_for_the_rest(made):
     unequal = [case for _, case in made[0] if not case.equal_length]
     assert unequal
     for case in unequal:
-        fillers = [pair for pair, role in zip(case.columns, case.roles, strict=True) if role == "filler"]
+        fillers = [
+            pair for pair, role in zip(case.columns, case.roles, strict=True) if role == "filler"
+        ]
         for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
             n_own = len(encoding.ids) - sum(role != "filler" for role in case.roles)
             expected = [case.first + min(k, n_own - 1) for k in range(len(fillers))]
@@ -103,7 +130,9 @@ def test_a_short_fillers_last_token_stands_for_the_rest(made):
 
 
 def test_an_example_in_full(model, tokenizer):
-    (case,), skipped = make_cases(model, [record("My mother is very BLANK at home, mother says.", "kind", "cruel")])
+    (case,), skipped = make_cases(
+        model, [record("My mother is very BLANK at home, mother says.", "kind", "cruel")]
+    )
     assert skipped == {}
     texts = [tokenizer.decode([case.stereotype.ids[s]]) for s, _ in case.columns]
     assert list(zip(texts, case.roles, strict=True)) == [
@@ -126,7 +155,9 @@ def test_an_example_in_full(model, tokenizer):
 
 def test_bos_takes_a_column_of_its_own(model):
     one = [record("My mother is very BLANK at home.", "kind", "cruel")]
-    ((without,), _), ((with_bos,), _) = (make_cases(model, one, prepend_bos=bos) for bos in (False, True))
+    ((without,), _), ((with_bos,), _) = (
+        make_cases(model, one, prepend_bos=bos) for bos in (False, True)
+    )
     assert with_bos.columns[1:] == tuple((s + 1, a + 1) for s, a in without.columns)
     assert with_bos.roles == ("other", *without.roles)
     assert with_bos.first == without.first + 1
@@ -158,7 +189,9 @@ def test_sentences_that_differ_outside_the_filler_are_counted(model):
 
     def with_anti(text: str) -> StereoSetRecord:
         spans = filler_spans(text.replace("cruel", "BLANK"), text)
-        return replace(good, anti_stereotype=Sentence("a", text, spans, tuple(find_words(text, ["mother"]))))
+        return replace(
+            good, anti_stereotype=Sentence("a", text, spans, tuple(find_words(text, ["mother"])))
+        )
 
     before = with_anti("Our mother is very cruel at home.")
     after = with_anti("My mother is very cruel at work.")
@@ -173,5 +206,7 @@ def test_sentences_that_differ_outside_the_filler_are_counted(model):
 
 
 def test_nothing_to_trace_is_refused_with_the_reasons(model):
-    with pytest.raises(TracelabError, match=r"none of 1 records can be traced: {'no_attribute_word': 1}"):
+    with pytest.raises(
+        TracelabError, match=r"none of 1 records can be traced: {'no_attribute_word': 1}"
+    ):
         make_cases(model, [record("My uncle is BLANK.", "kind", "cruel")])

@@ -1,4 +1,5 @@
-"""Finished cases of a trace: what is damaged is no case, what is somebody's own is not written over."""
+"""Finished cases of a trace: what is damaged is no case, what is somebody's own is not written
+over."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ def test_finished_cases_come_back(partial):
     assert read_cases(partial, SETTINGS | {"seed": 1}) == {}
 
 
-LINES = [b"{}", b"null", b"", b"\xff\xfe", b"[", b'{"case": "b", "low": [0.1, 1], "resid": [[9.5]]}']
+LINES = [
+    b"{}",
+    b"null",
+    b"",
+    b"\xff\xfe",
+    b"[",
+    b'{"case": "b", "low": [0.1, 1], "resid": [[9.5]]}',
+]
 
 
 @pytest.mark.parametrize("line", LINES)

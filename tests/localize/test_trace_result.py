@@ -20,7 +20,15 @@ CASES = pd.DataFrame(
 STATES = pd.DataFrame(
     [
         ("a", "mlp", 3, "filler", 7, 1.5),
-        ("a", "mlp", 4, "filler", 7, 2.5),  # two columns of one role: their mean is the case's value
+        # two columns of one role: their mean is the case's value
+        (
+            "a",
+            "mlp",
+            4,
+            "filler",
+            7,
+            2.5,
+        ),
         ("b", "mlp", 2, "filler", 7, 0.0),
         ("c", "mlp", 2, "filler", 7, 0.85),
         ("a", "mlp", 3, "filler", 8, 1.0),
@@ -80,7 +88,11 @@ def test_restoring_everything_has_a_normalised_effect_of_one_and_nothing_of_zero
     whole = STATES.assign(gap=STATES["case"].map(CASES.set_index("case")["high"]))
     nothing = STATES.assign(gap=STATES["case"].map(CASES.set_index("case")["low"]))
     for states, expected in ((whole, 1.0), (nothing, 0.0)):
-        row = effect_table(CASES, states).set_index(["component", "role", "layer"]).loc["mlp", "filler", 7]
+        row = (
+            effect_table(CASES, states)
+            .set_index(["component", "role", "layer"])
+            .loc["mlp", "filler", 7]
+        )
         assert [row["nie"], row["nie_low"], row["nie_high"]] == pytest.approx([expected] * 3)
 
 
@@ -90,7 +102,9 @@ def test_intervals_are_those_of_a_slow_bootstrap_over_cases():
     cases = pd.DataFrame({"case": [f"c{i}" for i in range(40)], "high": te, "low": 0.0, "te": te})
     cases = cases.assign(n_tokens=8, equal_length=True)
     gaps = 0.5 * te + rng.normal(0, 0.3, 40)
-    states = pd.DataFrame({"case": cases["case"], "component": "attn", "column": 1, "role": "filler"})
+    states = pd.DataFrame(
+        {"case": cases["case"], "component": "attn", "column": 1, "role": "filler"}
+    )
     states = states.assign(layer=2, gap=gaps)
     (row,) = effect_table(cases, states).to_dict("records")
     ie, nie = [], []

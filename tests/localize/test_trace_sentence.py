@@ -25,24 +25,31 @@ def several_attribute_words(case) -> bool:
 
 
 def long_filler_of_other_length(case) -> bool:
-    fillers = [pair for pair, role in zip(case.columns, case.roles, strict=True) if role == "filler"]
+    fillers = [
+        pair for pair, role in zip(case.columns, case.roles, strict=True) if role == "filler"
+    ]
     return len(fillers) >= 3 and not case.equal_length
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_model):
-    """Short real cases with several attribute words, and with multi-token fillers of unequal length."""
+    """Short real cases with several attribute words, and with multi-token fillers of unequal
+    length."""
     made, _ = make_cases(tiny_model("llama"), stereoset("gender"))
     made = [case for case in made if case.roles.count("after_filler") >= 2 and case.noised[0] >= 1]
     made.sort(key=lambda case: max(len(case.stereotype.ids), len(case.anti_stereotype.ids)))
-    return [next(filter(kind, made)) for kind in (several_attribute_words, long_filler_of_other_length)]
+    return [
+        next(filter(kind, made)) for kind in (several_attribute_words, long_filler_of_other_length)
+    ]
 
 
 def longer_side(case) -> int:
     return int(len(case.anti_stereotype.ids) > len(case.stereotype.ids))
 
 
-def noise_for(case, side: int, d_model: int, scale: float, seed: int = 0, samples: int = 2) -> Noise:
+def noise_for(
+    case, side: int, d_model: int, scale: float, seed: int = 0, samples: int = 2
+) -> Noise:
     generator = torch.Generator().manual_seed(seed)
     values = scale * torch.randn(samples, len(case.noised), d_model, generator=generator)
     return Noise(tuple(case.columns[c][side] for c in case.noised), values)
@@ -61,14 +68,18 @@ def test_shared_caches_give_the_numbers_of_one_run_a_state(tiny_model, cases, ki
     for case, window in zip(cases, (2, 3), strict=True):
         ids, noise, first, _, _, components, _ = arguments(case, longer_side(case), 32)
         # Before, at and after the noise; around the filler; at the end.
-        positions = sorted({0, noise.positions[0], first - 1, first, first + 1, len(ids) - 2, len(ids) - 1})
+        positions = sorted(
+            {0, noise.positions[0], first - 1, first, first + 1, len(ids) - 2, len(ids) - 1}
+        )
         given = (ids, noise, first, positions, [0, 1, 3], components, window)
         fast, plain = fast_trace(runner, *given), plain_trace(runner, *given)
         assert fast.clean == pytest.approx(plain.clean, abs=2e-5)
         assert fast.corrupted == pytest.approx(plain.corrupted, abs=2e-5)
         for component in COMPONENTS:
             assert fast.restored[component].shape == (len(positions), 3)
-            assert torch.allclose(fast.restored[component], plain.restored[component], rtol=0, atol=2e-5)
+            assert torch.allclose(
+                fast.restored[component], plain.restored[component], rtol=0, atol=2e-5
+            )
             moved = (plain.restored[component] - plain.corrupted).abs().max()
             assert moved > 0.1  # far above the tolerance
 
@@ -83,16 +94,20 @@ def test_the_embedded_models_caches_give_the_numbers_of_one_run_a_state(real_mod
     assert fast.clean == pytest.approx(plain.clean, abs=1e-3)
     assert fast.corrupted == pytest.approx(plain.corrupted, abs=1e-3)
     for component in COMPONENTS:
-        assert torch.allclose(fast.restored[component], plain.restored[component], rtol=0, atol=1e-3)
+        assert torch.allclose(
+            fast.restored[component], plain.restored[component], rtol=0, atol=1e-3
+        )
     assert (plain.restored["resid"] - plain.corrupted).abs().max() > 0.1
 
 
-# --- against transformers alone, without bridge or TransformerLens hooks ------------------------------------------
+# --- against transformers alone, without bridge or TransformerLens hooks
+# ------------------------------------------
 
 
 @torch.no_grad()
 def by_forward_hooks(hf_model, ids, noise: Noise, first: int, window: int) -> SentenceTrace:
-    """Tracing a llama with plain forward hooks, one noise sample, one state and one run at a time."""
+    """Tracing a llama with plain forward hooks, one noise sample, one state and one run at a
+    time."""
     layers = hf_model.model.layers
     modules = {
         "resid": list(layers),
@@ -113,7 +128,9 @@ def by_forward_hooks(hf_model, ids, noise: Noise, first: int, window: int) -> Se
     clean_embeds = hf_model.get_input_embeddings()(ids[None])
     states: dict[tuple[str, int], torch.Tensor] = {}
     handles = [
-        module.register_forward_hook(lambda m, i, o, key=(component, layer): states.update({key: tensor_of(o)}) or None)
+        module.register_forward_hook(
+            lambda m, i, o, key=(component, layer): states.update({key: tensor_of(o)}) or None
+        )
         for component, of_layer in modules.items()
         for layer, module in enumerate(of_layer)
     ]
@@ -149,12 +166,16 @@ def by_forward_hooks(hf_model, ids, noise: Noise, first: int, window: int) -> Se
         for position in range(len(ids)):
             for layer in range(N_LAYERS):
                 low, high = layer - window // 2, layer + (window + 1) // 2
-                inside = [layer] if component == "resid" else range(max(0, low), min(N_LAYERS, high))
+                inside = (
+                    [layer] if component == "resid" else range(max(0, low), min(N_LAYERS, high))
+                )
                 table[position, layer] = mean([(component, n, position) for n in inside])
     return SentenceTrace(clean, mean(), restored)
 
 
-def test_tracing_equals_forward_hooks_on_a_model_that_was_never_wrapped(tiny_model, cases, tokenizer):
+def test_tracing_equals_forward_hooks_on_a_model_that_was_never_wrapped(
+    tiny_model, cases, tokenizer
+):
     case = cases[0]
     given = arguments(case, 0, 32)
     fast = fast_trace(BlockRunner(tiny_model("llama")), *given)
@@ -162,10 +183,13 @@ def test_tracing_equals_forward_hooks_on_a_model_that_was_never_wrapped(tiny_mod
     assert fast.clean == pytest.approx(expected.clean, abs=1e-4)
     assert fast.corrupted == pytest.approx(expected.corrupted, abs=1e-4)
     for component in COMPONENTS:
-        assert torch.allclose(fast.restored[component], expected.restored[component], rtol=0, atol=1e-4)
+        assert torch.allclose(
+            fast.restored[component], expected.restored[component], rtol=0, atol=1e-4
+        )
 
 
-# --- what restoring must and must not do ----------------------------------------------------------------------------
+# --- what restoring must and must not do
+# ----------------------------------------------------------------------------
 
 
 def gap_of_hooks(model, ids, hooks) -> torch.Tensor:
@@ -184,7 +208,9 @@ def test_restoring_every_position_equals_clean(tiny_model, cases, kind):
     assert (gap_of_hooks(model, ids, [noising]) - clean).abs().max() > 0.5
     for name in names:
         restoring = (name, lambda value, hook, name=name: cache[name].expand_as(value).clone())
-        assert torch.allclose(gap_of_hooks(model, ids, [noising, restoring]), clean.expand(2, -1, -1), atol=1e-5)
+        assert torch.allclose(
+            gap_of_hooks(model, ids, [noising, restoring]), clean.expand(2, -1, -1), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("tracer", [fast_trace, plain_trace])
@@ -193,7 +219,9 @@ def test_restoring_a_position_before_the_noise_changes_nothing(tiny_model, cases
     ids, noise, first, *_ = arguments(cases[0], 0, 32)
     position = noise.positions[0] - 1
     assert position >= 0
-    trace = tracer(BlockRunner(tiny_model(kind)), ids, noise, first, [position], LAYERS, COMPONENTS, 2)
+    trace = tracer(
+        BlockRunner(tiny_model(kind)), ids, noise, first, [position], LAYERS, COMPONENTS, 2
+    )
     for component in COMPONENTS:
         assert trace.restored[component] == pytest.approx(trace.corrupted, abs=1e-5)
 
@@ -201,7 +229,9 @@ def test_restoring_a_position_before_the_noise_changes_nothing(tiny_model, cases
 @pytest.mark.parametrize("tracer", [fast_trace, plain_trace])
 def test_restoring_the_last_token_changes_nothing(tiny_model, cases, tracer):
     ids, noise, first, *_ = arguments(cases[0], 0, 32)
-    trace = tracer(BlockRunner(tiny_model("llama")), ids, noise, first, [len(ids) - 1], LAYERS, COMPONENTS, 2)
+    trace = tracer(
+        BlockRunner(tiny_model("llama")), ids, noise, first, [len(ids) - 1], LAYERS, COMPONENTS, 2
+    )
     for component in COMPONENTS:
         assert trace.restored[component] == pytest.approx(trace.corrupted, abs=1e-5)
 
@@ -209,7 +239,9 @@ def test_restoring_the_last_token_changes_nothing(tiny_model, cases, tracer):
 def test_without_noise_every_run_is_the_clean_run(tiny_model, cases):
     ids, noise, first, positions, *_ = arguments(cases[1], 0, 32)
     silent = Noise(noise.positions, 0 * noise.values)
-    trace = fast_trace(BlockRunner(tiny_model("llama")), ids, silent, first, positions, LAYERS, COMPONENTS, 2)
+    trace = fast_trace(
+        BlockRunner(tiny_model("llama")), ids, silent, first, positions, LAYERS, COMPONENTS, 2
+    )
     assert trace.corrupted == pytest.approx(trace.clean, abs=1e-4)
     for component in COMPONENTS:
         assert trace.restored[component] == pytest.approx(trace.clean, abs=1e-4)
@@ -219,7 +251,9 @@ def test_values_are_means_over_noise_samples(tiny_model, cases):
     runner = BlockRunner(tiny_model("qwen2"))
     ids, noise, *rest = arguments(cases[0], 0, 32)
     both = fast_trace(runner, ids, noise, *rest)
-    alone = [fast_trace(runner, ids, Noise(noise.positions, noise.values[[k]]), *rest) for k in (0, 1)]
+    alone = [
+        fast_trace(runner, ids, Noise(noise.positions, noise.values[[k]]), *rest) for k in (0, 1)
+    ]
     assert both.corrupted == pytest.approx((alone[0].corrupted + alone[1].corrupted) / 2, abs=1e-4)
     assert abs(alone[0].corrupted - alone[1].corrupted) > 0.01
     for component in COMPONENTS:
@@ -240,7 +274,9 @@ def test_the_chosen_layers_and_positions_are_rows_and_columns_of_the_whole(tiny_
 @pytest.mark.parametrize("window", [1, 2, 5, 10])
 def test_a_window_reaches_from_half_below_to_just_under_half_above(window):
     for layer in range(12):
-        expected = [n for n in range(12) if layer - window // 2 <= n <= layer + (window + 1) // 2 - 1]
+        expected = [
+            n for n in range(12) if layer - window // 2 <= n <= layer + (window + 1) // 2 - 1
+        ]
         assert list(window_layers(layer, window, 12)) == expected
         assert layer in window_layers(layer, window, 12)
     assert list(window_layers(20, 10, 30)) == list(range(15, 25))

@@ -16,10 +16,17 @@ from tracelab.storage.ownership import is_ours
 @pytest.fixture
 def of_0_1(tmp_path) -> Path:
     """What 0.1 left: parts with their requests, tables, figures and the page, and no list."""
-    for name in ("index.html", "tables/headline.csv", "figures/a.html", "parts/stereoset/result.json"):
+    for name in (
+        "index.html",
+        "tables/headline.csv",
+        "figures/a.html",
+        "parts/stereoset/result.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("made by 0.1")
-    (tmp_path / "parts/stereoset.key").write_text(json.dumps({"versions": {"tracelab": "0.1.0"}, "seed": 0}))
+    (tmp_path / "parts/stereoset.key").write_text(
+        json.dumps({"versions": {"tracelab": "0.1.0"}, "seed": 0})
+    )
     return tmp_path
 
 

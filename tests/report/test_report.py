@@ -1,4 +1,5 @@
-"""The main job on the real model at a small size: the page, its files, and taking up where it stopped."""
+"""The main job on the real model at a small size: the page, its files, and taking up where it
+stopped."""
 
 import shutil
 from types import SimpleNamespace
@@ -21,7 +22,12 @@ def small_preset():
     small = {"fit_records": 16, "fit_steps": 1, "choice_records": 6}
     benchmarks = {"stereoset": 6, "perplexity": 3}
     PRESETS["test"] = Preset(
-        prober_seeds=1, trace_pairs=1, trace_samples=1, layer_step=15, benchmarks=benchmarks, **small
+        prober_seeds=1,
+        trace_pairs=1,
+        trace_samples=1,
+        layer_step=15,
+        benchmarks=benchmarks,
+        **small,
     )
     yield "test"
     del PRESETS["test"]
@@ -30,7 +36,9 @@ def small_preset():
 @pytest.fixture(scope="module")
 def made(real_model, small_preset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    tracelab.report(real_model, "gender", folder, preset=small_preset, limit=12, png=False, interventions={})
+    tracelab.report(
+        real_model, "gender", folder, preset=small_preset, limit=12, png=False, interventions={}
+    )
     return folder
 
 
@@ -38,7 +46,13 @@ def test_the_page_is_self_contained_and_holds_every_figure(made):
     page = (made / "index.html").read_text()
     assert "cdn.plot.ly/plotly" not in page.split("</script>")[-1]
     assert 'src="http' not in page
-    for name in ("f1_per_layer", "trace_average", "trace_example", "attention_gap", "attention_pair"):
+    for name in (
+        "f1_per_layer",
+        "trace_average",
+        "trace_example",
+        "attention_gap",
+        "attention_pair",
+    ):
         assert f'id="{name}"' in page
         assert (made / "figures" / f"{name}.html").is_file()
 
@@ -53,14 +67,24 @@ def test_headline_numbers_are_those_of_the_tables(made):
     assert expected == pytest.approx(hit["value"].item())
 
 
-def test_started_again_it_takes_up_finished_parts(real_model, small_preset, made, monkeypatch, capsys):
+def test_started_again_it_takes_up_finished_parts(
+    real_model, small_preset, made, monkeypatch, capsys
+):
     def must_not_run(*args, **kwargs):
         raise AssertionError("measured again")
 
     before = (made / "tables/headline.csv").read_text()
-    for name in ("stereoset_scores", "crows_pairs_scores", "probe_layers", "attention_gap", "causal_trace"):
+    for name in (
+        "stereoset_scores",
+        "crows_pairs_scores",
+        "probe_layers",
+        "attention_gap",
+        "causal_trace",
+    ):
         monkeypatch.setattr(report_parts, name, must_not_run)
-    tracelab.report(real_model, "gender", made, preset=small_preset, limit=12, png=False, interventions={})
+    tracelab.report(
+        real_model, "gender", made, preset=small_preset, limit=12, png=False, interventions={}
+    )
     assert (made / "tables/headline.csv").read_text() == before
     assert capsys.readouterr().err.count("taken from") == 6
 
@@ -72,7 +96,9 @@ def test_the_example_is_the_strongest_case_of_the_trace_with_the_same_noise(made
     assert example.iloc[0] == pytest.approx(case[example.index[0]], abs=1e-3)
 
 
-def test_another_request_in_the_same_folder_is_measured_anew(real_model, small_preset, made, monkeypatch):
+def test_another_request_in_the_same_folder_is_measured_anew(
+    real_model, small_preset, made, monkeypatch
+):
     calls = []
 
     def stop(*args, **kwargs):
@@ -81,7 +107,16 @@ def test_another_request_in_the_same_folder_is_measured_anew(real_model, small_p
 
     monkeypatch.setattr(report_parts, "stereoset_scores", stop)
     with pytest.raises(KeyboardInterrupt):
-        tracelab.report(real_model, "gender", made, preset=small_preset, limit=12, png=False, seed=1, interventions={})
+        tracelab.report(
+            real_model,
+            "gender",
+            made,
+            preset=small_preset,
+            limit=12,
+            png=False,
+            seed=1,
+            interventions={},
+        )
     assert calls == [1]
     # The part that was not made anew is still the old one, and still says so.
     assert (made / "parts/stereoset.key").is_file()
@@ -119,12 +154,19 @@ def test_the_four_methods_are_fitted_kept_compared_and_shown(edited):
     table = pd.read_csv(folder / "tables/scoreboard_table.csv")
     choice = pd.read_csv(folder / "tables/choice_table.csv")
     stacked = choice.loc[choice["chosen"], "edit"].tolist()
-    assert list(table["edit"].unique()) == ["unedited", *methods, *([" + ".join(stacked)] if stacked else [])]
+    assert list(table["edit"].unique()) == [
+        "unedited",
+        *methods,
+        *([" + ".join(stacked)] if stacked else []),
+    ]
     assert not table["reason"].notna().any()
     page = (folder / "index.html").read_text()
     for name in ("scoreboard", "tradeoff", "before_after_0", "before_after_1"):
         assert f'id="{name}"' in page
-    assert ("were chosen on other data" in page, "None are\napplied together" in page) == (bool(stacked), not stacked)
+    assert ("were chosen on other data" in page, "None are\napplied together" in page) == (
+        bool(stacked),
+        not stacked,
+    )
     headline = pd.read_csv(folder / "tables/headline.csv")
     changes = headline[headline["question"] == "What do edits change?"]
     ss = table[(table["metric"] == "ss") & table["difference"].notna()]
@@ -132,7 +174,9 @@ def test_the_four_methods_are_fitted_kept_compared_and_shown(edited):
 
 
 @pytest.mark.slow
-def test_started_again_edits_and_cells_are_taken_up(real_model, small_preset, edited, monkeypatch, capsys):
+def test_started_again_edits_and_cells_are_taken_up(
+    real_model, small_preset, edited, monkeypatch, capsys
+):
     def must_not_run(*args, **kwargs):
         raise AssertionError("fitted again")
 
@@ -148,7 +192,9 @@ def test_started_again_edits_and_cells_are_taken_up(real_model, small_preset, ed
 def test_the_stack_is_the_two_nearest_to_50_among_those_that_help_and_keep_lms(edited):
     choice = pd.read_csv(edited / "tables/choice_table.csv").set_index("edit")
     distance = (choice["ss"] - 50).abs()
-    allowed = (choice["lms"] >= choice.loc["unedited", "lms"] - 1) & (distance < distance["unedited"])
+    allowed = (choice["lms"] >= choice.loc["unedited", "lms"] - 1) & (
+        distance < distance["unedited"]
+    )
     nearest = distance[allowed].sort_values(kind="stable").index[:2]
     assert choice["chosen"].sum() == (2 if len(nearest) == 2 else 0)
     if len(nearest) == 2:
@@ -202,11 +248,15 @@ def test_which_two_edits_are_stacked(tiny_model, tmp_path, monkeypatch, scores, 
     model = tiny_model("llama")
     edits = {name: random_delta(model, seed=seed) for seed, name in enumerate("abc")}
     records = stereoset("gender", limit=2)
-    choice, stack = editing.choose_stack(model, edits, records, tmp_path, seed=0, say=lambda text: None)
+    choice, stack = editing.choose_stack(
+        model, edits, records, tmp_path, seed=0, say=lambda text: None
+    )
     names = [] if expected is None else sorted(expected.split(" + "))
     assert sorted(choice.table.loc[choice.table["chosen"], "edit"]) == names
     assert [sorted(name.split(" + ")) for name in stack] == ([names] if names else [])
-    assert [list(each) for each in stack.values()] == ([[edits[name] for name in names]] if names else [])
+    assert [list(each) for each in stack.values()] == (
+        [[edits[name] for name in names]] if names else []
+    )
 
 
 def test_other_weights_under_the_same_settings_are_chosen_among_anew(tiny_model, tmp_path):

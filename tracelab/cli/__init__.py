@@ -1,10 +1,11 @@
 """The command line: ``tracelab VERB``, the same words as the Python functions.
 
-Exit status: 0 done, 1 done but for cells of a table that failed (it tells why), 2 the request was wrong (one line on
-stderr says what, and what to do instead), 130 interrupted, 143 the same by SIGTERM, 141 nobody reads the output.
-``--json FILE`` writes ``{"command": …, "settings": {…}, "results": [row, …]}``, a row for each row of the result's
-table. What can be asked is in :mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`,
-how it ends in :mod:`.ending`. Words that are not understood, ``--help`` and ``--version`` need no torch.
+Exit status: 0 done, 1 done but for cells of a table that failed (it tells why), 2 the request was
+wrong (one line on stderr says what, and what to do instead), 130 interrupted, 143 the same by
+SIGTERM, 141 nobody reads the output. ``--json FILE`` writes ``{"command": …, "settings": {…},
+"results": [row, …]}``, a row for each row of the result's table. What can be asked is in
+:mod:`.parser`, what is done in :mod:`.verbs`, what is written in :mod:`.output`, how it ends in
+:mod:`.ending`. Words that are not understood, ``--help`` and ``--version`` need no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_text(arguments)
         options = make_parser().parse_args(arguments)
         options.command = shlex.join(["tracelab", *arguments])
-        from tracelab.cli.run import run  # torch and all that is on it: once the words are understood
+        # torch and all that is on it: once the words are understood
+        from tracelab.cli.run import run
 
         return run(options)
     except BrokenPipeError:
@@ -43,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _refused(f"out of memory: ask for less (a smaller --limit, --rank or model). {error}")
+        return _refused(
+            f"out of memory: ask for less (a smaller --limit, --rank or model). {error}"
+        )
     except KeyboardInterrupt:
         resumed = "report, fit (but fairmed), and trace and compare with --out, go on from here"
         print(f"tracelab: interrupted; {resumed}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """How the words of a command line are read: whole numbers, numbers, texts, layers.
 
-Digits are ASCII's. Python's own ``int`` and ``float`` also take ``٣``, ``１２`` and ``1_000``, which nobody means.
-"""
+Digits are ASCII's. Python's own ``int`` and ``float`` also take ``٣``, ``１２`` and ``1_000``, which
+nobody means.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -17,15 +18,20 @@ LAYER_MOST = 9999
 
 
 def require_text(arguments: Sequence[str]) -> None:
-    """Refuse what cannot be written into a result's settings or its page, and what argparse would drop.
+    """Refuse what cannot be written into a result's settings or its page, and what argparse would
+    drop.
 
     Raises:
         TracelabError: naming the argument that is no text, or an option whose value is ``--``.
     """
     for number, argument in enumerate(arguments, 1):
         if "\0" in argument or any("\ud800" <= c <= "\udfff" for c in argument):
-            raise TracelabError(f"argument {number} is no text in UTF-8: {shown(argument)}; rename or rewrite it")
-        if re.fullmatch(r"-.*=--", argument):  # argparse takes the value out and hands on an empty list, unread
+            raise TracelabError(
+                f"argument {number} is no text in UTF-8: {shown(argument)}; rename or rewrite it"
+            )
+        if re.fullmatch(
+            r"-.*=--", argument
+        ):  # argparse takes the value out and hands on an empty list, unread
             raise TracelabError(f"argument {number} has no value: {shown(argument)}")
 
 
@@ -54,7 +60,9 @@ def number(text: str) -> float:
 def text(given: str) -> str:
     """Anything but nothing."""
     if not given.strip():
-        raise argparse.ArgumentTypeError(f"{given!r} is empty: give it a value, or leave the option out")
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is empty: give it a value, or leave the option out"
+        )
     return given
 
 
@@ -84,7 +92,8 @@ def parse_layers(text: str | None) -> list[int] | None:
         layers = list(range(*found)) if ":" in text else found
     except (ValueError, TypeError):  # also of range(): a step of 0, four numbers
         raise TracelabError(
-            f"layers {shown(text)} are not understood: write 0,5,9 or 0:30:3, with numbers from 0 to {LAYER_MOST}"
+            f"layers {shown(text)} are not understood: write 0,5,9 or 0:30:3, with numbers from 0 "
+            f"to {LAYER_MOST}"
         ) from None
     if not layers:
         raise TracelabError(f"layers {shown(text)} name no layer: nothing to trace or to edit")

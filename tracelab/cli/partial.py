@@ -1,4 +1,5 @@
-"""Where an interrupted ``fit`` keeps what it has: the folder ``X.partial`` beside the bundle ``X``."""
+"""Where an interrupted ``fit`` keeps what it has: the folder ``X.partial`` beside the bundle
+``X``."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ NAMES = ("training", "expert", "expert.key", "anti_expert", "anti_expert.key")
 
 
 def require_partial_folder(out: str) -> Path:
-    """The folder for a bundle; refused, before any work, if something is there that no interrupted fit left.
+    """The folder for a bundle; refused, before any work, if something is there that no interrupted
+    fit left.
 
     Raises:
         TracelabError: naming it.

@@ -1,4 +1,5 @@
-"""From words that were understood to what is done: check the outputs, do the verb, hand out its result."""
+"""From words that were understood to what is done: check the outputs, do the verb, hand out its
+result."""
 
 from __future__ import annotations
 

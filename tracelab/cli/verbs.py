@@ -1,4 +1,5 @@
-"""What each verb does: read its options, load what it needs, call the Python function of the same name."""
+"""What each verb does: read its options, load what it needs, call the Python function of the same
+name."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def score(options: argparse.Namespace) -> Result:
-    """``tracelab score``: rows of the unedited model, and with edits those of the edited one and the differences."""
+    """``tracelab score``: rows of the unedited model, and with edits those of the edited one and
+    the differences."""
     from tracelab.evaluate import edited_scores
 
     edit = _edit(options) if options.edit else None
@@ -39,7 +41,9 @@ def score(options: argparse.Namespace) -> Result:
     model = _load(options)
     if edit is None:
         return _measure(model, records, options, None)
-    return edited_scores(model, edit, lambda name: _measure(model, records, options, name), seed=options.seed)
+    return edited_scores(
+        model, edit, lambda name: _measure(model, records, options, name), seed=options.seed
+    )
 
 
 def _records(options: argparse.Namespace) -> Sequence[Any]:
@@ -48,21 +52,26 @@ def _records(options: argparse.Namespace) -> Sequence[Any]:
     chosen = benchmark(options.benchmark)
     if options.bias is not None and not chosen.biases:
         raise TracelabError(f"{chosen.name} has no bias types: leave --bias out")
-    where = {name: given for name in ("split", "source") if (given := getattr(options, name)) is not None}
+    where = {
+        name: given for name in ("split", "source") if (given := getattr(options, name)) is not None
+    }
     refused = [f"--{name}" for name in where if name not in chosen.where]
     if refused:
         raise TracelabError(f"{chosen.name} has no {' and no '.join(refused)}")
     return chosen.read(options.bias, options.limit, **where)
 
 
-def _measure(model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None) -> Any:
+def _measure(
+    model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None
+) -> Any:
     from tracelab.evaluate.registry import benchmark
 
     return benchmark(options.benchmark).score(model, records, edit=edit, seed=options.seed)
 
 
 def compare(options: argparse.Namespace) -> Result:
-    """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished cells are kept there."""
+    """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished
+    cells are kept there."""
     from tracelab.evaluate.registry import BIAS_TYPES, benchmark
     from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
     from tracelab.interventions import Intervention, Stack
@@ -111,7 +120,9 @@ def _row(path: str, options: argparse.Namespace, known: Mapping[str, Any]) -> di
 
     name = Path(path).name or path
     if name in known:
-        raise TracelabError(f"two bundles are called {name!r}: rows take the folders' names, rename one")
+        raise TracelabError(
+            f"two bundles are called {name!r}: rows take the folders' names, rename one"
+        )
     return {name: load_intervention(path, allow_mismatch=options.allow_mismatch)}
 
 
@@ -122,7 +133,8 @@ def _benchmark(text: str) -> tuple[str, int | None]:
         return name, parse_int("N", most) if equals else None
     except TracelabError as error:
         raise TracelabError(
-            f"--benchmark {shown(text)} is not understood ({error}): write NAME or NAME=N, at most so many records"
+            f"--benchmark {shown(text)} is not understood ({error}): write NAME or NAME=N, at most "
+            "so many records"
         ) from None
 
 
@@ -130,7 +142,9 @@ def _edit(options: argparse.Namespace) -> Any:
     """The one edit, or the stack of several, that ``--edit`` names."""
     from tracelab.interventions import Stack, load_intervention
 
-    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
+    edits = [
+        load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit
+    ]
     return edits[0] if len(edits) == 1 else Stack(edits)
 
 
@@ -146,10 +160,17 @@ def fit(options: argparse.Namespace) -> None:
     for name in (name for _, names in FITTERS.values() for name in names if name not in own):
         given = getattr(options, name)
         if given is not None and given is not False:  # 0 is given too
-            raise TracelabError(f"--{name.replace('_', '-')} is not an option of fit {options.method}")
-    bundle = fitter(options, {name: getattr(options, name) for name in own if getattr(options, name) is not None})
+            raise TracelabError(
+                f"--{name.replace('_', '-')} is not an option of fit {options.method}"
+            )
+    bundle = fitter(
+        options,
+        {name: getattr(options, name) for name in own if getattr(options, name) is not None},
+    )
     if options.json is not None:
-        write_json(options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame())
+        write_json(
+            options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame()
+        )
     say(str(bundle), options)
 
 
@@ -159,21 +180,28 @@ def _fit_fairmed(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     published, layers = given.pop("published"), parse_layers(given.pop("layers", None))
     config = FairMedConfig.published(options.bias, **given) if published else FairMedConfig(**given)
     corpus = templates(options.bias, limit=options.limit)
-    return FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed).save(options.out)
+    return FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed).save(
+        options.out
+    )
 
 
 def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig
 
-    mixing = ExpertsConfig(**{name: given.pop(name) for name in ("alpha", "filter_order") if name in given})
+    mixing = ExpertsConfig(
+        **{name: given.pop(name) for name in ("alpha", "filter_order") if name in given}
+    )
     training = FinetuneConfig(**given, seed=options.seed)
     texts = expert_texts(options.bias, source=options.source, limit=options.limit)
     with partial_fit(options.out) as partial:
-        return Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(options.out)
+        return Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(
+            options.out
+        )
 
 
 def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_options: Any) -> Path:
-    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if interrupted."""
+    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if
+    interrupted."""
     bias = None if options.bias == "all" else options.bias
     records = stereoset(bias, split="test", source=options.source, limit=options.limit)
     with partial_fit(options.out) as partial:
@@ -187,7 +215,9 @@ def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
 
     text = given.pop("layers", "last123")
     layers = require_layer_words(text) if text[:1].isalpha() else parse_layers(text)
-    return _fit_on_triples(BiasEdit, options, BiasEditConfig(**given, seed=options.seed), layers=layers)
+    return _fit_on_triples(
+        BiasEdit, options, BiasEditConfig(**given, seed=options.seed), layers=layers
+    )
 
 
 def _fit_klaad(options: argparse.Namespace, given: dict[str, Any]) -> Path:
@@ -223,7 +253,8 @@ FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
 
 
 def export(options: argparse.Namespace) -> None:
-    """``tracelab export``: prints the folder it wrote; ``--json`` gets the note of what is in it."""
+    """``tracelab export``: prints the folder it wrote; ``--json`` gets the note of what is in
+    it."""
     from tracelab.interventions import load_intervention, to_merged, to_peft
     from tracelab.interventions.export import MARKER, require_export_folder
 
@@ -238,7 +269,9 @@ def export(options: argparse.Namespace) -> None:
     else:
         folder = to_merged(_load(options), edit, options.out)
     if options.json is not None:
-        write_json(options, json.loads((folder / MARKER).read_text(encoding="utf-8")), pd.DataFrame())
+        write_json(
+            options, json.loads((folder / MARKER).read_text(encoding="utf-8")), pd.DataFrame()
+        )
     say(str(folder), options)
 
 
@@ -249,7 +282,9 @@ def inspect(options: argparse.Namespace) -> Result:
 
     require_choice("positions", options.positions, POSITIONS)
     require_choice("rank_by", options.rank_by, RANKINGS)
-    edits = [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
+    edits = [
+        load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit
+    ]
     return inspect(
         _load(options),
         edits,
@@ -365,4 +400,6 @@ def _load(options: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     trusted = options.trust_remote_code
-    return load(options.model, dtype=options.dtype, device=options.device, trust_remote_code=trusted)
+    return load(
+        options.model, dtype=options.dtype, device=options.device, trust_remote_code=trusted
+    )

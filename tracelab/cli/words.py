@@ -1,4 +1,5 @@
-"""What can be named on the command line, said without loading what it names; a test compares both."""
+"""What can be named on the command line, said without loading what it names; a test compares
+both."""
 
 from __future__ import annotations
 

@@ -6,7 +6,13 @@ from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.group_pairs import GroupPairs, group_pairs
 from tracelab.datasets.records import Pair, Sentence
-from tracelab.datasets.redditbias import ExpertTexts, RedditBiasPhrase, counter_target, expert_texts, redditbias
+from tracelab.datasets.redditbias import (
+    ExpertTexts,
+    RedditBiasPhrase,
+    counter_target,
+    expert_texts,
+    redditbias,
+)
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.datasets.templates import Corpus, bracketed, templates
 from tracelab.datasets.wikitext import wikitext

@@ -1,10 +1,12 @@
-"""BBQ (Parrish et al., 2022): questions on two people of different groups, one of whom a stereotype is about.
+"""BBQ (Parrish et al., 2022): questions on two people of different groups, one of whom a stereotype
+is about.
 
-Items come in blocks of four: a context that does not tell the answer (``ambig``) and one that does (``disambig``),
-each with a question that names something harmful (``neg``) and its opposite (``nonneg``). Of the three answers one says
-that it cannot be known; it is right if and only if the context is ambiguous. Which answer is the biased one stands in a
-file of its own, ``additional_metadata.csv``, joined here on category and example id; it takes the question's polarity
-into account already.
+Items come in blocks of four: a context that does not tell the answer (``ambig``) and one that does
+(``disambig``), each with a question that names something harmful (``neg``) and its opposite
+(``nonneg``). Of the three answers one says that it cannot be known; it is right if and only if the
+context is ambiguous. Which answer is the biased one stands in a file of its own,
+``additional_metadata.csv``, joined here on category and example id; it takes the question's
+polarity into account already.
 
 What is wrong with the files, and what is done about it (:func:`bbq_defects` counts it):
 
@@ -16,10 +18,10 @@ What is wrong with the files, and what is done about it (:func:`bbq_defects` cou
 | 124 answers end in a space; "monther", "The on on welfare", items that stand twice | left as they are |
 | intersectional files: 68 wrong biased answers ("African" found in "African American") | left; by name only |
 
-Sets of the same form in other languages are read as well: with categories, ids and a name of the unknown group of their
-own. Which answer is biased may then stand in the items themselves (``target_loc``); where nothing tells it, it is None.
-Licence of the data: CC BY 4.0.
-"""
+Sets of the same form in other languages are read as well: with categories, ids and a name of the
+unknown group of their own. Which answer is biased may then stand in the items themselves
+(``target_loc``); where nothing tells it, it is None. Licence of the data: CC BY 4.0.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -32,7 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from tracelab.datasets.records import parse, place, say_unusable, select, spread, text_in
-from tracelab.datasets.sources import changed_at, file_at, file_in, folder_at, json_objects_of, table_of
+from tracelab.datasets.sources import (
+    changed_at,
+    file_at,
+    file_in,
+    folder_at,
+    json_objects_of,
+    table_of,
+)
 from tracelab.errors import TracelabError, require_choice
 from tracelab.ranges import require_whole_limit
 
@@ -74,7 +83,8 @@ class BBQItem:
 
     Attributes:
         id: category and number (or name) in it, such as ``Age-123``.
-        bias_type: the category, of the official files one of :data:`CATEGORIES` or :data:`INTERSECTIONAL`.
+        bias_type: the category, of the official files one of :data:`CATEGORIES` or
+            :data:`INTERSECTIONAL`.
         question_index: number (or name) of the template inside the category.
         question_polarity: one of :data:`POLARITIES`.
         context_condition: one of :data:`CONDITIONS`.
@@ -82,7 +92,8 @@ class BBQItem:
         label: index of the right answer.
         unknown: index of the answer that says it cannot be known.
         target_loc: index of the biased answer; None where the metadata has none.
-        named: whether people are known by names that suggest a group (Gender, Race), not by the group's word.
+        named: whether people are known by names that suggest a group (Gender, Race), not by the
+            group's word.
     """
 
     id: str
@@ -107,9 +118,10 @@ class BBQItem:
 def blocks(items: Sequence[BBQItem]) -> list[str]:
     """The block of each item, named by the id of its first item.
 
-    The (at most) four items of a block have the same people to choose from, and the ambiguous context is what the other
-    one begins with. Ids tell nothing: other sets than BBQ number and name their items as they like. Of blocks that
-    stand twice each takes the items in the order in which they come.
+    The (at most) four items of a block have the same people to choose from, and the ambiguous
+    context is what the other one begins with. Ids tell nothing: other sets than BBQ number and name
+    their items as they like. Of blocks that stand twice each takes the items in the order in which
+    they come.
     """
     about = [(item.bias_type, _people(item)) for item in items]
     open_contexts: dict[Any, dict[str, None]] = {}
@@ -132,7 +144,8 @@ def _people(item: BBQItem) -> frozenset[str]:
 
 
 def _open_context(context: str, possible: Mapping[str, None]) -> str:
-    """The ambiguous context that ``context`` begins with, or the one that is most like it; without any, itself."""
+    """The ambiguous context that ``context`` begins with, or the one that is most like it; without
+    any, itself."""
     if context in possible:
         return context
     beginnings = [each for each in possible if context.startswith(each)]
@@ -143,20 +156,26 @@ def _open_context(context: str, possible: Mapping[str, None]) -> str:
 
 def _shared(first: str, second: str) -> int:
     """How many characters two texts have in common at their beginning."""
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False)))
+    return sum(
+        1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
+    )
 
 
-def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> list[BBQItem]:
+def bbq(
+    bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None
+) -> list[BBQItem]:
     """Read BBQ.
 
     Args:
-        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`, or what a ``*.jsonl`` file of one's
-            own is called; None for the nine categories, or all files of one's own. The intersectional files, whose
-            biased answers are partly wrong, come by their own names only.
-        source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files in the official form
-            and ``additional_metadata.csv``, or to one such file, which may be one JSON list as well.
-        limit: at most so many items: whole blocks of four, spread evenly over what is read. The first rows would be
-            a template or two.
+        bias: one of :data:`CATEGORIES`, :data:`INTERSECTIONAL` or :data:`ALIASES`, or what a
+            ``*.jsonl`` file of one's own is called; None for the nine categories, or all files of
+            one's own. The intersectional files, whose biased answers are partly wrong, come by
+            their own names only.
+        source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files
+            in the official form and ``additional_metadata.csv``, or to one such file, which may be
+            one JSON list as well.
+        limit: at most so many items: whole blocks of four, spread evenly over what is read. The
+            first rows would be a template or two.
 
     Raises:
         TracelabError: unknown category; files that are not BBQ; a limit below 4.
@@ -165,10 +184,18 @@ def bbq(bias: str | None = None, *, source: str | Path = "wheel", limit: int | N
     if isinstance(source, str | Path) and str(source).lower().endswith((".jsonl", ".json")):
         items = list(_read(file_at(source, "BBQ", hub=False)))
         known = {item.bias_type for item in items}
-        items = select(items, bias if bias is None or bias in known else ALIASES.get(bias, bias), what=str(source))
+        items = select(
+            items,
+            bias if bias is None or bias in known else ALIASES.get(bias, bias),
+            what=str(source),
+        )
     else:
         folder = folder_at(source, "BBQ", wheel="BBQ/data", holds=_HOLDS)
-        items = [item for name in _names(folder, bias) for item in _read(_file_in(folder, f"{name}.jsonl"))]
+        items = [
+            item
+            for name in _names(folder, bias)
+            for item in _read(_file_in(folder, f"{name}.jsonl"))
+        ]
     return items if limit is None else _spread(items, limit)
 
 
@@ -180,15 +207,19 @@ def _names(folder: Path, bias: str | None) -> tuple[str, ...]:
         return tuple(name for name in there if name not in INTERSECTIONAL) if own else CATEGORIES
     name = bias if bias in there else ALIASES.get(bias, bias)
     if name not in there and (own or name not in CATEGORIES + INTERSECTIONAL):
-        require_choice("bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL))
+        require_choice(
+            "bias type", bias, there if own else (*ALIASES, *CATEGORIES, *INTERSECTIONAL)
+        )
     return (name,)
 
 
 def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:
-    """How often each defect that the reader mends occurs: ``doubled``, ``without_target``, ``crlf_files``.
+    """How often each defect that the reader mends occurs: ``doubled``, ``without_target``,
+    ``crlf_files``.
 
     Returns:
-        Metadata rows that stand twice, rows without a biased answer, files whose lines end in CR LF.
+        Metadata rows that stand twice, rows without a biased answer, files whose lines end in CR
+        LF.
 
     Raises:
         TracelabError: files that are not BBQ.
@@ -227,17 +258,23 @@ def _metadata(path: Path, changed: tuple[int, ...]) -> _Metadata:
     def read() -> _Metadata:
         rows: dict[tuple[str, str], tuple[int | None, bool]] = {}
         contradicting = []
-        table = table_of(path, ("category", "example_id", "target_loc", "label_type"), "BBQ's metadata")
+        table = table_of(
+            path, ("category", "example_id", "target_loc", "label_type"), "BBQ's metadata"
+        )
         for row in table:
             with place(f"line {row['line']}"):
                 key = (row["category"].strip(), row["example_id"].strip())
-                named = require_choice("label_type", row["label_type"].strip(), ("label", "name")) == "name"
+                named = (
+                    require_choice("label_type", row["label_type"].strip(), ("label", "name"))
+                    == "name"
+                )
                 value = (_target(row["target_loc"].strip()), named)
             if rows.setdefault(key, value) != value:
                 contradicting.append("-".join(key))
         if contradicting:
             raise TracelabError(
-                f"{path}: {len(contradicting)} rows contradict another one of the same item, the first is on "
+                f"{path}: {len(contradicting)} rows contradict another one of the same item, the "
+                "first is on "
                 f"{contradicting[0]}"
             )
         return _Metadata(rows, len(table) - len(rows))
@@ -247,7 +284,9 @@ def _metadata(path: Path, changed: tuple[int, ...]) -> _Metadata:
     except (ValueError, TypeError) as error:
         if isinstance(error, TracelabError):
             raise
-        raise TracelabError(f"{path} is not BBQ's metadata: {type(error).__name__} {error}") from error
+        raise TracelabError(
+            f"{path} is not BBQ's metadata: {type(error).__name__} {error}"
+        ) from error
 
 
 def _target(text: str) -> int | None:
@@ -271,14 +310,17 @@ def _items(path: Path, changed: tuple[int, ...]) -> tuple[BBQItem, ...]:
             with place(where):
                 items.append(_item(row, path.stem, known, unknown_group))
         lost = ["no target_loc in the item"] * sum(item.target_loc is None for item in items)
-        say_unusable(f"items of {path}", lost, len(items), "have no biased answer and count in no score")
+        say_unusable(
+            f"items of {path}", lost, len(items), "have no biased answer and count in no score"
+        )
         return items
 
     return tuple(parse(str(path), read))
 
 
 def _unknown_group(rows: Sequence[Any]) -> str:
-    """What the file calls the group of the answer that it cannot be known: the right one of all ambiguous items."""
+    """What the file calls the group of the answer that it cannot be known: the right one of all
+    ambiguous items."""
     groups, right = [], set()
     for row in rows:
         try:
@@ -296,28 +338,40 @@ def _unknown_group(rows: Sequence[Any]) -> str:
 
 
 def _item(
-    row: dict[str, Any], file: str, known: Mapping[tuple[str, str], tuple[int | None, bool]] | None, unknown_group: str
+    row: dict[str, Any],
+    file: str,
+    known: Mapping[tuple[str, str], tuple[int | None, bool]] | None,
+    unknown_group: str,
 ) -> BBQItem:
     official = file in CATEGORIES + INTERSECTIONAL
     category = text_in({"category": file, **row}, "category").strip() or file
     key = f"{category}-{row['example_id']}"
     if official and category != file:
-        raise TracelabError(f"{file}.jsonl holds an item of {category!r}, number {row['example_id']}")
+        raise TracelabError(
+            f"{file}.jsonl holds an item of {category!r}, number {row['example_id']}"
+        )
     target, named = _target(str(row.get("target_loc"))), row.get("label_type") == "name"
     if known is not None and "target_loc" not in row:
         if (category, str(row["example_id"])) not in known:
-            raise TracelabError(f"{METADATA} has no row on {key}: which answer is biased is not known")
+            raise TracelabError(
+                f"{METADATA} has no row on {key}: which answer is biased is not known"
+            )
         target, named = known[category, str(row["example_id"])]
     groups = [row["answer_info"][f"ans{k}"][1] for k in range(3)]
     if groups.count(unknown_group) != 1:
-        raise TracelabError(f"{key} has {groups.count(unknown_group)} answers of the group {unknown_group!r}, not one")
+        raise TracelabError(
+            f"{key} has {groups.count(unknown_group)} answers of the group {unknown_group!r}, not "
+            "one"
+        )
     unknown, label = groups.index(unknown_group), row["label"]
     _require_answer(key, "label", label, range(3))
     if target is not None:
         _require_answer(key, "target_loc", target, [k for k in range(3) if k != unknown])
     condition = require_choice("context_condition", row["context_condition"], CONDITIONS)
     if (label == unknown) != (condition == "ambig"):
-        raise TracelabError(f"the right answer of {key} cannot be {label} in a context that is {condition}")
+        raise TracelabError(
+            f"the right answer of {key} cannot be {label} in a context that is {condition}"
+        )
     return BBQItem(
         id=key,
         bias_type=category,

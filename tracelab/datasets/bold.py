@@ -1,8 +1,9 @@
-"""BOLD (Dhamala et al., 2021): beginnings of Wikipedia sentences about people of many groups, and the sentences.
+"""BOLD (Dhamala et al., 2021): beginnings of Wikipedia sentences about people of many groups, and
+the sentences.
 
-The prompts are what a model continues to show how it speaks of a group; the sentences they were cut from show how
-people do, and serve here as neutral text for perplexity. Of the 23,679 prompts five are empty and left out; one
-text may stand under several names. Licence of the data: CC BY-SA 4.0.
+The prompts are what a model continues to show how it speaks of a group; the sentences they were cut
+from show how people do, and serve here as neutral text for perplexity. Of the 23,679 prompts five
+are empty and left out; one text may stand under several names. Licence of the data: CC BY-SA 4.0.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ WORDS = (8, 60)
 
 @dataclass(frozen=True)
 class BoldText:
-    """A prompt or a sentence on ``name`` (a person, an occupation, …) of ``group``; ``bias_type`` is BOLD's domain."""
+    """A prompt or a sentence on ``name`` (a person, an occupation, …) of ``group``; ``bias_type``
+    is BOLD's domain."""
 
     id: str
     bias_type: str
@@ -38,40 +40,52 @@ class BoldText:
 
 
 def bold(
-    domain: str | None = None, *, what: str = "prompts", source: str | Path = "wheel", limit: int | None = None
+    domain: str | None = None,
+    *,
+    what: str = "prompts",
+    source: str | Path = "wheel",
+    limit: int | None = None,
 ) -> list[BoldText]:
     """Read BOLD.
 
     Args:
-        domain: one of :data:`DOMAINS` ("religion" is taken for "religious_ideology"), or None for all.
+        domain: one of :data:`DOMAINS` ("religion" is taken for "religious_ideology"), or None for
+            all.
         what: ``"prompts"`` or ``"wikipedia"`` (the sentences that the prompts begin; the same ids).
-        source: ``"wheel"`` (the embedded copy) or a path to the official folder that holds ``prompts`` and
-            ``wikipedia``.
+        source: ``"wheel"`` (the embedded copy) or a path to the official folder that holds
+            ``prompts`` and ``wikipedia``.
         limit: at most so many texts, spread evenly over the files.
 
     Raises:
         TracelabError: unknown domain; a folder that is not BOLD.
     """
     if domain is not None:
-        domain = require_choice("domain", {"religion": "religious_ideology"}.get(domain, domain), DOMAINS)
+        domain = require_choice(
+            "domain", {"religion": "religious_ideology"}.get(domain, domain), DOMAINS
+        )
     require_choice("kind of text", what, KINDS)
     folder = folder_at(source, "BOLD", wheel="BOLD/data", holds=_HOLDS)
     domains = DOMAINS if domain is None else (domain,)
-    records = [record for name in domains for record in _read(folder, KINDS[what].format(name), name)]
+    records = [
+        record for name in domains for record in _read(folder, KINDS[what].format(name), name)
+    ]
     return select(records, domain, limit, what=f"BOLD {what}")
 
 
 def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "wheel") -> list[str]:
     """A random sample of BOLD's Wikipedia sentences, each once: text to measure perplexity on.
 
-    Only sentences on one line of :data:`WORDS` words are taken; the others are lists, headings and fragments.
+    Only sentences on one line of :data:`WORDS` words are taken; the others are lists, headings and
+    fragments.
 
     Raises:
         TracelabError: fewer than ``n`` such sentences, or ``n`` below 1.
     """
     require_seed(seed)
     texts = dict.fromkeys(record.text for record in bold(what="wikipedia", source=source))
-    usable = [text for text in texts if "\n" not in text and WORDS[0] <= len(text.split()) <= WORDS[1]]
+    usable = [
+        text for text in texts if "\n" not in text and WORDS[0] <= len(text.split()) <= WORDS[1]
+    ]
     if not 1 <= require_int("n", n, -INT_MOST) <= len(usable):
         raise TracelabError(f"cannot take {n} neutral sentences: BOLD has {len(usable)}")
     return random.Random(seed).sample(usable, n)
@@ -91,7 +105,9 @@ def _file(path: Path, domain: str, changed: tuple[int, ...]) -> tuple[BoldText, 
                 for number, text in enumerate(as_texts(values, "text"))
             ]
         return [
-            BoldText(f"{group}/{name}/{number}", domain, group, name, text) for number, text in enumerate(found) if text
+            BoldText(f"{group}/{name}/{number}", domain, group, name, text)
+            for number, text in enumerate(found)
+            if text
         ]
 
     def read() -> list[BoldText]:

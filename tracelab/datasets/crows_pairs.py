@@ -1,11 +1,11 @@
 """CrowS-Pairs (Nangia et al., 2020): sentence pairs that differ in the group they speak of.
 
-``sent_more`` is the more stereotypical sentence of a pair, whatever its direction (``stereo``: it expresses
-a stereotype of a disadvantaged group; ``antistereo``: the other sentence violates one). The data
-statement forbids training on it. Licence of the data: CC BY-SA 4.0.
+``sent_more`` is the more stereotypical sentence of a pair, whatever its direction (``stereo``: it
+expresses a stereotype of a disadvantaged group; ``antistereo``: the other sentence violates one).
+The data statement forbids training on it. Licence of the data: CC BY-SA 4.0.
 
-Sets of the same form in other languages are read as well: with bias types of their own, with commas, tabs or semicolons
-between the columns, with or without a column of numbers.
+Sets of the same form in other languages are read as well: with bias types of their own, with
+commas, tabs or semicolons between the columns, with or without a column of numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tracelab.datasets.records import Pair, holds_placeholder, parse, place, say_unusable, select, text_in
+from tracelab.datasets.records import (
+    Pair,
+    holds_placeholder,
+    parse,
+    place,
+    say_unusable,
+    select,
+    text_in,
+)
 from tracelab.datasets.sources import changed_at, file_at, is_named, table_of
 from tracelab.datasets.spans import differing_words
 from tracelab.errors import TracelabError, require_choice
@@ -41,7 +49,8 @@ COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 
 @dataclass(frozen=True)
 class CrowsPair:
-    """One pair; ``more_words`` and ``less_words`` are the spans of the words in which they differ."""
+    """One pair; ``more_words`` and ``less_words`` are the spans of the words in which they
+    differ."""
 
     id: str
     bias_type: str
@@ -53,21 +62,30 @@ class CrowsPair:
 
     def pair(self) -> Pair:
         """The pair in the stereotype / anti-stereotype naming that the localisers take."""
-        return Pair(self.id, self.bias_type, self.sent_more, self.sent_less, self.more_words, self.less_words)
+        return Pair(
+            self.id,
+            self.bias_type,
+            self.sent_more,
+            self.sent_less,
+            self.more_words,
+            self.less_words,
+        )
 
 
-def crows_pairs(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> list[CrowsPair]:
+def crows_pairs(
+    bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None
+) -> list[CrowsPair]:
     """Read CrowS-Pairs.
 
     Args:
-        bias: a bias type of the file, of the official one one of :data:`BIAS_TYPES` ("race" is taken for
-            "race-color"), or None for all.
-        source: ``"wheel"`` (the embedded copy), ``"hub"``, or a path to a CSV file in the official form, or to its
-            folder.
+        bias: a bias type of the file, of the official one one of :data:`BIAS_TYPES` ("race" is
+            taken for "race-color"), or None for all.
+        source: ``"wheel"`` (the embedded copy), ``"hub"``, or a path to a CSV file in the official
+            form, or to its folder.
         limit: at most so many pairs, spread evenly over the file.
 
-    A pair without text on one side is left out. A warning tells if these, those that still hold a placeholder and
-    those whose sentences are the same make up much of a file.
+    A pair without text on one side is left out. A warning tells if these, those that still hold a
+    placeholder and those whose sentences are the same make up much of a file.
 
     Raises:
         TracelabError: unknown bias type; a file that is not CrowS-Pairs.
@@ -102,7 +120,8 @@ def _hub() -> list[CrowsPair]:
     from datasets import load_dataset
 
     try:
-        # The repository holds a loading script, which `datasets` no longer runs: take the hub's own conversion.
+        # The repository holds a loading script, which `datasets` no longer runs: take the hub's own
+        # conversion.
         rows = load_dataset(HUB_ID, split="test", revision="refs/convert/parquet")
     except (OSError, ValueError, RuntimeError) as error:
         raise TracelabError(f"cannot load {HUB_ID} from the hub: {error}") from error
@@ -116,13 +135,17 @@ def _hub() -> list[CrowsPair]:
             "stereo_antistereo": direction,
         }
 
-    return parse(HUB_ID, lambda: _usable([_record(str(row["id"]), rename(row)) for row in rows], HUB_ID))
+    return parse(
+        HUB_ID, lambda: _usable([_record(str(row["id"]), rename(row)) for row in rows], HUB_ID)
+    )
 
 
 def _usable(made: list[CrowsPair], what: str) -> list[CrowsPair]:
     """Those with text on both sides."""
     faults = [(pair, fault) for pair in made if (fault := _fault(pair))]
-    say_unusable(f"pairs of {what}", [fault for _, fault in faults], len(made), "say nothing of a stereotype")
+    say_unusable(
+        f"pairs of {what}", [fault for _, fault in faults], len(made), "say nothing of a stereotype"
+    )
     return [pair for pair in made if pair.sent_more and pair.sent_less]
 
 
@@ -150,7 +173,9 @@ def _record(key: str, row: dict[str, Any]) -> CrowsPair:
     return CrowsPair(
         id=key,
         bias_type=bias_type,
-        direction=require_choice("direction", text_in(row, "stereo_antistereo").strip().lower(), DIRECTIONS),
+        direction=require_choice(
+            "direction", text_in(row, "stereo_antistereo").strip().lower(), DIRECTIONS
+        ),
         sent_more=more,
         sent_less=less,
         more_words=more_words,

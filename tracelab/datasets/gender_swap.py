@@ -1,8 +1,11 @@
-"""StereoSet's gender records with the gender words exchanged: does an edit carry over to the mirrored text?
+"""StereoSet's gender records with the gender words exchanged: does an edit carry over to the
+mirrored text?
 
-Every word of the benchmark's own pairs (he/she, father/mother, …) is replaced by its partner, in the context and in all
-three sentences, in one pass, whole words only, letter case kept. With the words the labels are exchanged: what was said
-of one gender as its stereotype is said of the other now. After BiasEdit's ``gender_test_reverse.json`` (not at hand).
+Every word of the benchmark's own pairs (he/she, father/mother, …) is replaced by its partner, in
+the context and in all three sentences, in one pass, whole words only, letter case kept. With the
+words the labels are
+exchanged: what was said of one gender as its stereotype is said of the other now. After BiasEdit's
+``gender_test_reverse.json`` (not at hand).
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from tracelab.datasets.spans import composed, filler_spans, words_pattern
 from tracelab.datasets.stereoset import StereoSetRecord, attribute_word_pairs
 from tracelab.errors import TracelabError
 
-_NOT_OWNED = "to|and|or|but|as|at|by|for|from|in|on|with|was|is|had|when|that|because|so|if|a|an|the"
+_NOT_OWNED = (
+    "to|and|or|but|as|at|by|for|from|in|on|with|was|is|had|when|that|because|so|if|a|an|the"
+)
 _OWNED = re.compile(rf"\s+(?!(?:{_NOT_OWNED})\b)\w")
 
 

@@ -1,7 +1,9 @@
-"""Pairs of texts that differ only in the group they name: what an erasure of the group is fitted on.
+"""Pairs of texts that differ only in the group they name: what an erasure of the group is fitted
+on.
 
-Gender's are openings of StereoSet's ``test`` sentences and their gender-swapped twins, up to the word that would make
-them a stereotype: no label of a stereotype is used, and no target term is shared with the official ``dev`` set.
+Gender's are openings of StereoSet's ``test`` sentences and their gender-swapped twins, up to the
+word that would make them a stereotype: no label of a stereotype is used, and no target term is
+shared with the official ``dev`` set.
 """
 
 from __future__ import annotations
@@ -39,12 +41,16 @@ class GroupPairs:
     neutral: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, bias: str, pairs: Iterable[tuple[str, str]], neutral: Iterable[str] = ()) -> GroupPairs:
+    def of(
+        cls, bias: str, pairs: Iterable[tuple[str, str]], neutral: Iterable[str] = ()
+    ) -> GroupPairs:
         """From pairs of your own."""
         return cls(bias, tuple((str(a), str(b)) for a, b in pairs), tuple(neutral))
 
 
-def group_pairs(bias: str = "gender", *, source: str | Path = "wheel", limit: int | None = None) -> GroupPairs:
+def group_pairs(
+    bias: str = "gender", *, source: str | Path = "wheel", limit: int | None = None
+) -> GroupPairs:
     """The pairs of a bias type: for gender, women first.
 
     Args:
@@ -52,7 +58,8 @@ def group_pairs(bias: str = "gender", *, source: str | Path = "wheel", limit: in
         limit: at most so many pairs, spread evenly.
 
     Raises:
-        TracelabError: a bias type without pairs (give :meth:`GroupPairs.of` your own), or no pair is left.
+        TracelabError: a bias type without pairs (give :meth:`GroupPairs.of` your own), or no pair
+            is left.
     """
     require_choice("bias type with pairs", bias, BIAS_TYPES)
     found: dict[tuple[str, str], None] = {}
@@ -64,14 +71,18 @@ def group_pairs(bias: str = "gender", *, source: str | Path = "wheel", limit: in
             continue
         if record.stereotype.filler and swapped.anti_stereotype.filler:
             first = record.stereotype.text[: record.stereotype.filler[0].start].rstrip()
-            second = swapped.anti_stereotype.text[: swapped.anti_stereotype.filler[0].start].rstrip()
+            second = swapped.anti_stereotype.text[
+                : swapped.anti_stereotype.filler[0].start
+            ].rstrip()
             if first and second and first != second:
                 found[(second, first) if _names(first, male) else (first, second)] = None
     pairs = spread(list(found), limit)
     if not pairs:
         raise TracelabError(f"no pair of texts that differ in {bias} is left")
     measured = set(neutral_sentences())  # perplexity is
-    neutral = [text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured]
+    neutral = [
+        text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured
+    ]
     return GroupPairs(bias, tuple(pairs), tuple(neutral[:_NEUTRAL]))
 
 

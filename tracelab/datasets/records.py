@@ -24,7 +24,8 @@ class Sentence:
     Attributes:
         id: the benchmark's id of the sentence.
         text: as stored in the benchmark.
-        filler: spans of the word(s) that fill the blank; one, rarely two, none if there is no blank.
+        filler: spans of the word(s) that fill the blank; one, rarely two, none if there is no
+            blank.
         attribute_words: mentions of the target term and of the bias type's attribute words.
     """
 
@@ -38,7 +39,8 @@ class Sentence:
 class Pair:
     """Two sentences that differ in what they say of a group: the stereotype and its opposite.
 
-    ``stereotype_words`` and ``anti_stereotype_words`` are the spans of the words in which they differ.
+    ``stereotype_words`` and ``anti_stereotype_words`` are the spans of the words in which they
+    differ.
     """
 
     id: str
@@ -66,7 +68,16 @@ _LEFT_OUT = "are left out"
 MANY = 0.1
 """Share of the records from which on it is said aloud that they are of no use."""
 _PLACEHOLDER = re.compile(r"\bBLANK\b|\bX{3,}\b|\b_{2,}\b|\[[A-Z_]{3,}\]|<[A-Z_]{3,}>|\{\w+\}")
-_READING = (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError, OSError, csv.Error)
+_READING = (
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    ValueError,
+    RecursionError,
+    OSError,
+    csv.Error,
+)
 _HINTS = {
     KeyError: "a field is missing",
     IndexError: "a field is missing",
@@ -76,15 +87,20 @@ _HINTS = {
 }
 
 
-def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str) -> list[R]:
-    """The records of one bias type (None: all), at most ``limit`` of them, evenly spread, in the benchmark's order.
+def select(
+    records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str
+) -> list[R]:
+    """The records of one bias type (None: all), at most ``limit`` of them, evenly spread, in the
+    benchmark's order.
 
     Raises:
         TracelabError: no record has this bias type, or nothing is left.
     """
     known = Counter(record.bias_type for record in records)
     if bias is not None and bias not in known:
-        raise TracelabError(f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}")
+        raise TracelabError(
+            f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}"
+        )
     chosen = [record for record in records if bias in (None, record.bias_type)]
     limit = require_whole_limit(limit)
     if not chosen or (limit is not None and limit < 1):
@@ -93,9 +109,11 @@ def select(records: Sequence[R], bias: str | None, limit: int | None = None, *, 
 
 
 def spread(records: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` records at even distances, where a file has one group or target term after the other.
+    """At most ``limit`` records at even distances, where a file has one group or target term after
+    the other.
 
-    What every ``limit`` of tracelab means, but for running text (:func:`~tracelab.datasets.wikitext`).
+    What every ``limit`` of tracelab means, but for running text
+    (:func:`~tracelab.datasets.wikitext`).
 
     Raises:
         TracelabError: a limit under 1.
@@ -106,7 +124,12 @@ def spread(records: Sequence[T], limit: int | None) -> list[T]:
 
 
 def say_unusable(
-    what: str, reasons: Iterable[str], total: int, consequence: str = _LEFT_OUT, *, many: float = MANY
+    what: str,
+    reasons: Iterable[str],
+    total: int,
+    consequence: str = _LEFT_OUT,
+    *,
+    many: float = MANY,
 ) -> None:
     """Warn that records can be read but not used, if they are ``many`` (a share) of ``total``.
 
@@ -127,7 +150,8 @@ def say_unusable(
 
 
 def holds_placeholder(text: str) -> bool:
-    """Whether a text still has a mark that somebody was to fill in: BLANK, XXX, [NAME], <NAME>, {name} or ___."""
+    """Whether a text still has a mark that somebody was to fill in: BLANK, XXX, [NAME], <NAME>,
+    {name} or ___."""
     return _PLACEHOLDER.search(text) is not None
 
 
@@ -135,7 +159,8 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
     """The text in a field of a row.
 
     Raises:
-        KeyError, TypeError, ValueError: there is none, or no tokenizer could take it; for :func:`parse`.
+        KeyError, TypeError, ValueError: there is none, or no tokenizer could take it; for
+            :func:`parse`.
     """
     value = row[name]
     if not isinstance(value, str):
@@ -150,7 +175,8 @@ def text_in(row: Mapping[str, Any], name: str) -> str:
 
 @contextmanager
 def place(where: str) -> Iterator[None]:
-    """Within the ``with`` block an error of a reader tells ``where`` in the file it arose: "line 7"."""
+    """Within the ``with`` block an error of a reader tells ``where`` in the file it arose: "line
+    7"."""
     try:
         yield
     except _READING as error:
@@ -162,7 +188,10 @@ def check_ids(records: Iterable[Record], what: str) -> None:
     """Refuse a benchmark file in which an id stands twice."""
     twice = [key for key, n in Counter(record.id for record in records).items() if n > 1]
     if twice:
-        raise TracelabError(f"{what}: {len(twice)} ids stand twice, the first is {twice[0]!r}: number the records anew")
+        raise TracelabError(
+            f"{what}: {len(twice)} ids stand twice, the first is {twice[0]!r}: number the records "
+            "anew"
+        )
 
 
 def parse(what: str, make: Callable[[], list[R]]) -> list[R]:

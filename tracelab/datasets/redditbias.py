@@ -1,12 +1,15 @@
-"""RedditBias (Barikeri et al., 2021): Reddit phrases that annotators found biased, and their counterparts.
+"""RedditBias (Barikeri et al., 2021): Reddit phrases that annotators found biased, and their
+counterparts.
 
-A record is a phrase that speaks ill of a minoritised group. Its counterpart says the same of the dominant
-one: counter-target augmentation (CTDA), with word lists of our own in ``data/counter_targets.json``. Both sets
-together are what expert / anti-expert decoding (arXiv 2412.01711) fine-tunes its two small models on. The
-phrases of RedditBias' own validation and test files are marked as held out and are no training text.
+A record is a phrase that speaks ill of a minoritised group. Its counterpart says the same of the
+dominant
+one: counter-target augmentation (CTDA), with word lists of our own in
+``data/counter_targets.json``. Both sets together are what expert / anti-expert decoding (arXiv
+2412.01711) fine-tunes its two small models on. The phrases of RedditBias' own validation and test
+files are marked as held out and are no training text.
 
-Only the group's name is replaced: "his wife is a nurse" becomes "his husband is a nurse". The texts hold slurs:
-do not print them. Licence of the data: MIT.
+Only the group's name is replaced: "his wife is a nurse" becomes "his husband is a nurse". The texts
+hold slurs: do not print them. Licence of the data: MIT.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ _HOLDS = "the five folders from gender to orientation"
 class RedditBiasPhrase:
     """A phrase that annotators found biased against ``group``.
 
-    ``held_out``: it belongs to RedditBias' validation or test file of any bias type, punctuation, case and
-    spaces apart.
+    ``held_out``: it belongs to RedditBias' validation or test file of any bias type, punctuation,
+    case and spaces apart.
     """
 
     id: str
@@ -58,9 +61,11 @@ class RedditBiasPhrase:
 
 @dataclass(frozen=True)
 class ExpertTexts:
-    """Parallel texts: each ``anti_biased`` is the counterpart of the ``biased`` one at the same place.
+    """Parallel texts: each ``anti_biased`` is the counterpart of the ``biased`` one at the same
+    place.
 
-    No text of the first two stands in the held-out two. Of your own, any sequence of strings will do.
+    No text of the first two stands in the held-out two. Of your own, any sequence of strings will
+    do.
     """
 
     bias: str
@@ -82,8 +87,8 @@ def redditbias(
 
     Args:
         bias: one of :data:`BIAS_TYPES` ("religion" is Jews and Muslims), or None for all.
-        source: ``"wheel"`` (the embedded copy) or a path to the official ``data`` folder, which has one folder
-            for each of ``gender, race, religion1, religion2, orientation``.
+        source: ``"wheel"`` (the embedded copy) or a path to the official ``data`` folder, which has
+            one folder for each of ``gender, race, religion1, religion2, orientation``.
         limit: at most so many phrases, spread evenly over the files.
 
     Raises:
@@ -95,17 +100,22 @@ def redditbias(
     return select(_folder(folder), bias, limit, what="RedditBias")
 
 
-def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None) -> ExpertTexts:
-    """What an anti-expert (``biased``) and an expert (``anti_biased``) are trained on, and the held-out rest.
+def expert_texts(
+    bias: str | None = None, *, source: str | Path = "wheel", limit: int | None = None
+) -> ExpertTexts:
+    """What an anti-expert (``biased``) and an expert (``anti_biased``) are trained on, and the
+    held-out rest.
 
-    A phrase that stands twice is taken once; one that :func:`counter_target` does not change is left out on
-    both sides (a warning tells if these are many), and so is a training phrase whose counterpart is that of a held-out
-    one.
+    A phrase that stands twice is taken once; one that :func:`counter_target` does not change is
+    left out on both sides (a warning tells if these are many), and so is a training phrase whose
+    counterpart is that of a held-out one.
 
     Args:
-        bias: one of :data:`BIAS_TYPES`, or None for all together (``bias`` of the result is then "all").
+        bias: one of :data:`BIAS_TYPES`, or None for all together (``bias`` of the result is then
+            "all").
         source: as for :func:`redditbias`.
-        limit: at most so many training texts a side, spread evenly; the held-out texts are always all.
+        limit: at most so many training texts a side, spread evenly; the held-out texts are always
+            all.
 
     Raises:
         TracelabError: as :func:`redditbias`; no training text is left.
@@ -124,17 +134,22 @@ def expert_texts(bias: str | None = None, *, source: str | Path = "wheel", limit
     training = [pair for pair in pairs[False].values() if _words(pair[1]) not in counterparts]
     if not training or (limit is not None and limit < 1):
         raise TracelabError(f"no training text of RedditBias is left (bias={bias}, limit={limit})")
-    sides = [tuple(pair[side] for pair in part) for part in (spread(training, limit), held_out) for side in (0, 1)]
+    sides = [
+        tuple(pair[side] for pair in part)
+        for part in (spread(training, limit), held_out)
+        for side in (0, 1)
+    ]
     return ExpertTexts(bias or "all", *sides)
 
 
 def counter_target(text: str, bias: str) -> str | None:
-    """The text with the dominant group in the place of the minoritised one; None if it does not name the latter.
+    """The text with the dominant group in the place of the minoritised one; None if it does not
+    name the latter.
 
-    All words are replaced in one pass, whole words only, letter case kept, longer entries first. Race and religion
-    go both ways ("black and white" becomes "white and black"): a dominant word takes its counterpart from the
-    minoritised group that the text names first. "her" becomes "him" before punctuation, the end, and the words
-    that are listed for it; "his" before all others.
+    All words are replaced in one pass, whole words only, letter case kept, longer entries first.
+    Race and religion go both ways ("black and white" becomes "white and black"): a dominant word
+    takes its counterpart from the minoritised group that the text names first. "her" becomes "him"
+    before punctuation, the end, and the words that are listed for it; "his" before all others.
 
     Raises:
         TracelabError: unknown bias type.
@@ -150,9 +165,12 @@ def counter_target(text: str, bias: str) -> str | None:
 def _replacement(match: regex.Match[str], pairs: dict[str, str]) -> str:
     word = match.group().casefold()
     following = re.compile(r"\s+(\w+)").match(match.string, match.end())
-    if word == "her" and (following is None or following.group(1).lower() in _lists()["her_is_him_before"]):
+    if word == "her" and (
+        following is None or following.group(1).lower() in _lists()["her_is_him_before"]
+    ):
         return _in_case_of(match.group(), "him")
-    return _in_case_of(match.group(), pairs.get(word, match.group()))  # letters that only look like those of a word
+    # letters that only look like those of a word
+    return _in_case_of(match.group(), pairs.get(word, match.group()))
 
 
 @cache
@@ -164,10 +182,14 @@ def _lists() -> dict[str, Any]:
 @cache
 def _pairs(bias: str) -> dict[str, dict[str, str]]:
     """By minoritised term: what is replaced by what in a text that names this term first."""
-    groups = [(group["two_way"], group["one_way"] | group["two_way"]) for group in _lists()[bias].values()]
+    groups = [
+        (group["two_way"], group["one_way"] | group["two_way"]) for group in _lists()[bias].values()
+    ]
     forward = {word: other for _, pairs in groups for word, other in pairs.items()}
     return {
-        term: {other: word for word, other in two_way.items()} | forward for two_way, pairs in groups for term in pairs
+        term: {other: word for word, other in two_way.items()} | forward
+        for two_way, pairs in groups
+        for term in pairs
     }
 
 
@@ -186,7 +208,11 @@ def _in_case_of(original: str, word: str) -> str:
 
 def _folder(folder: Path) -> list[RedditBiasPhrase]:
     def read() -> list[RedditBiasPhrase]:
-        held_out = {_words(text) for name, _, group, _ in _FILES for text in _held_out(folder / name, name, group)}
+        held_out = {
+            _words(text)
+            for name, _, group, _ in _FILES
+            for text in _held_out(folder / name, name, group)
+        }
         return [
             RedditBiasPhrase(f"{name}-{number}", bias, group, phrase, _words(phrase) in held_out)
             for name, bias, group, encoding in _FILES
@@ -196,17 +222,31 @@ def _folder(folder: Path) -> list[RedditBiasPhrase]:
     return parse(str(folder), read)
 
 
-def _annotated(folder: Path, name: str, group: str, encoding: str | None) -> Iterator[tuple[int, str]]:
+def _annotated(
+    folder: Path, name: str, group: str, encoding: str | None
+) -> Iterator[tuple[int, str]]:
     """Row number and phrase of the rows annotated as biased; other labels are "0", "2" and none."""
-    path = file_in(folder, f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv", "RedditBias", holds=_HOLDS)
-    for number, row in enumerate(table_of(path, ("phrase", "bias_phrase"), "RedditBias", otherwise=encoding)):
+    path = file_in(
+        folder,
+        f"reddit_comments_{name}_{group}_processed_phrase_annotated.csv",
+        "RedditBias",
+        holds=_HOLDS,
+    )
+    for number, row in enumerate(
+        table_of(path, ("phrase", "bias_phrase"), "RedditBias", otherwise=encoding)
+    ):
         if row["bias_phrase"] == "1" and row["phrase"].strip():
             yield number, row["phrase"].strip()
 
 
 def _held_out(folder: Path, name: str, group: str) -> Iterator[str]:
     for split in ("valid", "test"):
-        path = file_in(folder, f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv", "RedditBias", holds=_HOLDS)
+        path = file_in(
+            folder,
+            f"reddit_comments_{name}_{group}_biased_{split}_reduced.csv",
+            "RedditBias",
+            holds=_HOLDS,
+        )
         for row in table_of(path, ("comments_processed",), "RedditBias"):
             yield row["comments_processed"]
 

@@ -1,7 +1,9 @@
-"""Where a benchmark's files are and what text they hold: the same questions, and the same answers, at every reader.
+"""Where a benchmark's files are and what text they hold: the same questions, and the same answers,
+at every reader.
 
-A ``source`` is ``"wheel"`` (the embedded copy), for some benchmarks ``"hub"``, or a path, as a string (``~`` is the
-home folder) or a ``Path``. Files are UTF-8, with or without a byte order mark; what cannot be read is one sentence.
+A ``source`` is ``"wheel"`` (the embedded copy), for some benchmarks ``"hub"``, or a path, as a
+string (``~`` is the home folder) or a ``Path``. Files are UTF-8, with or without a byte order mark;
+what cannot be read is one sentence.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ SEPARATORS = (",", "\t", ";")
 
 
 def is_named(source: Any, name: str) -> bool:
-    """Whether a source is one of the names, ``"wheel"`` or ``"hub"``; a table or an array is neither."""
+    """Whether a source is one of the names, ``"wheel"`` or ``"hub"``; a table or an array is
+    neither."""
     return isinstance(source, str) and source == name
 
 
-def file_at(source: str | Path, what: str, *, wheel: str | None = None, inside: str = "", hub: bool = True) -> Path:
+def file_at(
+    source: str | Path, what: str, *, wheel: str | None = None, inside: str = "", hub: bool = True
+) -> Path:
     """The file that ``source`` names; in a folder the one called ``inside``.
 
     Args:
@@ -58,7 +63,9 @@ def folder_at(source: str | Path, what: str, *, wheel: str, holds: str) -> Path:
         return assets.data_dir() / wheel
     path = _path(source, what)
     if not _is(Path.is_dir, path):
-        raise TracelabError(f'no {what} folder at {str(path)!r}: give the folder of {holds}, or "wheel"')
+        raise TracelabError(
+            f'no {what} folder at {str(path)!r}: give the folder of {holds}, or "wheel"'
+        )
     return path
 
 
@@ -69,13 +76,17 @@ def file_in(folder: Path, name: str, what: str, *, holds: str) -> Path:
         TracelabError: it is not there.
     """
     if not _is(Path.is_file, folder / name):
-        raise TracelabError(f'no {what} file at {str(folder / name)!r}: give the folder of {holds}, or "wheel"')
+        raise TracelabError(
+            f'no {what} file at {str(folder / name)!r}: give the folder of {holds}, or "wheel"'
+        )
     return folder / name
 
 
 def _path(source: str | Path, what: str) -> Path:
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise TracelabError(f"{quoted(source)} is no place to read {what} from: give a path as text or as a Path")
+        raise TracelabError(
+            f"{quoted(source)} is no place to read {what} from: give a path as text or as a Path"
+        )
     try:
         return Path(source).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -96,7 +107,9 @@ def changed_at(*paths: Path) -> tuple[int, ...]:
         TracelabError: a file that cannot be read.
     """
     try:
-        return tuple(number for path in paths for number in (path.stat().st_mtime_ns, path.stat().st_size))
+        return tuple(
+            number for path in paths for number in (path.stat().st_mtime_ns, path.stat().st_size)
+        )
     except OSError as error:
         raise TracelabError(f"cannot read {str(error.filename)!r}: {error.strerror}") from error
 
@@ -174,17 +187,22 @@ def object_in(value: Any, what: str) -> dict[str, Any]:
 def lines_of(text: str) -> list[str]:
     """The lines of a text; each ends in ``\\n``, the last one if the text does.
 
-    Not ``splitlines()``, which also splits at characters that may stand in a sentence (U+2028, U+0085).
+    Not ``splitlines()``, which also splits at characters that may stand in a sentence (U+2028,
+    U+0085).
     """
     return list(io.StringIO(text, newline=None))
 
 
-def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | None = None) -> list[dict[str, str]]:
-    """The rows of a table with a header: comma, tab or semicolon between its cells, whichever the header has.
+def table_of(
+    path: Path, columns: Sequence[str], what: str, *, otherwise: str | None = None
+) -> list[dict[str, str]]:
+    """The rows of a table with a header: comma, tab or semicolon between its cells, whichever the
+    header has.
 
-    Columns are known whatever the case and the spaces of their names. A row holds its ``columns`` as text, ``"line"``,
-    the number of its line in the file, and ``"number"``: that of the file if a column without a name (as pandas
-    writes it) or called ``id`` numbers them all, else its own from 0.
+    Columns are known whatever the case and the spaces of their names. A row holds its ``columns``
+    as text, ``"line"``, the number of its line in the file, and ``"number"``: that of the file if a
+    column without a name (as pandas writes it) or called ``id`` numbers them all, else its own from
+    0.
 
     Args:
         what: the benchmark, for messages.
@@ -205,35 +223,46 @@ def table_of(path: Path, columns: Sequence[str], what: str, *, otherwise: str | 
     lacking = [name for name in columns if name not in names]
     if lacking:
         raise TracelabError(
-            f"{path} is not the benchmark it claims to be: no column {', '.join(lacking)} of {what} among "
+            f"{path} is not the benchmark it claims to be: no column {', '.join(lacking)} of "
+            f"{what} among "
             f"{', '.join(map(repr, names))}"
         )
     places = {name: names.index(name) for name in columns}
     rows = _rows(body, before + 2, mark, len(names), path)
     numbers = _numbers(names, [cells for _, cells in rows])
     return [
-        {name: cells[place] for name, place in places.items()} | {"line": str(line), "number": number}
+        {name: cells[place] for name, place in places.items()}
+        | {"line": str(line), "number": number}
         for (line, cells), number in zip(rows, numbers, strict=True)
     ]
 
 
-def _rows(lines: Sequence[str], first: int, mark: str, width: int, path: Path) -> list[tuple[int, list[str]]]:
-    """Line number and cells of each row that is not empty; ``first`` is the number of the first line.
+def _rows(
+    lines: Sequence[str], first: int, mark: str, width: int, path: Path
+) -> list[tuple[int, list[str]]]:
+    """Line number and cells of each row that is not empty; ``first`` is the number of the first
+    line.
 
-    Quotation marks are read strictly: one that is never closed would make the rest of a file one cell. Tables with tabs
-    often quote nothing, and their quotation marks are the texts' own.
+    Quotation marks are read strictly: one that is never closed would make the rest of a file one
+    cell. Tables with tabs often quote nothing, and their quotation marks are the texts' own.
 
     Raises:
         TracelabError: a row with too few or too many cells, or with a quotation mark out of place.
     """
-    ways: tuple[Literal[0, 3], ...] = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if mark == "\t" else (csv.QUOTE_MINIMAL,)
+    ways: tuple[Literal[0, 3], ...] = (
+        (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if mark == "\t" else (csv.QUOTE_MINIMAL,)
+    )
     fault = ""
     for quoting in ways:
         rows, line = [], first
-        reader = csv.reader(lines, delimiter=mark, quoting=quoting, skipinitialspace=True, strict=True)
+        reader = csv.reader(
+            lines, delimiter=mark, quoting=quoting, skipinitialspace=True, strict=True
+        )
         try:
             for cells in reader:
-                del cells[width + sum(1 for _ in takewhile(lambda cell: cell.strip(), cells[width:])) :]
+                del cells[
+                    width + sum(1 for _ in takewhile(lambda cell: cell.strip(), cells[width:])) :
+                ]
                 if len(cells) != width and any(cell.strip() for cell in cells):
                     raise csv.Error(f"it has {len(cells)} cells, the header {width}")
                 if any(cell.strip() for cell in cells):

@@ -1,9 +1,10 @@
 """Where in a sentence the words that matter are, in characters and on word boundaries.
 
-What a word is depends on the script. Accents may be composed or not (é as one character or as two), combining marks
-belong to the letter before them, Chinese, Japanese, Thai and the like have no spaces, and a word may carry what other
-languages write apart: an elided article (l'homme), an article or a conjunction (Arabic, Hebrew), a case (Turkish,
-Korean). Words are compared in the composed form; spans are always those of the text as it is.
+What a word is depends on the script. Accents may be composed or not (é as one character or as two),
+combining marks belong to the letter before them, Chinese, Japanese, Thai and the like have no
+spaces, and a word may carry what other languages write apart: an elided article (l'homme), an
+article or a conjunction (Arabic, Hebrew), a case (Turkish, Korean). Words are compared in the
+composed form; spans are always those of the text as it is.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ import regex
 
 from tracelab.span import Span
 
-# ``\w`` of the ``regex`` package holds combining marks, that of ``re`` does not: with it no Hindi word is one.
+# ``\w`` of the ``regex`` package holds combining marks, that of ``re`` does not: with it no Hindi
+# word is one.
 _UNSPACED = "".join(
-    rf"\p{{{s}}}" for s in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
+    rf"\p{{{s}}}"
+    for s in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
 )
-_ELIDED = r"(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|all|dell|dall|nell|sull|un|quest|quell)['’](?=\w{2})"
+_ELIDED = (
+    r"(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|all|dell|dall|nell|sull|un|quest|quell)['’](?=\w{2})"
+)
 _WORD = regex.compile(
     rf"(?=[{_UNSPACED}])\X|(?<!\w){_ELIDED}|[\w--{_UNSPACED}]+(?:['’][\w--{_UNSPACED}]+)*|[^\w\s]",
     regex.IGNORECASE | regex.VERSION1,
 )
 _ARABIC_BEFORE, _HEBREW_BEFORE = r"[وفبكل]{0,2}(?:ال|لل)?", "[והבכלמש]{0,3}"
-_AFTER = r"(?:e?s|['’]s|['’](?!(?:d|ll|re|ve|m|t)\b)\p{Ll}{1,5})?"  # plural; possessive; Turkish: İstanbul'un
+# plural; possessive; Turkish: İstanbul'un
+_AFTER = r"(?:e?s|['’]s|['’](?!(?:d|ll|re|ve|m|t)\b)\p{Ll}{1,5})?"
 _TURKISH_AFTER = (
     r"(?:l[ae]r)?(?:[ıiuü]m(?:[ıiuü]z)?|s?[ıiuü]|[ıiuü]n(?:[ıiuü]z)?)?"
     r"(?:n?[ıiuü]n|[yn]?[ae]|[yn]?[ıiuü]|n?[dt][ae]n?|y?l[ae])?"
@@ -35,8 +41,11 @@ _TURKISH_AFTER = (
 _TURKISH = regex.compile("[ığĞİ]")
 
 
-def words_pattern(words: Iterable[str], *, inflected: bool, turkish: bool = False) -> regex.Pattern[str]:
-    """A pattern of any of ``words`` (in composed form) as whole words, ignoring case, longer ones first.
+def words_pattern(
+    words: Iterable[str], *, inflected: bool, turkish: bool = False
+) -> regex.Pattern[str]:
+    """A pattern of any of ``words`` (in composed form) as whole words, ignoring case, longer ones
+    first.
 
     Args:
         inflected: whether a mention may carry what its language writes together with a word.
@@ -45,9 +54,12 @@ def words_pattern(words: Iterable[str], *, inflected: bool, turkish: bool = Fals
     return _pattern(tuple(words), inflected, turkish)
 
 
-@lru_cache(maxsize=1024)  # making one takes milliseconds, and a benchmark has a few lists for thousands of sentences
+# making one takes milliseconds, and a benchmark has a few lists for thousands of sentences
+@lru_cache(maxsize=1024)
 def _pattern(words: tuple[str, ...], inflected: bool, turkish: bool) -> regex.Pattern[str]:
-    longest_first = sorted({composed(word.strip()) for word in words if word.strip()}, key=len, reverse=True)
+    longest_first = sorted(
+        {composed(word.strip()) for word in words if word.strip()}, key=len, reverse=True
+    )
     parts = [_mention(word, inflected, turkish) for word in longest_first]
     return regex.compile("|".join(parts) or "(?!)", regex.IGNORECASE | regex.VERSION1)
 
@@ -71,9 +83,9 @@ def _mention(word: str, inflected: bool, turkish: bool) -> str:
 def find_words(text: str, words: Iterable[str]) -> tuple[Span, ...]:
     """All mentions of any of ``words`` in ``text``, ignoring case, in order and without overlap.
 
-    A mention stands on word boundaries and may carry a plural or possessive ending, or a particle of its script:
-    "mother" is found in "Mothers" and "mother's", "he" is not found in "the". Of two overlapping mentions the longer
-    wins.
+    A mention stands on word boundaries and may carry a plural or possessive ending, or a particle
+    of its script: "mother" is found in "Mothers" and "mother's", "he" is not found in "the". Of two
+    overlapping mentions the longer wins.
     """
     words = [word for word in words if word.strip()]
     if not words:
@@ -87,8 +99,9 @@ def find_words(text: str, words: Iterable[str]) -> tuple[Span, ...]:
 def filler_spans(context: str, sentence: str) -> tuple[Span, ...]:
     """The characters of ``sentence`` that stand where ``context`` has BLANK; () if it does not fit.
 
-    Case is ignored, as StereoSet's sentences differ in it from their contexts, and so is which kind of space or
-    apostrophe stands between words. A context with several blanks has the same filler in each.
+    Case is ignored, as StereoSet's sentences differ in it from their contexts, and so is which kind
+    of space or apostrophe stands between words. A context with several blanks has the same filler
+    in each.
     """
     plain, places = _composed(sentence)
     parts = regex.split("BLANK", composed(context).strip(), flags=regex.IGNORECASE)
@@ -110,7 +123,8 @@ def _literal(part: str) -> str:
     """Pattern of a text in which a space is any space and an apostrophe either one."""
     pieces = regex.split(r"(\s+|['’])", part)
     return "".join(
-        r"\s+" if piece.isspace() else "['’]" if piece in ("'", "’") else regex.escape(piece) for piece in pieces
+        r"\s+" if piece.isspace() else "['’]" if piece in ("'", "’") else regex.escape(piece)
+        for piece in pieces
     )
 
 
@@ -123,12 +137,16 @@ def differing_words(first: str, second: str) -> tuple[tuple[Span, ...], tuple[Sp
     words = [list(_WORD.finditer(plain)) for plain, _ in both]
     texts = [[match.group() for match in matches] for matches in words]
     spans: tuple[list[Span], list[Span]] = ([], [])
-    for tag, a0, a1, b0, b1 in SequenceMatcher(a=texts[0], b=texts[1], autojunk=False).get_opcodes():
+    for tag, a0, a1, b0, b1 in SequenceMatcher(
+        a=texts[0], b=texts[1], autojunk=False
+    ).get_opcodes():
         if tag != "equal":
             for side, start, end in ((0, a0, a1), (1, b0, b1)):
                 if end > start:
                     places, matches = both[side][1], words[side]
-                    spans[side].append(Span(places[matches[start].start()], places[matches[end - 1].end()]))
+                    spans[side].append(
+                        Span(places[matches[start].start()], places[matches[end - 1].end()])
+                    )
     return tuple(spans[0]), tuple(spans[1])
 
 
@@ -138,7 +156,8 @@ def composed(text: str) -> str:
 
 
 def _composed(text: str) -> tuple[str, range | list[int]]:
-    """The text in the composed form, and for each place in it (its end too) the place in ``text``."""
+    """The text in the composed form, and for each place in it (its end too) the place in
+    ``text``."""
     if unicodedata.is_normalized("NFC", text):
         return text, range(len(text) + 1)
     pieces, places, start = [], [], 0

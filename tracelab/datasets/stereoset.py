@@ -1,8 +1,9 @@
 """StereoSet (Nadeem et al., 2021): a stereotype, an anti-stereotype and an unrelated option each.
 
-Intrasentence records fill a BLANK in one sentence, intersentence records continue a context sentence.
-``dev`` is the official evaluation set; ``test`` is the larger release with labels, which shares no id and
-no target term with it and serves as training split. Licence of the data: CC BY-SA 4.0.
+Intrasentence records fill a BLANK in one sentence, intersentence records continue a context
+sentence. ``dev`` is the official evaluation set; ``test`` is the larger release with labels, which
+shares no id and no target term with it and serves as training split. Licence of the data: CC BY-SA
+4.0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tracelab.datasets.records import Pair, Sentence, holds_placeholder, parse, place, say_unusable, select, text_in
+from tracelab.datasets.records import (
+    Pair,
+    Sentence,
+    holds_placeholder,
+    parse,
+    place,
+    say_unusable,
+    select,
+    text_in,
+)
 from tracelab.datasets.sources import changed_at, file_at, is_named, json_of, object_in
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
 from tracelab.errors import TracelabError, quoted, require_choice
@@ -71,7 +81,8 @@ def stereoset(
             ``dev.json`` or ``test.json``, or to the folder of both.
         limit: at most so many records, spread evenly over the file.
 
-    A warning tells if much of a file cannot be compared: no filler found, no difference, a placeholder left.
+    A warning tells if much of a file cannot be compared: no filler found, no difference, a
+    placeholder left.
 
     Raises:
         TracelabError: unknown bias type, split or task; a file that is not StereoSet.
@@ -81,7 +92,9 @@ def stereoset(
     if is_named(source, "hub"):
         records = _hub(task, split)
     else:
-        path = file_at(source, "StereoSet", wheel=f"StereoSet/data/{split}.json", inside=f"{split}.json")
+        path = file_at(
+            source, "StereoSet", wheel=f"StereoSet/data/{split}.json", inside=f"{split}.json"
+        )
         records = list(_file(path, task, changed_at(path)))
     if bias is not None and source in ("wheel", "hub"):
         require_choice("bias type", bias, BIAS_TYPES)
@@ -92,14 +105,16 @@ def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
     """Attribute words of a bias type, from ``bias_attribute_words.json``; none for ``profession``.
 
     Args:
-        folder: where that file lies; default, and where it is not there: the wheel, if it has been fetched.
+        folder: where that file lies; default, and where it is not there: the wheel, if it has been
+            fetched.
     """
     name = "bias_attribute_words.json"
     wheel = assets.cache_dir() / assets.DATA.folder / "StereoSet/data"
     path = next((f / name for f in (folder, wheel) if f is not None and (f / name).is_file()), None)
     if path is None:
         warnings.warn(
-            f"no {name} beside the data and no fetched wheel: only target terms count as attribute words "
+            f"no {name} beside the data and no fetched wheel: only target terms count as attribute "
+            "words "
             "(`tracelab fetch data` gets it)",
             stacklevel=2,
         )
@@ -108,7 +123,8 @@ def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
 
 
 def attribute_word_pairs(bias: str) -> list[tuple[str, ...]]:
-    """The words of :func:`attribute_words` as the wheel groups them: one tuple of counterparts, a word for each group.
+    """The words of :func:`attribute_words` as the wheel groups them: one tuple of counterparts, a
+    word for each group.
 
     Raises:
         TracelabError: the wheel cannot be had.
@@ -120,9 +136,14 @@ def attribute_word_pairs(bias: str) -> list[tuple[str, ...]]:
 @lru_cache(maxsize=16)
 def _attribute_words(path: Path, bias: str) -> tuple[str, ...]:
     try:
-        groups = [as_texts(words, f"{bias} word") for words in object_in(json_of(path), "it").get(bias, [])]
+        groups = [
+            as_texts(words, f"{bias} word")
+            for words in object_in(json_of(path), "it").get(bias, [])
+        ]
     except (TypeError, ValueError) as error:
-        raise TracelabError(f"{path} is no list of attribute words by bias type: {error}") from error
+        raise TracelabError(
+            f"{path} is no list of attribute words by bias type: {error}"
+        ) from error
     return tuple(dict.fromkeys(word for words in groups for word in words))
 
 
@@ -170,7 +191,9 @@ def _hub(task: str, split: str) -> list[StereoSetRecord]:
         columns = row["sentences"]
         sentences = [
             {"id": key, "sentence": text, "gold_label": LABELS[label]}
-            for key, text, label in zip(columns["id"], columns["sentence"], columns["gold_label"], strict=True)
+            for key, text, label in zip(
+                columns["id"], columns["sentence"], columns["gold_label"], strict=True
+            )
         ]
         return {**row, "sentences": sentences}
 
@@ -182,7 +205,8 @@ def _record(row: dict[str, Any], task: str, folder: Path | None = None) -> Stere
     if sorted(by_label) != sorted(LABELS) or len(row["sentences"]) != 3:
         found = ", ".join(quoted(s["gold_label"]) for s in row["sentences"])
         raise TracelabError(
-            f"StereoSet record {row['id']} has not one sentence of each label ({', '.join(LABELS)}) but {found}"
+            f"StereoSet record {row['id']} has not one sentence of each label "
+            f"({', '.join(LABELS)}) but {found}"
         )
     words = (text_in(row, "target"), *attribute_words(text_in(row, "bias_type"), folder))
     context = text_in(row, "context")
@@ -191,7 +215,9 @@ def _record(row: dict[str, Any], task: str, folder: Path | None = None) -> Stere
         text = text_in(by_label[label], "sentence").strip()
         filler = filler_spans(context, text) if task == "intrasentence" else ()
         mentions = (
-            span for span in find_words(text, words) if all(span.end <= f.start or span.start >= f.end for f in filler)
+            span
+            for span in find_words(text, words)
+            if all(span.end <= f.start or span.start >= f.end for f in filler)
         )
         return Sentence(str(by_label[label]["id"]), text, filler, tuple(mentions))
 

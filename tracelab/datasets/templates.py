@@ -1,9 +1,10 @@
 """The probers' corpus: prompts that name a stereotyped concept and stop before the social group.
 
-FairMed trains its probers on sentences that join a biased concept and a social group; its own were written
-by ChatGPT and are not public. This corpus is tracelab's: every concept × every template of an attribute,
-from word lists under ``data/templates/`` that anyone can read and change. A prompt ends just before the
-slot, so the model's next-token probabilities over the groups' words are its soft label.
+FairMed trains its probers on sentences that join a biased concept and a social group; its own were
+written by ChatGPT and are not public. This corpus is tracelab's: every concept × every template of
+an attribute, from word lists under ``data/templates/`` that anyone can read and change. A prompt
+ends just before the slot, so the model's next-token probabilities over the groups' words are its
+soft label.
 
 A corpus in FairMed's bracket format, ``{concept: ["… [concept] … [group] …"]}``, is read by
 :func:`bracketed`.
@@ -26,7 +27,9 @@ from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_whole_limit
 
 _FOLDER = files("tracelab.datasets") / "data/templates"
-ATTRIBUTES = tuple(sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json")))
+ATTRIBUTES = tuple(
+    sorted(f.name.removesuffix(".json") for f in _FOLDER.iterdir() if f.name.endswith(".json"))
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
         raise TracelabError(f"no concept is left with limit={limit}")
     concepts = spread(lists["concepts"], limit)
     prompts = (
-        Prompt(f"{attribute}-{concept}-{number}", attribute, concept, template, _fill(template, concept))
+        Prompt(
+            f"{attribute}-{concept}-{number}",
+            attribute,
+            concept,
+            template,
+            _fill(template, concept),
+        )
         for concept in concepts
         for number, template in enumerate(lists["templates"])
     )
@@ -82,8 +91,8 @@ def bracketed(path: Path | str, attribute: str, groups: Mapping[str, Texts]) -> 
     """Read a corpus in FairMed's format: ``{concept: [sentences]}`` with two bracketed spans each.
 
     The first span is the concept, the second the group; the prompt is the text before the second.
-    Sentences with another number of brackets, or whose first span is not the concept, are left out, as in
-    FairMed's code; a warning tells if they are many.
+    Sentences with another number of brackets, or whose first span is not the concept, are left out,
+    as in FairMed's code; a warning tells if they are many.
 
     Args:
         groups: words of each social group, by name.
@@ -103,24 +112,34 @@ def bracketed(path: Path | str, attribute: str, groups: Mapping[str, Texts]) -> 
                 spans = list(re.finditer(r"\[([^\]]*)\]", sentence))
                 if len(spans) != 2 or _same(spans[0].group(1)) != _same(concept):
                     continue
-                head, tail = sentence[: spans[0].start()], sentence[spans[0].end() : spans[1].start()]
+                head, tail = (
+                    sentence[: spans[0].start()],
+                    sentence[spans[0].end() : spans[1].start()],
+                )
                 text = f"{head}{concept}{tail}".rstrip()
                 template = f"{head}{{concept}}{tail}".rstrip()
                 if text:
                     found.append(Prompt(f"{concept}-{number}", attribute, concept, template, text))
-        say_unusable(f"sentences of {path}", ["not two spans, the concept first"] * (total - len(found)), total)
+        say_unusable(
+            f"sentences of {path}",
+            ["not two spans, the concept first"] * (total - len(found)),
+            total,
+        )
         return found
 
     return Corpus(attribute, _groups(groups), tuple(parse(str(path), read)))
 
 
 def _same(concept: str) -> str:
-    """What makes two spellings of a concept the same: its letters, whatever their case and form of accents."""
+    """What makes two spellings of a concept the same: its letters, whatever their case and form of
+    accents."""
     return composed(concept).casefold().strip()
 
 
 def _groups(groups: Mapping[str, Texts]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((name, tuple(as_texts(groups[name], f"word of {name}"))) for name in sorted(groups))
+    return tuple(
+        (name, tuple(as_texts(groups[name], f"word of {name}"))) for name in sorted(groups)
+    )
 
 
 def _fill(template: str, concept: str) -> str:

@@ -1,7 +1,7 @@
 """WikiText-2 (Merity et al., 2017): Wikipedia articles, on which papers report perplexity.
 
-The word-level release, with ``<unk>`` for rare words and spaces around punctuation. It is on no package index, so
-it comes from the hub or from a file of yours. Licence of the data: CC BY-SA 3.0.
+The word-level release, with ``<unk>`` for rare words and spaces around punctuation. It is on no
+package index, so it comes from the hub or from a file of yours. Licence of the data: CC BY-SA 3.0.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ HUB_ID = "Salesforce/wikitext"
 SPLITS = ("test", "validation", "train")
 
 
-def wikitext(split: str = "test", *, source: str | Path = "hub", limit: int | None = None) -> list[str]:
+def wikitext(
+    split: str = "test", *, source: str | Path = "hub", limit: int | None = None
+) -> list[str]:
     """Lines of WikiText-2: paragraphs, headings and the empty lines between them.
 
     Args:
         split: one of :data:`SPLITS`, of the hub's copy.
-        source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``), or to the folder of it.
-        limit: at most so many lines: the first. Elsewhere a limit is spread over the file, but perplexity is of running
-            text, whose lines follow each other.
+        source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``), or to the folder of
+            it.
+        limit: at most so many lines: the first. Elsewhere a limit is spread over the file, but
+            perplexity is of running text, whose lines follow each other.
 
     Raises:
-        TracelabError: unknown split, a file that is not there or not text, a hub out of reach, or no text.
+        TracelabError: unknown split, a file that is not there or not text, a hub out of reach, or
+            no text.
     """
     require_choice("split", split, SPLITS)
     if is_named(source, "hub"):
@@ -48,4 +52,6 @@ def _hub(split: str) -> list[str]:
     try:
         return list(load_dataset(HUB_ID, "wikitext-2-v1", split=split)["text"])
     except (OSError, ValueError, RuntimeError) as error:
-        raise TracelabError(f"cannot load {HUB_ID} from the hub: {error} Give a file as source") from error
+        raise TracelabError(
+            f"cannot load {HUB_ID} from the hub: {error} Give a file as source"
+        ) from error

@@ -1,15 +1,19 @@
-"""WinoBias (Zhao et al., 2018): one sentence, two occupations, and a pronoun that fits the stereotype or breaks it.
+"""WinoBias (Zhao et al., 2018): one sentence, two occupations, and a pronoun that fits the
+stereotype or breaks it.
 
     pro   The developer argued with the designer because he did not like the design.
     anti  The developer argued with the designer because she did not like the design.
 
-The pronoun stands for the same occupation in both (the developer); which one, world knowledge tells in type 1 and
-syntax already in type 2. The gender that stereotypes give an occupation is that of the US labour statistics.
+The pronoun stands for the same occupation in both (the developer); which one, world knowledge tells
+in type 1 and syntax already in type 2. The gender that stereotypes give an occupation is that of
+the US labour statistics.
 
-Line i of a pro file and line i of its anti file are one pair when they are the same but for their gendered pronouns.
-Of the 1,584 lines 20 are not (typing errors in one of the two, or another sentence) and are left out, as is a line
-without two occupations of the lists: :func:`left_out` names them, and a warning tells if they are many. Texts are the
-files' own, without brackets and double spaces, accents composed. Licence of the data: MIT.
+Line i of a pro file and line i of its anti file are one pair when they are the same but for their
+gendered pronouns. Of the 1,584 lines 20 are not (typing errors in one of the two, or another
+sentence) and are left out, as is a line without two occupations of the lists: :func:`left_out`
+names them, and a warning tells if they are many. Texts are the files' own, without brackets and
+double spaces, accents composed. Licence of the
+data: MIT.
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ class WinoBiasSentence:
         text: the sentence without its brackets.
         occupation: the occupation that the pronoun stands for, with its article; its first mention.
         other: the other occupation, with its article; its first mention.
-        pronouns: the pronouns in which the sentence differs from its partner; the first is the one to resolve.
+        pronouns: the pronouns in which the sentence differs from its partner; the first is the one
+            to resolve.
     """
 
     text: str
@@ -64,9 +69,11 @@ class WinoBiasSentence:
 
 @dataclass(frozen=True)
 class WinoBiasPair:
-    """A sentence with the pronoun that stereotypes expect (``pro``) and with the other one (``anti``).
+    """A sentence with the pronoun that stereotypes expect (``pro``) and with the other one
+    (``anti``).
 
-    ``bias_type`` is ``"type1"`` or ``"type2"``; ``case``, of the pronoun, one of the values of :data:`CASES`.
+    ``bias_type`` is ``"type1"`` or ``"type2"``; ``case``, of the pronoun, one of the values of
+    :data:`CASES`.
     """
 
     id: str
@@ -77,19 +84,25 @@ class WinoBiasPair:
 
     def pair(self) -> Pair:
         """The pair in the stereotype / anti-stereotype naming that the localisers take."""
-        return Pair(self.id, "gender", self.pro.text, self.anti.text, self.pro.pronouns, self.anti.pronouns)
+        return Pair(
+            self.id, "gender", self.pro.text, self.anti.text, self.pro.pronouns, self.anti.pronouns
+        )
 
 
 def winobias(
-    type: int | None = None, *, split: str = "test", source: str | Path = "wheel", limit: int | None = None
+    type: int | None = None,
+    *,
+    split: str = "test",
+    source: str | Path = "wheel",
+    limit: int | None = None,
 ) -> list[WinoBiasPair]:
     """Read WinoBias.
 
     Args:
         type: 1 (world knowledge is needed), 2 (syntax is enough), or None for both.
         split: ``"test"`` or ``"dev"``.
-        source: ``"wheel"`` (the embedded copy) or a path to the official folder of the eight sentence files and the
-            two lists of occupations.
+        source: ``"wheel"`` (the embedded copy) or a path to the official folder of the eight
+            sentence files and the two lists of occupations.
         limit: at most so many pairs, spread evenly over the files.
 
     Raises:
@@ -110,7 +123,9 @@ def left_out(*, split: str = "test", source: str | Path = "wheel") -> list[str]:
     return [key for kind in TYPES for key in _read(source, kind, split)[1]]
 
 
-def _read(source: str | Path, kind: int, split: str) -> tuple[tuple[WinoBiasPair, ...], tuple[str, ...]]:
+def _read(
+    source: str | Path, kind: int, split: str
+) -> tuple[tuple[WinoBiasPair, ...], tuple[str, ...]]:
     require_choice("split", split, SPLITS)
     folder = folder_at(source, "WinoBias", wheel="WinoBias/data", holds=_HOLDS)
     names = [f"{side}_stereotyped_type{kind}.txt.{split}" for side in ("pro", "anti")]
@@ -129,10 +144,13 @@ def _files(
         pro, anti, *lists = (lines_of(text_of(path).rstrip()) for path in paths)
         if len(pro) != len(anti):
             raise TracelabError(
-                f"each line of {paths[0].name} and of {paths[1].name} make a pair, but they have {len(pro)} and "
+                f"each line of {paths[0].name} and of {paths[1].name} make a pair, but they have "
+                f"{len(pro)} and "
                 f"{len(anti)} lines: mend them"
             )
-        names = "|".join(re.escape(composed(name.strip())) for names in lists for name in names if name.strip())
+        names = "|".join(
+            re.escape(composed(name.strip())) for names in lists for name in names if name.strip()
+        )
         if not names:
             raise TracelabError(f"{paths[2]} and {paths[3]} name no occupation")
         occupations = re.compile(rf"\b(?:the|an?)\s+({names})\b", re.IGNORECASE)
@@ -151,7 +169,9 @@ def _files(
     return tuple(parse(str(paths[0]), read)), tuple(missing)
 
 
-def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[str]) -> WinoBiasPair | str:
+def _pair(
+    key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[str]
+) -> WinoBiasPair | str:
     """The pair of two lines, or why there is none."""
     texts = [_text(line) for line in lines]
     if len({_PRONOUN.sub("_", text) for text in texts}) > 1:
@@ -161,7 +181,9 @@ def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[s
         for both in zip(*(_PRONOUN.finditer(text) for text in texts), strict=True)
         if both[0].group().lower() != both[1].group().lower()
     ]
-    case = CASES.get(frozenset(match.group().lower() for match in pronouns[0])) if pronouns else None
+    case = (
+        CASES.get(frozenset(match.group().lower() for match in pronouns[0])) if pronouns else None
+    )
     if case is None:
         return "no pair of pronouns"
     named = [_occupations(line, occupations) for line in lines]
@@ -169,7 +191,9 @@ def _pair(key: str, kind: str, lines: tuple[str, str], occupations: re.Pattern[s
         return "no bracketed occupation and another one"
     pro, anti = (
         WinoBiasSentence(
-            text, *cast(tuple[Span, Span], named[side]), tuple(Span(*both[side].span()) for both in pronouns)
+            text,
+            *cast(tuple[Span, Span], named[side]),
+            tuple(Span(*both[side].span()) for both in pronouns),
         )
         for side, text in enumerate(texts)
     )

@@ -21,8 +21,9 @@ class EditedScores(Result):
     """Scores before and under an edit.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, then for the edited rows ``difference`` to the
-            unedited model with its paired interval ``difference_low, difference_high`` and permutation ``p``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, then for the edited rows
+            ``difference`` to the unedited model with its paired interval ``difference_low,
+            difference_high`` and permutation ``p``.
     """
 
     table: pd.DataFrame
@@ -47,7 +48,8 @@ def edited_scores(
     >>> edited_scores(model, edit, lambda name: stereoset_scores(model, records, edit=name)).frame
 
     Args:
-        measure: scores the model as it is at the moment; given the edit's name, or None, for the table.
+        measure: scores the model as it is at the moment; given the edit's name, or None, for the
+            table.
         before: the unedited scores, if they are at hand.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
         seed: of the paired bootstrap and permutations.
@@ -64,7 +66,10 @@ def edited_scores(
     names = {"low": "difference_low", "high": "difference_high"}
     change = paired(first, second, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]
-    edited = second.table.merge(change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1")
+    edited = second.table.merge(
+        change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1"
+    )
     return EditedScores(
-        second.settings | {"edit": edit.settings()}, pd.concat([first.table, edited], ignore_index=True)
+        second.settings | {"edit": edit.settings()},
+        pd.concat([first.table, edited], ignore_index=True),
     )

@@ -1,7 +1,8 @@
-"""The benchmarks by name: which records of a bias type, what scores them, which numbers belong on a scoreboard.
+"""The benchmarks by name: which records of a bias type, what scores them, which numbers belong on a
+scoreboard.
 
-A benchmark calls a bias type by its own name ("race-color", "Race_ethnicity"); here each is asked for by
-StereoSet's (gender, race, religion, profession) or by its own.
+A benchmark calls a bias type by its own name ("race-color", "Race_ethnicity"); here each is asked
+for by StereoSet's (gender, race, religion, profession) or by its own.
 """
 
 from __future__ import annotations
@@ -10,13 +11,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tracelab.datasets import bbq, bold, crows_pairs, neutral_sentences, stereoset, wikitext, winobias
+from tracelab.datasets import (
+    bbq,
+    bold,
+    crows_pairs,
+    neutral_sentences,
+    stereoset,
+    wikitext,
+    winobias,
+)
 from tracelab.datasets.records import spread
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.attention import AttentionScores, attention_scores
 from tracelab.evaluate.benchmarks.bbq import BBQScores, bbq_scores
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
-from tracelab.evaluate.benchmarks.hellinger import WORD_PAIRS, HellingerScores, hellinger, prompt_pairs
+from tracelab.evaluate.benchmarks.hellinger import (
+    WORD_PAIRS,
+    HellingerScores,
+    hellinger,
+    prompt_pairs,
+)
 from tracelab.evaluate.benchmarks.lm_eval import PREFIX, lm_eval_benchmark
 from tracelab.evaluate.benchmarks.perplexity import WINDOW, PerplexityScores, perplexity
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores

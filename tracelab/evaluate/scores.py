@@ -4,8 +4,8 @@ A metric is a function f of means over the units that a benchmark averages (reco
 
     value = f( mean over groups of the mean over each group's units )
 
-StereoSet's groups are target terms; all other benchmarks have one group, that is, plain means. The same units
-of two results are what :func:`~tracelab.evaluate.paired.paired` compares.
+StereoSet's groups are target terms; all other benchmarks have one group, that is, plain means. The
+same units of two results are what :func:`~tracelab.evaluate.paired.paired` compares.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class BenchmarkScores(Result, ABC):
     """Base of the scores.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, one row a metric and bias type; ``edit``
-            is the name of the edit under which the model was scored, ``n`` the number of units.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, one row a metric and bias
+            type; ``edit`` is the name of the edit under which the model was scored, ``n`` the
+            number of units.
     """
 
     table: pd.DataFrame
@@ -75,11 +76,13 @@ class Benchmark:
     """How a benchmark is read and scored.
 
     Attributes:
-        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the file (WikiText: the
-            first lines); without ``bias`` those of all types.
-        score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the moment.
+        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the
+            file (WikiText: the first lines); without ``bias`` those of all types.
+        score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the
+            moment.
         kind: the class of its scores.
-        metrics: those that belong on a scoreboard (none: all); the others are in the scores themselves.
+        metrics: those that belong on a scoreboard (none: all); the others are in the scores
+            themselves.
         biases: bias types it has, as they are asked for here; none: it measures no bias.
         where: what ``read`` can be told beside: ``source``, ``split``.
         every_bias: whether a scoreboard also shows it on bias types that an edit was not made for.
@@ -110,7 +113,9 @@ def require_finite_units(units: pd.DataFrame, columns: Sequence[str]) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         name = repr(units["id"].iloc[row]) if "id" in units else f"number {row}"
-        raise TracelabError(f"the scores of record {name} ({wrong.sum()} of {len(units)}) are not finite: {CAUSE}")
+        raise TracelabError(
+            f"the scores of record {name} ({wrong.sum()} of {len(units)}) are not finite: {CAUSE}"
+        )
 
 
 def by_bias(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -122,13 +127,18 @@ def by_bias(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "overall", units
 
 
-def score_table(samples: Sequence[Sample], *, benchmark: str, edit: str | None, seed: int) -> pd.DataFrame:
-    """The columns of :attr:`BenchmarkScores.table`; intervals resample groups, then units inside each."""
+def score_table(
+    samples: Sequence[Sample], *, benchmark: str, edit: str | None, seed: int
+) -> pd.DataFrame:
+    """The columns of :attr:`BenchmarkScores.table`; intervals resample groups, then units inside
+    each."""
     rows: list[dict[str, Any]] = []
     for sample in samples:
         means, draws = sample.means, two_stage_means(sample.groups, seed=seed)
         for metric, function in sample.metrics.items():
             low, high = percentile_interval(function(draws)) if sample.n > 1 else (np.nan, np.nan)
             row = {"benchmark": benchmark, "bias": sample.bias, "edit": edit, "metric": metric}
-            rows.append(row | {"value": float(function(means)), "low": low, "high": high, "n": sample.n})
+            rows.append(
+                row | {"value": float(function(means)), "low": low, "high": high, "n": sample.n}
+            )
     return pd.DataFrame(rows)

@@ -1,9 +1,16 @@
-"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`), their training
-(:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is in :mod:`.style`.
+"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`),
+their training (:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is
+in :mod:`.style`.
 """
 
 from tracelab.figures.edits import before_after
-from tracelab.figures.localize import attention_maps, f1_per_layer, gap_distributions, trace_example, trace_heatmap
+from tracelab.figures.localize import (
+    attention_maps,
+    f1_per_layer,
+    gap_distributions,
+    trace_example,
+    trace_heatmap,
+)
 from tracelab.figures.scoreboard import scoreboard, tradeoff
 from tracelab.figures.scores import scores, sweep
 from tracelab.figures.style import save_figures

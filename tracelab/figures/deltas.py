@@ -1,4 +1,5 @@
-"""Figures of what ``inspect`` found inside edits: a weight delta's directions, and what the last layer attends to."""
+"""Figures of what ``inspect`` found inside edits: a weight delta's directions, and what the last
+layer attends to."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _LABELS = 32
 
 
 def weights(result: BeforeAfter) -> go.Figure:
-    """Size of each edit's deltas by layer, and their directions with the largest singular values as tokens.
+    """Size of each edit's deltas by layer, and their directions with the largest singular values as
+    tokens.
 
     Listed are directions that write to the residual stream; if there are none, any.
     """
@@ -36,8 +38,17 @@ def weights(result: BeforeAfter) -> go.Figure:
     written = table[table["promoted"] != ""]
     candidates = written if len(written) else table
     each = max(2, N_LISTED // len(edits))
-    listed = pd.concat([part.nlargest(each, "singular_value") for _, part in candidates.groupby("edit", sort=False)])
-    listing = "largest directions that write to the residual stream" if len(written) else "largest directions"
+    listed = pd.concat(
+        [
+            part.nlargest(each, "singular_value")
+            for _, part in candidates.groupby("edit", sort=False)
+        ]
+    )
+    listing = (
+        "largest directions that write to the residual stream"
+        if len(written)
+        else "largest directions"
+    )
     right = {"type": "table", "rowspan": len(edits)}
     figure = make_subplots(
         rows=len(edits),
@@ -60,7 +71,8 @@ def weights(result: BeforeAfter) -> go.Figure:
     return finish(
         figure,
         "What the weight deltas write",
-        "tokens that a direction pushes most up and down, later blocks left out; its sign is arbitrary · "
+        "tokens that a direction pushes most up and down, later blocks left out; its sign is "
+        "arbitrary · "
         f"{model_name(result.settings)}",
         height=185 + max(50 + 42 * len(listed), 190 * len(edits)),
     )
@@ -71,7 +83,8 @@ def attention(result: BeforeAfter, prompt: int) -> go.Figure:
     table = result.attention
     if table.empty:
         raise TracelabError(
-            f"the view 'attention' needs attention patterns, and {model_name(result.settings)} shows none"
+            f"the view 'attention' needs attention patterns, and {model_name(result.settings)} "
+            "shows none"
         )
     table = table[table["prompt"] == prompt]
     edits = list(result.settings["edits"])
@@ -85,24 +98,31 @@ def attention(result: BeforeAfter, prompt: int) -> go.Figure:
         rows.append((before, after, after - before))
     last = table[(table["edit"] == edits[0]) & (table["query"] == table["query"].max())]
     every = -(-len(last) // _LABELS)
-    labels = ["" if i % every else escape(text) for i, text in enumerate(last.sort_values("key")["token"])]
-    titles = [title for edit in edits for title in ("before", f"after: {escape(edit)}", "after - before")]
+    labels = [
+        "" if i % every else escape(text) for i, text in enumerate(last.sort_values("key")["token"])
+    ]
+    titles = [
+        title for edit in edits for title in ("before", f"after: {escape(edit)}", "after - before")
+    ]
     return finish(
         map_panels(rows, labels, titles),
         f"Attention at layer {result.settings['model']['n_layers'] - 1}, mean over heads",
-        f"key across, query down; prompt “{prompt_text(result.settings, prompt)}” · {model_name(result.settings)}",
+        f"key across, query down; prompt “{prompt_text(result.settings, prompt)}” · "
+        f"{model_name(result.settings)}",
         height=185 + 295 * len(rows),
         legend=False,
     )
 
 
 def _sizes(maps: pd.DataFrame) -> list[go.Scatter]:
-    """Relative norm of an edit's deltas by layer, a curve a module, which looks the same in every figure."""
+    """Relative norm of an edit's deltas by layer, a curve a module, which looks the same in every
+    figure."""
     curves = []
     for module, part in maps.groupby("module", sort=False):
         i = LINEAR_MAPS.index(module)
         colour = COLOURS[i % len(COLOURS)]
-        symbol = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]  # another where colours begin again
+        # another where colours begin again
+        symbol = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
         curves.append(
             go.Scatter(
                 x=part["layer"],

@@ -12,18 +12,34 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
 from tracelab.figures.deltas import attention, weights
-from tracelab.figures.style import COLOURS, DIVERGING, GREY, MARKERS, ORANGE, escape, finish, model_name, prompt_text
+from tracelab.figures.style import (
+    COLOURS,
+    DIVERGING,
+    GREY,
+    MARKERS,
+    ORANGE,
+    escape,
+    finish,
+    model_name,
+    prompt_text,
+)
 
 if TYPE_CHECKING:
     from tracelab.inspection.before_after import BeforeAfter
 
-MEASURES = {"resid_post": "residual stream", "mlp_out": "MLP output", "pattern": "attention pattern"}
+MEASURES = {
+    "resid_post": "residual stream",
+    "mlp_out": "MLP output",
+    "pattern": "attention pattern",
+}
 
 
 def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
     """One view of one prompt; see :meth:`tracelab.inspection.before_after.BeforeAfter.plot`."""
     if not 0 <= prompt < len(result.settings["prompts"]):
-        raise TracelabError(f"no prompt {prompt}: there are {len(result.settings['prompts'])}, counted from 0")
+        raise TracelabError(
+            f"no prompt {prompt}: there are {len(result.settings['prompts'])}, counted from 0"
+        )
     views: dict[str, Callable[[BeforeAfter, int], go.Figure]] = {
         "tokens": _tokens,
         "positions": _positions,
@@ -42,19 +58,31 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
     edits = list(result.settings["edits"])
     spacing = min(0.14, 0.5 / len(edits))
     # Of an edit that changes nothing, which tokens moved most is arbitrary.
-    moved = {edit: table[(table["edit"] == edit) & (table["p_after"] != table["p_before"])] for edit in edits}
+    moved = {
+        edit: table[(table["edit"] == edit) & (table["p_after"] != table["p_before"])]
+        for edit in edits
+    }
     titles = [escape(edit) + ("<br>changes nothing" if moved[edit].empty else "") for edit in edits]
-    figure = make_subplots(rows=1, cols=len(edits), subplot_titles=titles, horizontal_spacing=spacing)
+    figure = make_subplots(
+        rows=1, cols=len(edits), subplot_titles=titles, horizontal_spacing=spacing
+    )
     most = 1
     for column, edit in enumerate(edits, start=1):
         part = table[table["edit"] == edit].drop_duplicates("token_id")
         part = part.iloc[:0] if moved[edit].empty else part
-        part = part.sort_values("p_after", key=lambda s: part["p_after"] - part["p_before"], ascending=False)
+        part = part.sort_values(
+            "p_after", key=lambda s: part["p_after"] - part["p_before"], ascending=False
+        )
         rows = np.arange(len(part))
         most = max(most, len(part))
         for row, (low, high) in enumerate(zip(part["p_before"], part["p_after"], strict=True)):
             figure.add_scatter(
-                x=[low, high], y=[row, row], mode="lines", line={"color": GREY, "width": 1}, row=1, col=column,
+                x=[low, high],
+ y=[row, row],
+ mode="lines",
+ line={"color": GREY, "width": 1},
+ row=1,
+ col=column,
                 showlegend=False, hoverinfo="skip",
             )  # fmt: skip
         for name, field, colour, symbol in (
@@ -75,7 +103,11 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
                 col=column,
             )
         figure.update_yaxes(
-            tickvals=rows, ticktext=[escape(t) for t in part["token"]], autorange="reversed", row=1, col=column
+            tickvals=rows,
+            ticktext=[escape(t) for t in part["token"]],
+            autorange="reversed",
+            row=1,
+            col=column,
         )
     figure.update_xaxes(rangemode="tozero")
     if len(edits) > 3:  # one title for all: there is no room for each
@@ -83,7 +115,9 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
         figure.update_xaxes(title="probability of the next token", row=1, col=(len(edits) + 1) // 2)
     else:
         figure.update_xaxes(title="probability of the next token")
-    return _finish(result, figure, prompt, "Tokens that the edit promotes and demotes", height=230 + 22 * most)
+    return _finish(
+        result, figure, prompt, "Tokens that the edit promotes and demotes", height=230 + 22 * most
+    )
 
 
 def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
@@ -93,18 +127,28 @@ def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
     for i, edit in enumerate(result.settings["edits"]):
         part = table[table["edit"] == edit]
         figure.add_scatter(
-            x=part["position"], y=part["kl"].to_numpy(np.float32), mode="lines+markers", name=escape(edit), **_style(i)
+            x=part["position"],
+            y=part["kl"].to_numpy(np.float32),
+            mode="lines+markers",
+            name=escape(edit),
+            **_style(i),
         )
     first = table[table["edit"] == next(iter(result.settings["edits"]))]
-    figure.update_xaxes(tickvals=first["position"], ticktext=[escape(t) for t in first["token"]], tickangle=-50)
+    figure.update_xaxes(
+        tickvals=first["position"], ticktext=[escape(t) for t in first["token"]], tickangle=-50
+    )
     figure.update_yaxes(title="KL(before ‖ after), nats", rangemode="tozero")
-    return _finish(result, figure, prompt, "How far the next-token distribution moves after each token")
+    return _finish(
+        result, figure, prompt, "How far the next-token distribution moves after each token"
+    )
 
 
 def _layers(result: BeforeAfter, prompt: int) -> go.Figure:
     """Relative change of residual stream, MLP output and attention pattern by layer."""
     table = _last(_of(result.layers, prompt))
-    figure = make_subplots(rows=1, cols=len(MEASURES), subplot_titles=list(MEASURES.values()), horizontal_spacing=0.07)
+    figure = make_subplots(
+        rows=1, cols=len(MEASURES), subplot_titles=list(MEASURES.values()), horizontal_spacing=0.07
+    )
     for column, measure in enumerate(MEASURES, start=1):
         for i, edit in enumerate(result.settings["edits"]):
             part = table[table["edit"] == edit]
@@ -126,13 +170,17 @@ def _layers(result: BeforeAfter, prompt: int) -> go.Figure:
 
 
 def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
-    """FairMed: group probability before and after at each edited layer, one panel an edit and attribute."""
+    """FairMed: group probability before and after at each edited layer, one panel an edit and
+    attribute."""
     table = _last(_of(result.groups, prompt))
     if table.empty:
         raise TracelabError("the view 'groups' is of FairMed, and none of the edits is one")
     panels = list(table.groupby(["edit", "attribute"], sort=False))
     figure = make_subplots(
-        rows=1, cols=len(panels), subplot_titles=[escape(f"{e}: {a}") for (e, a), _ in panels], shared_yaxes=True
+        rows=1,
+        cols=len(panels),
+        subplot_titles=[escape(f"{e}: {a}") for (e, a), _ in panels],
+        shared_yaxes=True,
     )
     listed: set[str] = set()  # in the legend: attributes have groups of their own
     for column, (_, part) in enumerate(panels, start=1):
@@ -142,7 +190,10 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
                 style = _style(i)
                 style["line"] = {**style["line"], "dash": dash}
                 if name == "before":
-                    style["marker"] = {**style["marker"], "symbol": f"{style['marker']['symbol']}-open"}
+                    style["marker"] = {
+                        **style["marker"],
+                        "symbol": f"{style['marker']['symbol']}-open",
+                    }
                 label = escape(f"{group} {name}")
                 figure.add_scatter(
                     x=[str(layer) for layer in rows["layer"]],
@@ -156,14 +207,17 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
                     **style,
                 )
                 listed.add(label)
-        figure.add_hline(y=1 / part["group"].nunique(), line={"color": GREY, "width": 1}, row=1, col=column)
+        figure.add_hline(
+            y=1 / part["group"].nunique(), line={"color": GREY, "width": 1}, row=1, col=column
+        )
         figure.update_xaxes(title="edited layer", categoryarray=layers, row=1, col=column)
     figure.update_yaxes(title="probers' group probability", range=[0, 1], row=1, col=1)
     return _finish(result, figure, prompt, "What the probers read before and after (grey: uniform)")
 
 
 def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
-    """Experts: the target's, the expert's and the anti-expert's logit of the tokens that moved most."""
+    """Experts: the target's, the expert's and the anti-expert's logit of the tokens that moved
+    most."""
     table = _last(_of(result.tokens, prompt))
     if "z_plus" not in table or table["z_plus"].isna().all():
         raise TracelabError("the view 'logits' is of experts, and none of the edits has any")
@@ -171,7 +225,10 @@ def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
     edits = list(dict.fromkeys(table["edit"]))
     spacing = min(0.14, 0.5 / len(edits))
     figure = make_subplots(
-        rows=1, cols=len(edits), subplot_titles=[escape(e) for e in edits], horizontal_spacing=spacing
+        rows=1,
+        cols=len(edits),
+        subplot_titles=[escape(e) for e in edits],
+        horizontal_spacing=spacing,
     )
     names = ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
     parts = [table[table["edit"] == edit].drop_duplicates("token_id") for edit in edits]
@@ -195,9 +252,16 @@ def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
             col=column,
         )
         ticks = [escape(t) for t in part["token"]]
-        figure.update_yaxes(tickvals=list(range(len(part))), ticktext=ticks, autorange="reversed", row=1, col=column)
+        figure.update_yaxes(
+            tickvals=list(range(len(part))), ticktext=ticks, autorange="reversed", row=1, col=column
+        )
     figure.update_layout(
-        coloraxis={"colorscale": DIVERGING, "cmin": -bound, "cmax": bound, "colorbar": {"title": "logit"}}
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -bound,
+            "cmax": bound,
+            "colorbar": {"title": "logit"},
+        }
     )
     return _finish(
         result,
@@ -219,9 +283,14 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
 
 def _style(i: int, size: int = 7) -> dict[str, Any]:
     colour = COLOURS[i % len(COLOURS)]
-    return {"line": {"color": colour}, "marker": {"symbol": MARKERS[i % len(MARKERS)], "size": size, "color": colour}}
+    return {
+        "line": {"color": colour},
+        "marker": {"symbol": MARKERS[i % len(MARKERS)], "size": size, "color": colour},
+    }
 
 
-def _finish(result: BeforeAfter, figure: go.Figure, prompt: int, title: str, **options: Any) -> go.Figure:
+def _finish(
+    result: BeforeAfter, figure: go.Figure, prompt: int, title: str, **options: Any
+) -> go.Figure:
     caption = f"after “{prompt_text(result.settings, prompt)}” · {model_name(result.settings)}"
     return finish(figure, title, caption, **options)

@@ -33,7 +33,8 @@ COMPONENT_NAMES = {
 
 
 def f1_per_layer(probes: LayerProbes) -> go.Figure:
-    """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in grey."""
+    """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in
+    grey."""
     table, settings = probes.layers, probes.settings
     figure = go.Figure()
     band(figure, table["layer"], table["control_low"], table["control_high"], GREY)
@@ -63,7 +64,8 @@ def f1_per_layer(probes: LayerProbes) -> go.Figure:
     return finish(
         figure,
         f"Where {settings['attribute']} groups can be read from the MLP output",
-        f"{table['n_test'].iloc[0]} test prompts with held-out {held_out}, {settings['n_seeds']} seeds; "
+        f"{table['n_test'].iloc[0]} test prompts with held-out {held_out}, {settings['n_seeds']} "
+        "seeds; "
         f"bands: 95 % bootstrap over concepts · {model_name(settings)}",
     )
 
@@ -110,14 +112,17 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
     return finish(
         figure,
         f"Which restored states bring the {_bias(trace.cases)} gap back",
-        f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise samples; "
+        f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise "
+        "samples; "
         f"1 = the state carries all of the total effect · {model_name(settings)}",
         height=170 + 150 * len(components),
         legend=False,
     )
 
 
-def trace_example(trace: CausalTrace, case: str | None = None, component: str = "resid") -> go.Figure:
+def trace_example(
+    trace: CausalTrace, case: str | None = None, component: str = "resid"
+) -> go.Figure:
     """Indirect effect on one pair by layer and token; noised tokens are bold with an asterisk."""
     table = trace.example(case, component)
     states = trace.states
@@ -150,7 +155,8 @@ def trace_example(trace: CausalTrace, case: str | None = None, component: str = 
     return finish(
         figure,
         f"One pair: {facts['stereotype']}",
-        f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; gap clean "
+        f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; "
+        "gap clean "
         f"{facts['high']:.2f}, corrupted {facts['low']:.2f} nats · {model_name(trace.settings)}",
         height=190 + 26 * len(marked),
         legend=False,
@@ -158,7 +164,8 @@ def trace_example(trace: CausalTrace, case: str | None = None, component: str = 
 
 
 def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
-    """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive tokens bold."""
+    """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive
+    tokens bold."""
     known = list(dict.fromkeys(gap.maps["pair"]))
     pair = known[0] if pair is None else pair
     if pair not in known:
@@ -184,7 +191,8 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
     return finish(
         figure,
         f"Attention at layer {settings['layer']}, {_heads(settings)}",
-        f"bold: tokens in which the two sentences differ; key across, query down · {model_name(settings)}",
+        "bold: tokens in which the two sentences differ; key across, query down · "
+        f"{model_name(settings)}",
         height=480,
         legend=False,
     )
@@ -217,20 +225,23 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
     )
     hit, chance = gap.value("hit_rate"), gap.value("chance")
     text = (
-        f"{n} pairs of {'equal' if gap.selection == 'equal' else 'unequal'} length; largest gap on a sensitive "
+        f"{n} pairs of {'equal' if gap.selection == 'equal' else 'unequal'} length; largest gap on "
+        "a sensitive "
         f"position in {hit.value:.1f} % "
         f"[{hit.low:.1f}, {hit.high:.1f}] of pairs, by chance {chance.value:.1f} %"
     )
     if "excess" in set(gap.summary["selection"]):
         excess = gap.value("hit_rate", "excess")
         text += (
-            f"; {excess.value:+.1f} points [{excess.low:.1f}, {excess.high:.1f}] over a neutral swap "
+            f"; {excess.value:+.1f} points [{excess.low:.1f}, {excess.high:.1f}] over a neutral "
+            "swap "
             f"({int(excess.n)} pairs)"
         )
     settings = gap.settings
     return finish(
         figure,
-        f"Attention gap of {_bias(gap.pairs)} pairs at layer {settings['layer']}, {_heads(settings)} "
+        f"Attention gap of {_bias(gap.pairs)} pairs at layer {settings['layer']}, "
+        f"{_heads(settings)} "
         f"({settings['reduce']})",
         f"{text} · {model_name(settings)}",
         height=420,

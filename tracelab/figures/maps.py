@@ -1,4 +1,5 @@
-"""Attention maps side by side, which localisers and edits draw alike: two of them and their difference."""
+"""Attention maps side by side, which localisers and edits draw alike: two of them and their
+difference."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from tracelab.figures.style import DIVERGING, SEQUENTIAL
 Map = Float[np.ndarray, "query key"]
 
 
-def map_panels(rows: Sequence[tuple[Map, Map, Map]], labels: Sequence[str], titles: Sequence[str]) -> go.Figure:
+def map_panels(
+    rows: Sequence[tuple[Map, Map, Map]], labels: Sequence[str], titles: Sequence[str]
+) -> go.Figure:
     """One row of heatmaps each: a map, another, and their difference; key across, query down.
 
     Args:
@@ -22,7 +25,8 @@ def map_panels(rows: Sequence[tuple[Map, Map, Map]], labels: Sequence[str], titl
         labels: of the tokens, as HTML.
         titles: of all panels, row by row.
     """
-    # A causal map's upper triangle is empty by construction; drawing it as 0 would look like a finding.
+    # A causal map's upper triangle is empty by construction; drawing it as 0 would look like a
+    # finding.
     hidden = np.triu(np.ones_like(rows[0][0], dtype=bool), k=1)
     figure = make_subplots(
         rows=len(rows),

@@ -11,7 +11,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError, require_choice
-from tracelab.figures.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, bars, escape, finish, model_name
+from tracelab.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    ORANGE,
+    bars,
+    escape,
+    finish,
+    model_name,
+)
 from tracelab.metrics import METRICS, UNEDITED, ideal, label
 
 if TYPE_CHECKING:
@@ -21,13 +31,16 @@ _COLUMNS = 4
 
 
 def scoreboard(board: Scoreboard) -> go.Figure:
-    """One panel a benchmark, bias type and metric; edits that differ from the unedited model after Holm are orange."""
+    """One panel a benchmark, bias type and metric; edits that differ from the unedited model after
+    Holm are orange."""
     table = board.table[board.table["reason"] == ""]
     if table.empty:
         raise TracelabError("every cell of this scoreboard failed: there is nothing to draw")
     edits = list(table["edit"].unique())
     panels = list(table.groupby(["benchmark", "bias", "metric"], sort=False))
-    first = table.groupby("metric")["benchmark"].first()  # a name of its own has only the first of several
+    first = table.groupby("metric")[
+        "benchmark"
+    ].first()  # a name of its own has only the first of several
     n_rows = -(-len(panels) // _COLUMNS)
     figure = make_subplots(
         rows=n_rows,
@@ -35,7 +48,10 @@ def scoreboard(board: Scoreboard) -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.03,
         vertical_spacing=0.4 / n_rows,
-        subplot_titles=[_title(name, bias, metric, own=first[metric] == name) for (name, bias, metric), _ in panels],
+        subplot_titles=[
+            _title(name, bias, metric, own=first[metric] == name)
+            for (name, bias, metric), _ in panels
+        ],
     )
     for number, ((_, _, metric), rows) in enumerate(panels):
         place = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
@@ -59,7 +75,8 @@ def scoreboard(board: Scoreboard) -> go.Figure:
     figure.update_xaxes(nticks=4)
     figure.update_annotations(font_size=11)
     caption = (
-        f"95 % bootstrap; dotted: ideal; orange: differs from the unedited model on the same units, p < 0.05 after "
+        "95 % bootstrap; dotted: ideal; orange: differs from the unedited model on the same "
+        "units, p < 0.05 after "
         f"Holm's correction over the table · {model_name(board.settings)}"
     )
     height = 150 + n_rows * (90 + 24 * len(edits))
@@ -70,16 +87,22 @@ def scoreboard(board: Scoreboard) -> go.Figure:
 def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
     """How far a bias metric is from its ideal value against a capability metric.
 
-    On the bias type that the edits were made for; of a scoreboard of all types on the first that has the metric.
+    On the bias type that the edits were made for; of a scoreboard of all types on the first that
+    has the metric.
     """
     table = board.table[board.table["reason"] == ""]
     require_choice(
-        "metric with an ideal value", bias_metric, sorted(m for m in set(table["metric"]) if ideal(m) is not None)
+        "metric with an ideal value",
+        bias_metric,
+        sorted(m for m in set(table["metric"]) if ideal(m) is not None),
     )
     require_choice("metric", capability, sorted(set(table["metric"])))
     bias = board.settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
     own = table[table["bias"].isin([bias, ""])]
-    x, y = (own[own["metric"] == m].drop_duplicates("edit").set_index("edit") for m in (capability, bias_metric))
+    x, y = (
+        own[own["metric"] == m].drop_duplicates("edit").set_index("edit")
+        for m in (capability, bias_metric)
+    )
     best = ideal(bias_metric) or 0.0
     figure = go.Figure()
     for number, edit in enumerate(name for name in x.index if name in y.index):
@@ -98,7 +121,9 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
             error_y=_distance_bars(y.loc[edit], best, distance),
         )
     figure.update_xaxes(title=escape(label(capability)))
-    figure.update_yaxes(title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero")
+    figure.update_yaxes(
+        title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero"
+    )
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
     caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(board.settings)}"
     return finish(figure, "Bias against capability", caption)

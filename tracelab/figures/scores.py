@@ -1,4 +1,5 @@
-"""Figures of benchmark scores: edits beside each other, and a score along a parameter of an edit."""
+"""Figures of benchmark scores: edits beside each other, and a score along a parameter of an
+edit."""
 
 from __future__ import annotations
 
@@ -14,33 +15,46 @@ from tracelab.metrics import UNEDITED, ideal, label
 
 
 def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
-    """Each edit's scores with 95 % intervals, one panel a metric; the ideal value, where there is one, in grey.
+    """Each edit's scores with 95 % intervals, one panel a metric; the ideal value, where there is
+    one, in grey.
 
     Args:
-        table: rows of :class:`~tracelab.evaluate.scores.BenchmarkScores` tables; a missing ``edit`` is the model
-            as it is, drawn in grey like all names that end in "unedited".
+        table: rows of :class:`~tracelab.evaluate.scores.BenchmarkScores` tables; a missing ``edit``
+            is the model as it is, drawn in grey like all names that end in "unedited".
         metrics: which, in order.
         title, caption: above the figure; name n and the model in the caption.
     """
     table = table.assign(edit=table["edit"].fillna(UNEDITED))
     edits = list(dict.fromkeys(table["edit"]))
     names = [escape(label(metric)) for metric in metrics]
-    figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
+    figure = make_subplots(
+        rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04
+    )
     for column, metric in enumerate(metrics, start=1):
-        part = table[table["metric"] == metric].drop_duplicates("edit").set_index("edit").reindex(edits)
+        part = (
+            table[table["metric"] == metric]
+            .drop_duplicates("edit")
+            .set_index("edit")
+            .reindex(edits)
+        )
         figure.add_scatter(
             x=part["value"].to_numpy(np.float32),
             y=list(range(len(edits))),
             mode="markers",
             error_x=bars(part),
-            marker={"color": [GREY if e.endswith(UNEDITED) else COLOURS[0] for e in edits], "size": 9},
+            marker={
+                "color": [GREY if e.endswith(UNEDITED) else COLOURS[0] for e in edits],
+                "size": 9,
+            },
             showlegend=False,
             hovertemplate="%{x:.3g}<extra></extra>",
             row=1,
             col=column,
         )
         if ideal(metric) is not None:
-            figure.add_vline(x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column)
+            figure.add_vline(
+                x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
+            )
     ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
     figure.update_yaxes(autorange="reversed", **ticks)
     figure.update_xaxes(nticks=5)
@@ -50,7 +64,14 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
 
 
 def sweep(
-    table: pd.DataFrame, x: str, metrics: Sequence[str], *, series: str, title: str, caption: str, x_title: str = ""
+    table: pd.DataFrame,
+    x: str,
+    metrics: Sequence[str],
+    *,
+    series: str,
+    title: str,
+    caption: str,
+    x_title: str = "",
 ) -> go.Figure:
     """Scores along a parameter, one panel a metric, one line with a 95 % band a series.
 
@@ -81,6 +102,8 @@ def sweep(
             )
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
         if ideal(metric) is not None:
-            figure.add_hline(y=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column)
+            figure.add_hline(
+                y=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
+            )
     figure.update_xaxes(title=escape(x_title or x))
     return finish(figure, title, caption)

@@ -1,8 +1,8 @@
 """What all figures share: colours, the caption under a title, and writing them to disk.
 
-Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers and heads count
-from 0; the caption under each title names n and the interval. :func:`save_figures` writes HTML, and PNG where a
-browser for kaleido is at hand.
+Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers
+and heads count from 0; the caption under each title names n and the interval. :func:`save_figures`
+writes HTML, and PNG where a browser for kaleido is at hand.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ SCRIPT = "plotly.min.js"
 _BANNER = b"/**\n* plotly.js v"
 
 
-def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True) -> list[Path]:
+def save_figures(
+    figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True
+) -> list[Path]:
     """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
 
-    The HTML files share one ``plotly.min.js`` beside them, which is made to be plotly's own, and need no network.
-    Without kaleido or a browser one line on stderr says so and the HTML stays.
+    The HTML files share one ``plotly.min.js`` beside them, which is made to be plotly's own, and
+    need no network. Without kaleido or a browser one line on stderr says so and the HTML stays.
 
     Returns:
         The files written.
@@ -48,7 +50,9 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
     """
     folder = Path(folder)
     require_folder(folder)
-    pages, pictures = ([folder / f"{name}.{ending}" for name in figures] for ending in ("html", "png"))
+    pages, pictures = (
+        [folder / f"{name}.{ending}" for name in figures] for ending in ("html", "png")
+    )
     for file in (*pages, *(pictures if png else ())):
         require_ours(file)
     if figures:
@@ -56,7 +60,8 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
         _write_plotly_js(folder / SCRIPT)
     for file, figure in zip(pages, figures.values(), strict=True):
         with own_file(file) as path:
-            # plotly's "directory" would write the script half if it is interrupted, and never mend it.
+            # plotly's "directory" would write the script half if it is interrupted, and never mend
+            # it.
             figure.write_html(path, include_plotlyjs=SCRIPT, full_html=True)
     if not png or not figures:
         return pages
@@ -83,10 +88,12 @@ def save_figures(figures: Mapping[str, go.Figure], folder: Path | str, *, png: b
 
 
 def require_script_place(folder: Path) -> None:
-    """Refuse to write plotly's script over somebody's own of that name; what an interrupted writer left is nobody's.
+    """Refuse to write plotly's script over somebody's own of that name; what an interrupted writer
+    left is nobody's.
 
     Raises:
-        TracelabError: there is a text that is not listed as tracelab's and does not begin as plotly's script does.
+        TracelabError: there is a text that is not listed as tracelab's and does not begin as
+            plotly's script does.
     """
     file = folder / SCRIPT
     if is_ours(file) or not file.is_file():
@@ -132,7 +139,9 @@ def bars(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True) -> go.Figure:
+def finish(
+    figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True
+) -> go.Figure:
     """Title, caption under it (n, interval, model), one font and width for all figures.
 
     Both are texts: what they quote of models and data is no HTML.
@@ -164,7 +173,8 @@ def finish(figure: go.Figure, title: str, caption: str, *, height: int = 460, le
 
 
 def escape(text: str) -> str:
-    """A text for titles, labels and tables; unlike ``html.escape`` with quotation marks, plotly draws ``&quot;``."""
+    """A text for titles, labels and tables; unlike ``html.escape`` with quotation marks, plotly
+    draws ``&quot;``."""
     return html.escape(text, quote=False)
 
 

@@ -32,11 +32,12 @@ _ACROSS = 3
 
 
 def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) -> go.Figure:
-    """One panel a quantity, the loss first: training steps with their running mean, development data, the kept step.
+    """One panel a quantity, the loss first: training steps with their running mean, development
+    data, the kept step.
 
     Args:
-        rows: of the curves that training keeps; ``score``, by which the kept step (the first with the lowest) was
-            chosen, is not drawn.
+        rows: of the curves that training keeps; ``score``, by which the kept step (the first with
+            the lowest) was chosen, is not drawn.
         title, caption: above the figure; name n and the model in the caption.
     """
     table = pd.DataFrame(rows)
@@ -54,11 +55,15 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) 
     for i, name in enumerate(names):
         where = {"row": i // _ACROSS + 1, "col": i % _ACROSS + 1}
         measured = table.dropna(subset=[name])
-        for trace in _curves(measured[measured["split"] == "train"], measured[measured["split"] == "dev"], name):
+        for trace in _curves(
+            measured[measured["split"] == "train"], measured[measured["split"] == "dev"], name
+        ):
             figure.add_trace(trace.update(showlegend=i == 0), **where)
         if kept is not None:
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            figure.add_vline(x=kept, line=line, name=f"kept: step {kept}", showlegend=i == 0, **where)
+            figure.add_vline(
+                x=kept, line=line, name=f"kept: step {kept}", showlegend=i == 0, **where
+            )
         if i + _ACROSS >= len(names):
             figure.update_xaxes(title="step", **where)
     return finish(figure, title, caption, height=185 + 230 * high)
@@ -72,7 +77,10 @@ def training_curves(edit: Intervention) -> go.Figure:
     """
     notes = edit.notes
     if not notes.get("curves"):
-        raise TracelabError(f"the notes of {edit.name} hold no training curves: only an edit that was fitted has them")
+        raise TracelabError(
+            f"the notes of {edit.name} hold no training curves: only an edit that was fitted has "
+            "them"
+        )
     counts = [
         f"{notes[key]} {what} triples"
         for key, what in (("n_train", "training"), ("n_dev", "development"))
@@ -95,10 +103,18 @@ def _curves(train: pd.DataFrame, dev: pd.DataFrame, name: str) -> list[go.Scatte
     smooth = train[name].rolling(SMOOTHED, min_periods=1).mean()
     drawn = [
         go.Scatter(
-            x=train["step"], y=train[name], name="a training step", mode="lines", line={"color": _RAW, "width": 1}
+            x=train["step"],
+            y=train[name],
+            name="a training step",
+            mode="lines",
+            line={"color": _RAW, "width": 1},
         ),
         go.Scatter(
-            x=train["step"], y=smooth, name=f"mean of {SMOOTHED} steps", mode="lines", line={"color": BLUE, "width": 1}
+            x=train["step"],
+            y=smooth,
+            name=f"mean of {SMOOTHED} steps",
+            mode="lines",
+            line={"color": BLUE, "width": 1},
         ),
         go.Scatter(
             x=dev["step"],

@@ -1,6 +1,7 @@
 """What did an edit do? Before and after, token by token and layer by layer.
 
-:func:`inspect` runs each prompt once unedited and once under each edit and compares, at the last position or at all:
+:func:`inspect` runs each prompt once unedited and once under each edit and compares, at the last
+position or at all:
 
     tokens      the next tokens most promoted and demoted, with logit and probability before and after
     positions   KL(before ‖ after) of the next-token distribution, in nats
@@ -9,8 +10,9 @@
     attention   what the last layer attends to, before and after
     weights     weight deltas: their size, and the tokens that their largest directions write (on any prompt)
 
-A moved distribution says that the edit acts, not that it removes a bias: compare with a control edit of the same size.
-"""
+A moved distribution says that the edit acts, not that it removes a bias: compare with a control
+edit of the same size.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -48,10 +50,30 @@ VIEWS = ("tokens", "positions", "layers", "groups", "logits", "attention", "weig
 _MEASURED = ("resid_post", "mlp_out", "pattern")
 _PLACE = ("edit", "prompt", "position")
 _COLUMNS = {
-    "tokens": (*_PLACE, "direction", "token", "token_id", "logit_before", "logit_after", "p_before", "p_after"),
+    "tokens": (
+        *_PLACE,
+        "direction",
+        "token",
+        "token_id",
+        "logit_before",
+        "logit_after",
+        "p_before",
+        "p_after",
+    ),
     "positions": (*_PLACE, "token", "kl", "entropy_before", "entropy_after"),
     "layers": (*_PLACE, "layer", *_MEASURED),
-    "groups": (*_PLACE, "layer", "attribute", "group", "p_before", "p_after", "kl_before", "kl_after", "steps", "size"),
+    "groups": (
+        *_PLACE,
+        "layer",
+        "attribute",
+        "group",
+        "p_before",
+        "p_after",
+        "kl_before",
+        "kl_after",
+        "steps",
+        "size",
+    ),
     "attention": ("edit", "prompt", "query", "key", "token", "before", "after"),
     "weights": ("edit", *DIRECTION_COLUMNS),
 }
@@ -62,17 +84,22 @@ Edits = Intervention | Sequence[Intervention] | Mapping[str, Intervention]
 
 @dataclass(frozen=True)
 class BeforeAfter(Result):
-    """What edits did to prompts. Tables have ``edit``, ``prompt`` (its number) and ``position`` (from 0) but as said.
+    """What edits did to prompts. Tables have ``edit``, ``prompt`` (its number) and ``position``
+    (from 0) but as said.
 
     Attributes:
-        tokens: ``direction`` (promoted, demoted, named), ``token``, ``token_id``, ``logit_before``, ``logit_after``,
-            ``p_before``, ``p_after``; for experts also ``z``, ``z_plus`` and ``z_minus``.
-        positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``, ``entropy_after``.
+        tokens: ``direction`` (promoted, demoted, named), ``token``, ``token_id``, ``logit_before``,
+            ``logit_after``, ``p_before``, ``p_after``; for experts also ``z``, ``z_plus`` and
+            ``z_minus``.
+        positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``,
+            ``entropy_after``.
         layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
-        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``, ``kl_before``, ``kl_after``
-            (from uniform, over the neutralised groups), ``steps``, ``size`` (‖δ‖ / ‖a‖).
-        attention: of the last layer, mean over heads: no ``position`` but ``query``, ``key`` (positions, the key not
-            after the query), ``token`` (the key's), ``before``, ``after``; empty where the model shows no patterns.
+        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``,
+            ``kl_before``, ``kl_after`` (from uniform, over the neutralised groups), ``steps``,
+            ``size`` (‖δ‖ / ‖a‖).
+        attention: of the last layer, mean over heads: no ``position`` but ``query``, ``key``
+            (positions, the key not after the query), ``token`` (the key's), ``before``, ``after``;
+            empty where the model shows no patterns.
         weights: of weight deltas, whatever the prompt: ``edit`` and the columns of
             :func:`~tracelab.inspection.weight_directions.weight_directions`.
     """
@@ -93,12 +120,13 @@ class BeforeAfter(Result):
         """One view of one prompt, the edits side by side.
 
         Args:
-            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed), ``"logits"`` (experts),
-                ``"attention"`` or ``"weights"`` (weight deltas; the same for every prompt).
+            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed), ``"logits"``
+                (experts), ``"attention"`` or ``"weights"`` (weight deltas; the same for every
+                prompt).
 
         Raises:
-            TracelabError: unknown view or prompt, a view of a method that is not among the edits, or of attention where
-                the model shows none.
+            TracelabError: unknown view or prompt, a view of a method that is not among the edits,
+                or of attention where the model shows none.
         """
         from tracelab.figures import before_after
 
@@ -139,9 +167,11 @@ def inspect(
     """Compare a model with and without edits on prompts.
 
     Args:
-        interventions: one edit or several, each applied alone (a stack is one edit), or a mapping from names.
-        positions: ``"last"``: after the whole prompt, as when it is continued; ``"all"``: after each of its tokens, as
-            when it is scored. An edit that depends on what is read (FairMed) acts accordingly.
+        interventions: one edit or several, each applied alone (a stack is one edit), or a mapping
+            from names.
+        positions: ``"last"``: after the whole prompt, as when it is continued; ``"all"``: after
+            each of its tokens, as when it is scored. An edit that depends on what is read (FairMed)
+            acts accordingly.
         top: how many promoted and how many demoted tokens.
         rank_by: what change ranks tokens: of ``"probability"`` or of ``"logit"``.
         tokens: words whose (first) tokens are always shown, as continuations after a space.
@@ -149,8 +179,8 @@ def inspect(
         allow_hooks: take a model with hooks on, as it is with them, for the one before the edit.
 
     Raises:
-        TracelabError: no prompt, no edit, an edit of another model, or hooks on the model; a prompt beyond the model's
-            context, or one after which the logits are not finite.
+        TracelabError: no prompt, no edit, an edit of another model, or hooks on the model; a prompt
+            beyond the model's context, or one after which the logits are not finite.
     """
     require_unedited(model, "inspect", allow_hooks=allow_hooks)
     require_choice("positions", positions, POSITIONS)
@@ -168,7 +198,9 @@ def inspect(
     require_context(model, map(len, encoded), what="prompt")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _COLUMNS}
     for name, edit in edits.items():
-        rows["weights"] += [{"edit": name} | row for row in weight_directions(model, edit, top=top_directions)]
+        rows["weights"] += [
+            {"edit": name} | row for row in weight_directions(model, edit, top=top_directions)
+        ]
     for number, ids in enumerate(encoded):
         texts = token_texts(model, ids)
         chosen = range(len(ids)) if positions == "all" else [len(ids) - 1]
@@ -187,8 +219,13 @@ def inspect(
                 rows["positions"].append(_position_row(where, texts[position], before, after))
                 rows["layers"] += _layer_rows(where, before, after)
                 rows["groups"] += _group_rows(where, after.told)
-            rows["attention"] += _attention_rows({"edit": name, "prompt": number}, texts, before, after)
-    tables = {name: pd.DataFrame(found, columns=None if found else _COLUMNS[name]) for name, found in rows.items()}
+            rows["attention"] += _attention_rows(
+                {"edit": name, "prompt": number}, texts, before, after
+            )
+    tables = {
+        name: pd.DataFrame(found, columns=None if found else _COLUMNS[name])
+        for name, found in rows.items()
+    }
     settings = run_settings(
         model,
         prompts=prompts,
@@ -216,7 +253,8 @@ def _named(interventions: Edits) -> dict[str, Intervention]:
 
 @dataclass
 class _Run:
-    """One forward pass: fp32 logits ``[pos, vocab]``, activations by (kind, layer), what edits told."""
+    """One forward pass: fp32 logits ``[pos, vocab]``, activations by (kind, layer), what edits
+    told."""
 
     logits: Float[Tensor, "pos vocab"]
     seen: dict[tuple[str, int], Tensor]
@@ -234,7 +272,11 @@ def _measure(model: TransformerBridge, ids: Sequence[int], edit: Intervention | 
 
     kinds = [kind for kind in _MEASURED if kind not in info.faults]
     # After the edit's hooks at the same point: what is read is what the model goes on with.
-    readers = [(hook_name(kind, layer), reader(kind, layer)) for kind in kinds for layer in range(info.n_layers)]
+    readers = [
+        (hook_name(kind, layer), reader(kind, layer))
+        for kind in kinds
+        for layer in range(info.n_layers)
+    ]
     tokens = torch.tensor([ids], device=model.cfg.device)
     edit = edit or Stack([])
     with edit.observed() as told, edit.applied(model), model.hooks(fwd_hooks=readers):
@@ -256,7 +298,9 @@ def _token_rows(
     p = logit[0].softmax(dim=-1), logit[1].softmax(dim=-1)
     change = p[1] - p[0] if rank_by == "probability" else logit[1] - logit[0]
     ranked = change.argsort(descending=True)
-    listed = [("promoted", int(i)) for i in ranked[:top]] + [("demoted", int(i)) for i in ranked.flip(0)[:top]]
+    listed = [("promoted", int(i)) for i in ranked[:top]] + [
+        ("demoted", int(i)) for i in ranked.flip(0)[:top]
+    ]
     mixed = [facts for facts in after.told if facts["method"] == "experts"]
     rows = []
     for direction, token in [*listed, *(("named", i) for i in named)]:
@@ -270,12 +314,21 @@ def _token_rows(
             "p_after": float(p[1][token]),
         }
         # Of a stack with several pairs of experts, the last.
-        rows.append(row | {k: float(mixed[-1][k][0, position, token]) for k in ("z", "z_plus", "z_minus") if mixed})
+        rows.append(
+            row
+            | {
+                k: float(mixed[-1][k][0, position, token])
+                for k in ("z", "z_plus", "z_minus")
+                if mixed
+            }
+        )
     return rows
 
 
 def _position_row(where: dict[str, Any], text: str, before: _Run, after: _Run) -> dict[str, Any]:
-    log_p, log_q = (run.logits[where["position"]].double().log_softmax(dim=-1) for run in (before, after))
+    log_p, log_q = (
+        run.logits[where["position"]].double().log_softmax(dim=-1) for run in (before, after)
+    )
     return where | {
         "token": text,
         "kl": float(kl_div(log_q, log_p, reduction="sum", log_target=True).clamp(min=0)),
@@ -292,11 +345,18 @@ def _layer_rows(where: dict[str, Any], before: _Run, after: _Run) -> list[dict[s
             return float("nan")
         old, new = before.seen[kind, layer], after.seen[kind, layer]
         # [head, query, key] of a pattern, [pos, d_model] of the others
-        old, new = (old[:, position], new[:, position]) if kind == "pattern" else (old[position], new[position])
+        old, new = (
+            (old[:, position], new[:, position])
+            if kind == "pattern"
+            else (old[position], new[position])
+        )
         return float((new - old).norm() / old.norm().clamp_min(1e-12))
 
     layers = sorted({layer for _, layer in before.seen})
-    return [where | {"layer": layer} | {kind: moved(kind, layer) for kind in _MEASURED} for layer in layers]
+    return [
+        where | {"layer": layer} | {kind: moved(kind, layer) for kind in _MEASURED}
+        for layer in layers
+    ]
 
 
 def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -320,12 +380,21 @@ def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[
     ]
 
 
-def _attention_rows(where: dict[str, Any], texts: list[str], before: _Run, after: _Run) -> list[dict[str, Any]]:
+def _attention_rows(
+    where: dict[str, Any], texts: list[str], before: _Run, after: _Run
+) -> list[dict[str, Any]]:
     if not (seen := [layer for kind, layer in before.seen if kind == "pattern"]):
         return []
     old, new = (run.seen["pattern", max(seen)].mean(dim=0).tolist() for run in (before, after))
     return [
-        where | {"query": query, "key": key, "token": texts[key], "before": old[query][key], "after": new[query][key]}
+        where
+        | {
+            "query": query,
+            "key": key,
+            "token": texts[key],
+            "before": old[query][key],
+            "after": new[query][key],
+        }
         for query in range(len(texts))
         for key in range(query + 1)
     ]

@@ -1,12 +1,14 @@
-"""What a weight delta writes: its size beside the map it changes, and its largest directions as tokens.
+"""What a weight delta writes: its size beside the map it changes, and its largest directions as
+tokens.
 
     ΔW = Σ_k σ_k u_k v_kᵀ        relative = ‖ΔW‖_F / ‖W‖_F        share_k = σ_k² / Σ σ²
 
-A map that writes to the residual stream (``mlp.out``, ``attn.o``) adds multiples of its output directions ``u_k``. What
-such a step does to the logits, all later blocks left out, is ``W_U`` applied to it after the norms on its way; the
-tokens pushed most up and most down name the direction. The sign of a singular vector is arbitrary: ``promoted`` and
-``demoted`` say which tokens move against which others, not which of them rise on a given text (``BeforeAfter.tokens``
-says that). A map with a norm of its own after it (Gemma 2) has that norm taken as a scaling.
+A map that writes to the residual stream (``mlp.out``, ``attn.o``) adds multiples of its output
+directions ``u_k``. What such a step does to the logits, all later blocks left out, is ``W_U``
+applied to it after the norms on its way; the tokens pushed most up and most down name the
+direction. The sign of a singular vector is arbitrary: ``promoted`` and ``demoted`` say which tokens
+move against which others, not which of them rise on a given text (``BeforeAfter.tokens`` says
+that). A map with a norm of its own after it (Gemma 2) has that norm taken as a scaling.
 """
 
 from __future__ import annotations
@@ -41,16 +43,21 @@ _MORE, _ROUNDS = 16, 4
 
 
 @measuring()
-def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int = 3) -> list[dict[str, Any]]:
-    """The ``top`` largest directions of every linear map that an edit changes by a delta, one a row.
+def weight_directions(
+    model: TransformerBridge, edit: Intervention, *, top: int = 3
+) -> list[dict[str, Any]]:
+    """The ``top`` largest directions of every linear map that an edit changes by a delta, one a
+    row.
 
-    Of a stack with several deltas of a map, those of their sum. Edits that are no weight deltas have no rows, nor have
-    :class:`~tracelab.interventions.Experts`, whose deltas change the experts' passes and not the model's.
+    Of a stack with several deltas of a map, those of their sum. Edits that are no weight deltas
+    have no rows, nor have :class:`~tracelab.interventions.Experts`, whose deltas change the
+    experts' passes and not the model's.
 
     Returns:
-        Rows of ``layer``, ``module``, ``direction`` (from 0), ``norm`` (‖ΔW‖_F), ``relative``, ``singular_value``,
-        ``share`` (nan for a zero delta), ``promoted``, ``demoted`` (five tokens each, joined by spaces; empty for maps
-        that do not write to the residual stream, and for directions of no size).
+        Rows of ``layer``, ``module``, ``direction`` (from 0), ``norm`` (‖ΔW‖_F), ``relative``,
+        ``singular_value``, ``share`` (nan for a zero delta), ``promoted``, ``demoted`` (five tokens
+        each, joined by spaces; empty for maps that do not write to the residual stream, and for
+        directions of no size).
 
     Raises:
         TracelabError: the edit was made for another model, or overflows.
@@ -67,7 +74,9 @@ def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int 
         weight = model.blocks[point.layer].get_submodule(point.kind).weight
         relative = norm / float(torch.linalg.vector_norm(weight, dtype=torch.float32))
         for k, value in enumerate(sigma.tolist()):
-            if point.kind in WRITERS and value > 1e-6 * float(sigma[0]):  # what rounding leaves has directions too
+            if point.kind in WRITERS and value > 1e-6 * float(
+                sigma[0]
+            ):  # what rounding leaves has directions too
                 written[len(rows)] = _normed(model, point, u[:, k].to(model.W_U.device))
             rows.append(
                 {
@@ -83,7 +92,9 @@ def weight_directions(model: TransformerBridge, edit: Intervention, *, top: int 
                 }
             )
     if written:
-        for row, (up, down) in zip(written, _tokens(model, torch.stack(list(written.values()))), strict=True):
+        for row, (up, down) in zip(
+            written, _tokens(model, torch.stack(list(written.values()))), strict=True
+        ):
             rows[row] |= {"promoted": up, "demoted": down}
     return rows
 
@@ -100,10 +111,16 @@ def _parts(edit: Intervention) -> dict[Point, list[Any]]:
     return found
 
 
-def _directions(parts: list[Any], top: int) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], float]:
-    """Output directions and singular values of a sum of deltas, largest first, and its Frobenius norm."""
+def _directions(
+    parts: list[Any], top: int
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "k"], float]:
+    """Output directions and singular values of a sum of deltas, largest first, and its Frobenius
+    norm."""
     if all(hasattr(part, "lora_A") for part in parts):
-        b, a = torch.cat([part.lora_B for part in parts], dim=1), torch.cat([part.lora_A for part in parts])
+        b, a = (
+            torch.cat([part.lora_B for part in parts], dim=1),
+            torch.cat([part.lora_A for part in parts]),
+        )
         u, sigma = _of_product(b, a)
         return u[:, :top], sigma[:top], float(sigma.norm())
     whole = torch.stack([part.weight() for part in parts]).sum(dim=0)
@@ -125,10 +142,16 @@ def _of_product(
 
 
 def _range(whole: Float[Tensor, "d_out d_in"], size: int) -> Float[Tensor, "d_out size"]:
-    """An orthonormal basis that holds the largest output directions, by subspace iteration (arXiv 0909.4061)."""
-    # A generator of its own: looking at an edit must not move the user's random numbers, as torch.svd_lowrank does.
+    """An orthonormal basis that holds the largest output directions, by subspace iteration (arXiv
+    0909.4061)."""
+    # A generator of its own: looking at an edit must not move the user's random numbers, as
+    # torch.svd_lowrank does.
     probe = torch.randn(
-        whole.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        whole.shape[1],
+        size,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float32,
+        device="cpu",
     ).to(whole)
     basis, _ = torch.linalg.qr(whole @ probe)
     for _ in range(_ROUNDS):
@@ -136,8 +159,11 @@ def _range(whole: Float[Tensor, "d_out d_in"], size: int) -> Float[Tensor, "d_ou
     return basis
 
 
-def _normed(model: TransformerBridge, point: Point, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    """A direction that a map writes, after the norms between it and the unembedding, up to a positive factor."""
+def _normed(
+    model: TransformerBridge, point: Point, direction: Float[Tensor, "d_model"]
+) -> Float[Tensor, "d_model"]:
+    """A direction that a map writes, after the norms between it and the unembedding, up to a
+    positive factor."""
     block: Any = model.blocks[point.layer]
     after = block.hook_aliases[WRITERS[point.kind]].removesuffix(".hook_out")
     # "mlp.out" (BLOOM, MPT, OPT) is the map itself, "ln2_post" (Gemma 2) a norm after it.
@@ -146,7 +172,8 @@ def _normed(model: TransformerBridge, point: Point, direction: Float[Tensor, "d_
     for norm in norms:
         plain: nn.Module = copy.deepcopy(norm.original_component).float()
         x = direction / direction.norm() * len(direction) ** 0.5  # far above the norm's epsilon
-        # The odd part: scaled (by 1 + weight in Gemma) and centred as this architecture does it, without its bias.
+        # The odd part: scaled (by 1 + weight in Gemma) and centred as this architecture does it,
+        # without its bias.
         direction = (plain(x) - plain(-x)) / 2
     return direction
 
@@ -157,5 +184,6 @@ def _tokens(model: TransformerBridge, written: Float[Tensor, "n d_model"]) -> li
     logits = torch.cat([written @ piece.float() for piece in model.W_U.split(2**14, dim=1)], dim=1)
     ranked = [logits.topk(N_TOKENS, largest=largest).indices.tolist() for largest in (True, False)]
     return [
-        (" ".join(token_texts(model, up)), " ".join(token_texts(model, down))) for up, down in zip(*ranked, strict=True)
+        (" ".join(token_texts(model, up)), " ".join(token_texts(model, down)))
+        for up, down in zip(*ranked, strict=True)
     ]

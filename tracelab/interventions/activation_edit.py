@@ -6,10 +6,10 @@
         @classmethod
         def learn(cls, edit, model, data): edit.set_(layer, v=...)      # for each layer of edit.layers
 
-A size in ``shape`` is ``d_model`` or the name of a field of the configuration. Tensors begin at zero; a change that
-does nothing then lets layers be learnt one after the other, each on what the layers before it make. All is kept and
-computed in fp32.
-"""
+A size in ``shape`` is ``d_model`` or the name of a field of the configuration. Tensors begin at
+zero; a change that does nothing then lets layers be learnt one after the other, each on what the
+layers before it make. All is kept and computed in fp32.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ from tracelab.storage.data_hash import data_hash
 
 
 class MethodConfig(BaseModel):
-    """Base of a method's configuration: fields with types, bounds and choices; a violation is one sentence."""
+    """Base of a method's configuration: fields with types, bounds and choices; a violation is one
+    sentence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -78,26 +79,38 @@ class ActivationEdit(Intervention):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "Config" in vars(cls):
-            cls.Spec = create_model(f"{cls.__name__}Spec", __base__=ActivationSpec, config=(cls.Config, ...))
+            cls.Spec = create_model(
+                f"{cls.__name__}Spec", __base__=ActivationSpec, config=(cls.Config, ...)
+            )
 
-    def __init__(self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(origin, notes)
         self._spec, self.config, self.layers, self.bias = spec, spec.config, spec.layers, spec.bias
         if not spec.layers or sorted(set(spec.layers)) != list(spec.layers) or spec.layers[0] < 0:
-            raise TracelabError(f"{self.kind} needs layers, ascending and each once, not {list(spec.layers)}")
+            raise TracelabError(
+                f"{self.kind} needs layers, ascending and each once, not {list(spec.layers)}"
+            )
         for layer in spec.layers:
             for name, sizes in self.shape.items():
-                size = [spec.d_model if size == "d_model" else getattr(spec.config, size) for size in sizes]
+                size = [
+                    spec.d_model if size == "d_model" else getattr(spec.config, size)
+                    for size in sizes
+                ]
                 self.register_buffer(f"{name}_{layer}", torch.zeros(size, dtype=torch.float32))
 
     @abstractmethod
-    def change(self, h: Float[Tensor, "batch pos d_model"], **tensors: Tensor) -> Float[Tensor, "batch pos d_model"]:
+    def change(
+        self, h: Float[Tensor, "batch pos d_model"], **tensors: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
         """The new activation, of an activation in fp32 and the layer's tensors by name."""
 
     @classmethod
     @abstractmethod
     def learn(cls, edit: Self, model: TransformerBridge, data: Any) -> None:
-        """Find the tensors of each layer and :meth:`set_` them; what else is worth knowing goes into ``edit.notes``."""
+        """Find the tensors of each layer and :meth:`set_` them; what else is worth knowing goes
+        into ``edit.notes``."""
 
     @classmethod
     def default_layers(cls, model: TransformerBridge) -> Sequence[int]:
@@ -122,7 +135,8 @@ class ActivationEdit(Intervention):
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: a layer that does not exist, hooks on the model, or data that do not serve.
+            TracelabError: a layer that does not exist, hooks on the model, or data that do not
+                serve.
         """
         require_unedited(model, f"a fit of {cls.kind}", allow_hooks=allow_hooks)
         began = perf_counter()
@@ -134,7 +148,10 @@ class ActivationEdit(Intervention):
         edit = cls(cls.Spec(**values, layers=tuple(chosen), d_model=model.cfg.d_model), origin)
         edit.to(next(model.original_model.parameters()).device)
         cls.learn(edit, model, data)
-        edit.notes |= {"data_hash": data_hash([data]), "fit_seconds": round(perf_counter() - began, 1)}
+        edit.notes |= {
+            "data_hash": data_hash([data]),
+            "fit_seconds": round(perf_counter() - began, 1),
+        }
         return edit
 
     @torch.no_grad()
@@ -150,7 +167,10 @@ class ActivationEdit(Intervention):
 
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a layer."""
-        return [Edit(Point(self.point, layer), self._changer(layer), d_out=self._spec.d_model) for layer in self.layers]
+        return [
+            Edit(Point(self.point, layer), self._changer(layer), d_out=self._spec.d_model)
+            for layer in self.layers
+        ]
 
     def _changer(self, layer: int):
         def edit(value: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
     with edit.applied(model):          # hooks on, and off again whatever happens
         model.generate(tokens)
 
-Weights are never changed. An intervention lists :class:`Edit` s, each a :class:`~tracelab.model.hook_points.Point`
-and a function; here they become TransformerLens hooks (:meth:`Intervention.hooks`) or forward hooks of a
-plain ``transformers`` model (:meth:`Intervention.attach`). The same function runs on both, so both compute
-the same. What an edit was made for is its :class:`Origin`; another model is refused.
+Weights are never changed. An intervention lists :class:`Edit` s, each a
+:class:`~tracelab.model.hook_points.Point` and a function; here they become TransformerLens hooks
+(:meth:`Intervention.hooks`) or forward hooks of a plain ``transformers`` model
+(:meth:`Intervention.attach`). The same function runs on both, so both compute the same. What an
+edit was made for is its :class:`Origin`; another model is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from tracelab.errors import TracelabError, quoted
 from tracelab.interventions.bundle import save_bundle
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
-from tracelab.interventions.sizes import bridged_map, require_fit, require_layer, require_map, require_output
+from tracelab.interventions.sizes import (
+    bridged_map,
+    require_fit,
+    require_layer,
+    require_map,
+    require_output,
+)
 from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
@@ -48,7 +55,8 @@ class Edit:
         point: where.
         function: for an activation or the logits ``(value) -> new value``; for a linear map
             ``(input, output) -> new output``.
-        d_in, d_out: features of a linear map's input, and of what is changed, that the function needs; None: any.
+        d_in, d_out: features of a linear map's input, and of what is changed, that the function
+            needs; None: any.
     """
 
     point: Point
@@ -63,10 +71,11 @@ class Intervention(nn.Module, ABC):
     Attributes:
         kind: name of the method in bundles.
         Spec: what :meth:`spec` returns.
-        has_members: whether it holds other interventions, which a bundle keeps beside it, and no tensors of its own.
+        has_members: whether it holds other interventions, which a bundle keeps beside it, and no
+            tensors of its own.
         origin: the model it was made for; None if it fits any (an empty stack).
-        notes: what made it (data hash, seed, training): kept in its bundle, with anything JSON can hold that you
-            add; ``notes["metrics"]`` is shown on the bundle's card.
+        notes: what made it (data hash, seed, training): kept in its bundle, with anything JSON can
+            hold that you add; ``notes["metrics"]`` is shown on the bundle's card.
         allow_mismatch: whether a model with other weights but the same shapes is accepted.
     """
 
@@ -88,7 +97,8 @@ class Intervention(nn.Module, ABC):
 
     @abstractmethod
     def edits(self, hf_model: nn.Module) -> list[Edit]:
-        """The changes, in order, for a model whose passes :func:`~tracelab.model.forward_pass.current_call` tells."""
+        """The changes, in order, for a model whose passes
+        :func:`~tracelab.model.forward_pass.current_call` tells."""
 
     @abstractmethod
     def spec(self) -> BaseModel:
@@ -97,7 +107,8 @@ class Intervention(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, spec: Any, origin: Origin | None) -> Self:
-        """An instance with tensors of the right shapes and no values, to be filled from a bundle."""
+        """An instance with tensors of the right shapes and no values, to be filled from a
+        bundle."""
 
     def require(self, model: TransformerBridge) -> None:
         """Refuse a model that this was not made for.
@@ -123,10 +134,12 @@ class Intervention(nn.Module, ABC):
             self.origin.require(name, fingerprint(hf_model), sizes, self.allow_mismatch)
 
     def hooks(self, model: TransformerBridge) -> Hooks:
-        """The TransformerLens hooks ``[(name, function), …]``, for ``model.hooks`` or ``run_with_hooks``.
+        """The TransformerLens hooks ``[(name, function), …]``, for ``model.hooks`` or
+        ``run_with_hooks``.
 
         Raises:
-            TracelabError: the model is not the one this was made for, lacks a hook point, or has other widths there.
+            TracelabError: the model is not the one this was made for, lacks a hook point, or has
+                other widths there.
         """
         self.require(model)
         model_facts(model)  # begins to watch a bridge that tracelab has not seen
@@ -135,14 +148,17 @@ class Intervention(nn.Module, ABC):
         for edit in self.edits(model.original_model):
             name = point_name(model, edit.point)
             _require_fit(model, edit)
-            found += _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
+            found += (
+                _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
+            )
         return [(name, mark(function, self)) for name, function in found]
 
     def applied(self, model: TransformerBridge) -> InForce:
         """Within the ``with`` block the model is edited; afterwards it is bit for bit what it was.
 
         Raises:
-            TracelabError: on entering: the model is not the one this was made for, or this edit is on it already.
+            TracelabError: on entering: the model is not the one this was made for, or this edit is
+                on it already.
         """
 
         def put_on() -> ExitStack:
@@ -156,11 +172,12 @@ class Intervention(nn.Module, ABC):
     def attach(self, hf_model: nn.Module) -> InForce:
         """Edit a ``transformers`` model by forward hooks, without TransformerLens.
 
-        Use the result in a ``with`` statement, or keep it and call ``close()``. Attached again to the same model, an
-        edit replaces itself.
+        Use the result in a ``with`` statement, or keep it and call ``close()``. Attached again to
+        the same model, an edit replaces itself.
 
         Raises:
-            TracelabError: another model, one that computes an edited map together with others, or has other widths.
+            TracelabError: another model, one that computes an edited map together with others, or
+                has other widths.
         """
         self.require_plain(hf_model)
 
@@ -172,7 +189,9 @@ class Intervention(nn.Module, ABC):
                 _require_plain_fit(hf_model, edit, module, self.paths().get(str(edit.point), ""))
             with ExitStack() as stack:
                 for edit, module in edits:
-                    stack.callback(module.register_forward_hook(mark(_forward_hook(edit), self)).remove)
+                    stack.callback(
+                        module.register_forward_hook(mark(_forward_hook(edit), self)).remove
+                    )
                 watch(hf_model)  # after them: see there
                 stack.callback(unwatch, hf_model)
                 return stack.pop_all()
@@ -194,7 +213,8 @@ class Intervention(nn.Module, ABC):
             return hf_model.get_submodule(path)
         except AttributeError:
             raise TracelabError(
-                f"{type(hf_model).__name__} has no module {quoted(path)} (it may be computed together with others): "
+                f"{type(hf_model).__name__} has no module {quoted(path)} (it may be computed "
+                "together with others): "
                 f"an edit of {point} cannot be attached to it"
             ) from None
 
@@ -208,7 +228,8 @@ class Intervention(nn.Module, ABC):
 
     @contextmanager
     def observed(self) -> Iterator[list[dict[str, Any]]]:
-        """Within the block, what the edits see and do in each forward pass is collected (for ``inspect``)."""
+        """Within the block, what the edits see and do in each forward pass is collected (for
+        ``inspect``)."""
         outer, self._log = self._log, []
         try:
             yield self._log
@@ -232,17 +253,26 @@ class Intervention(nn.Module, ABC):
         return {"kind": self.kind, "name": self.name, "config": config, "made_for": made_for}
 
     def identity(self) -> dict[str, Any]:
-        """What the edit does depends on this, its tensors included: JSON values for the key of a cache."""
+        """What the edit does depends on this, its tensors included: JSON values for the key of a
+        cache."""
         made_for = None if self.origin is None else self.origin.fingerprint
         spec = self.spec().model_dump(mode="json")
-        return {"kind": self.kind, "spec": spec, "made_for": made_for, "tensors": tensors_hash(self)}
+        return {
+            "kind": self.kind,
+            "spec": spec,
+            "made_for": made_for,
+            "tensors": tensors_hash(self),
+        }
 
     def same_as(self, other: Intervention) -> bool:
-        """Whether another edit is this one, at whatever strength: the method and every value of its tensors."""
+        """Whether another edit is this one, at whatever strength: the method and every value of its
+        tensors."""
         own, others = self.state_dict(), other.state_dict()
         if self.kind != other.kind or (not own and self.spec() != other.spec()):
             return False
-        return own.keys() == others.keys() and all(torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items())
+        return own.keys() == others.keys() and all(
+            torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items()
+        )
 
     def save(self, path: Path | str) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
@@ -251,15 +281,25 @@ class Intervention(nn.Module, ABC):
 
 def tensors_hash(edit: Intervention) -> str:
     """16 hexadecimal digits that change when any value of the edit's tensors changes."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()
+    }
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
 
 
 def _require_fit(model: TransformerBridge, edit: Edit) -> None:
     if edit.point.linear:
-        require_map(edit.point, model_info(model).model_id, bridged_map(model, edit.point), edit.d_in, edit.d_out)
+        require_map(
+            edit.point,
+            model_info(model).model_id,
+            bridged_map(model, edit.point),
+            edit.d_in,
+            edit.d_out,
+        )
     elif edit.point.kind != "logits":
-        require_fit(edit.point, model_info(model).model_id, model.cfg.d_model, edit.d_out, "outputs")
+        require_fit(
+            edit.point, model_info(model).model_id, model.cfg.d_model, edit.d_out, "outputs"
+        )
 
 
 def _require_plain_fit(hf_model: nn.Module, edit: Edit, module: nn.Module, path: str) -> None:
@@ -294,7 +334,9 @@ def _linear_hooks(name: str, edit: Edit) -> Hooks:
 
     def after(value: Tensor, hook: Any) -> Tensor:
         if not inputs:
-            raise RuntimeError(f"{name}.hook_in did not fire before {name}.hook_out on this architecture")
+            raise RuntimeError(
+                f"{name}.hook_in did not fire before {name}.hook_out on this architecture"
+            )
         return _checked(edit.point, value, edit.function(inputs.pop(), value))
 
     return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
@@ -306,10 +348,14 @@ def _forward_hook(edit: Edit) -> Callable[..., Any]:
             return _checked(edit.point, output, edit.function(args[0], output))
         if edit.point.kind == "logits":
             if not hasattr(output, "logits"):
-                raise TracelabError("an edit of the logits needs transformers' named output: give no return_dict=False")
+                raise TracelabError(
+                    "an edit of the logits needs transformers' named output: give no "
+                    "return_dict=False"
+                )
             if output.get("loss") is not None:
                 raise TracelabError(
-                    "transformers computed the loss before the logits were edited: give no labels, and compute it "
+                    "transformers computed the loss before the logits were edited: give no labels, "
+                    "and compute it "
                     "from the logits"
                 )
             output.logits = _checked(edit.point, output.logits, edit.function(output.logits))

@@ -1,14 +1,16 @@
-"""Bundles: an intervention as a folder that loads elsewhere, holding nothing that could be executed.
+"""Bundles: an intervention as a folder that loads elsewhere, holding nothing that could be
+executed.
 
     tracelab.json          method, configuration, base model, points, tensor shapes, what made it (:mod:`.manifest`)
     tensors.safetensors    its tensors
     README.md              a model card, for people (:mod:`.card`)
 
-Loading trusts none of it: the manifest is checked against its seal and a schema, the tensors against its SHA-256 and
-against the shapes that the configuration implies, their file's size before it is read, and every value must be finite.
-The method is looked up among classes that the reader is handed, never imported by name; other files in the folder are
-not read. No method is known here: :mod:`.methods` has them.
-"""
+Loading trusts none of it: the manifest is checked against its seal and a schema, the tensors
+against its SHA-256 and against the shapes that the configuration implies, their file's size before
+it is read, and every value must be finite. The method is looked up among classes that the reader is
+handed, never imported by name; other files in the folder are not read. No method is known here:
+:mod:`.methods` has them.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
     folder = Path(path)
     require_replaceable(folder, OWN_FILES, marker=MANIFEST)
     part = _part(intervention)  # first: it refuses a stack that holds itself
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in intervention.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in intervention.state_dict().items()
+    }
     content = save(tensors)
     manifest = Manifest(
         format="tracelab",
@@ -65,7 +70,10 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
         part=part,
         tensors={name: _info(value) for name, value in tensors.items()},
         sha256=hashlib.sha256(content).hexdigest(),
-        versions={name: version(name) for name in ("tracelab", "torch", "transformers", "transformer-lens")},
+        versions={
+            name: version(name)
+            for name in ("tracelab", "torch", "transformers", "transformer-lens")
+        },
     )
     with atomic_folder(folder) as made:
         (made / TENSORS).write_bytes(content)
@@ -87,13 +95,17 @@ def read_bundle(
     Args:
         kinds: the classes that it may be built of, by their ``kind``.
         revision: branch, tag or commit of a hub repository.
-        allow_mismatch: accept a model with other weights than the one the edit was made for (never other shapes).
+        allow_mismatch: accept a model with other weights than the one the edit was made for (never
+            other shapes).
 
     Raises:
-        TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from a newer version.
+        TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from
+            a newer version.
     """
     folder, root = _folder(path_or_hub_id, revision)
-    manifest = manifests.read(_read(folder, MANIFEST, root, manifests.LARGEST), where=str(folder / MANIFEST))
+    manifest = manifests.read(
+        _read(folder, MANIFEST, root, manifests.LARGEST), where=str(folder / MANIFEST)
+    )
     with torch.device("meta"):  # shapes without memory, whatever sizes the manifest claims
         intervention = _build(manifest.part, {cls.kind: cls for cls in kinds})
     wanted = {name: _info(value) for name, value in intervention.state_dict().items()}
@@ -101,7 +113,9 @@ def read_bundle(
     size = sum(value.numel() * value.element_size() for value in intervention.state_dict().values())
     content = _read(folder, TENSORS, root, size + _HEADER)
     if hashlib.sha256(content).hexdigest() != manifest.sha256:
-        raise TracelabError(f"{folder / TENSORS} is not the file that the manifest describes: truncated or altered")
+        raise TracelabError(
+            f"{folder / TENSORS} is not the file that the manifest describes: truncated or altered"
+        )
     try:
         tensors = load(content)
     except SafetensorError as error:
@@ -109,7 +123,9 @@ def read_bundle(
     _require_same(wanted, {name: _info(value) for name, value in tensors.items()}, "the file holds")
     for name, value in tensors.items():
         if not value.isfinite().all():
-            raise TracelabError(f"tensor {quoted(name)} of the bundle has values that are not finite")
+            raise TracelabError(
+                f"tensor {quoted(name)} of the bundle has values that are not finite"
+            )
     intervention.load_state_dict(tensors, strict=True, assign=True)
     for part in intervention.modules():
         if hasattr(part, "allow_mismatch"):
@@ -119,8 +135,13 @@ def read_bundle(
 
 def _part(intervention: Intervention, depth: int = 0) -> Part:
     _require_depth(depth)
-    members = tuple(_part(m, depth + 1) for m in cast(Any, intervention)) if intervention.has_members else ()
-    # Through JSON, so that a note that a manifest cannot hold is refused now and not when it is read.
+    members = (
+        tuple(_part(m, depth + 1) for m in cast(Any, intervention))
+        if intervention.has_members
+        else ()
+    )
+    # Through JSON, so that a note that a manifest cannot hold is refused now and not when it is
+    # read.
     return Part(
         kind=intervention.kind,
         spec=intervention.spec().model_dump(mode="json"),
@@ -133,7 +154,8 @@ def _part(intervention: Intervention, depth: int = 0) -> Part:
 def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) -> Intervention:
     if part.kind not in kinds:
         raise TracelabError(
-            f"unknown kind of intervention {quoted(part.kind)}: this version knows {', '.join(kinds)}; a class of your "
+            f"unknown kind of intervention {quoted(part.kind)}: this version knows "
+            f"{', '.join(kinds)}; a class of your "
             "own is given with kinds="
         )
     _require_depth(depth)
@@ -142,14 +164,17 @@ def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) 
         raise TracelabError("the bundle's stack names a model (origin), which only its members do")
     if not cls.has_members and part.origin is None:
         raise TracelabError(
-            f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it and save it again"
+            f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it "
+            "and save it again"
         )
     try:
         spec = cls.Spec.model_validate_json(json.dumps(part.spec), strict=True)
         intervention = cls.build(spec, part.origin)
         members = [_build(member, kinds, depth + 1) for member in part.members]
     except ValidationError as error:
-        raise TracelabError(f"the bundle's {part.kind} is not valid: {manifests.first(error)}") from error
+        raise TracelabError(
+            f"the bundle's {part.kind} is not valid: {manifests.first(error)}"
+        ) from error
     except TracelabError:
         raise
     except Exception as error:  # names and sizes that torch refuses, each in its own way
@@ -165,7 +190,9 @@ def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) 
 
 def _require_depth(depth: int) -> None:
     if depth > DEEPEST:
-        raise TracelabError(f"a bundle's stacks lie at most {DEEPEST} deep in each other: put their members in one")
+        raise TracelabError(
+            f"a bundle's stacks lie at most {DEEPEST} deep in each other: put their members in one"
+        )
 
 
 def _require_same(wanted: dict[str, TensorInfo], found: dict[str, TensorInfo], what: str) -> None:
@@ -185,11 +212,17 @@ def _folder(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, Pat
         if path.is_dir():
             return path, path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, "~nobody", a zero byte
-        raise TracelabError(f"no bundle folder at {quoted(str(path_or_hub_id))}: {error}") from error
+        raise TracelabError(
+            f"no bundle folder at {quoted(str(path_or_hub_id))}: {error}"
+        ) from error
     if str(path_or_hub_id).count("/") != 1 or str(path_or_hub_id).startswith((".", "/", "~")):
         raise TracelabError(f"no bundle folder at {quoted(str(path_or_hub_id))}")
     try:
-        found = Path(snapshot_download(str(path_or_hub_id), revision=revision, allow_patterns=[MANIFEST, TENSORS]))
+        found = Path(
+            snapshot_download(
+                str(path_or_hub_id), revision=revision, allow_patterns=[MANIFEST, TENSORS]
+            )
+        )
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TracelabError(
@@ -202,7 +235,9 @@ def _read(folder: Path, name: str, root: Path, largest: int) -> bytes:
     """A file of the bundle, if it has at most so many bytes."""
     file = folder / name
     if not file.is_file():
-        pickles = sorted(f.name for f in folder.iterdir() if f.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
+        pickles = sorted(
+            f.name for f in folder.iterdir() if f.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"}
+        )
         more = f" ({', '.join(pickles)} may hold code and is never read)" if pickles else ""
         raise TracelabError(f"{folder} is no tracelab bundle: it has no {name}{more}")
     if not file.resolve().is_relative_to(root):
@@ -213,8 +248,13 @@ def _read(folder: Path, name: str, root: Path, largest: int) -> bytes:
             if size <= largest:
                 return opened.read(size)
     except (OSError, MemoryError) as error:
-        raise TracelabError(f"{file} cannot be read: {str(error) or 'it does not fit into memory'}") from error
-    raise TracelabError(f"{file} has {size} bytes where at most {largest} can belong to the bundle: it is another file")
+        raise TracelabError(
+            f"{file} cannot be read: {str(error) or 'it does not fit into memory'}"
+        ) from error
+    raise TracelabError(
+        f"{file} has {size} bytes where at most {largest} can belong to the bundle: it is another "
+        "file"
+    )
 
 
 def _info(value: Tensor) -> TensorInfo:

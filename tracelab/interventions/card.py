@@ -37,7 +37,7 @@ with edit.applied(model):
 Configuration: {_json(part.spec.get("config", {}))}
 {measured}
 Made with tracelab {manifest.versions["tracelab"]}; it holds {len(manifest.tensors)} tensors and no code.
-"""
+"""  # noqa: E501
 
 
 def _json(value: Any) -> str:

@@ -1,21 +1,25 @@
-"""Erasure: take the group that a text names out of an activation, in closed form, one layer after the other.
+"""Erasure: take the group that a text names out of an activation, in closed form, one layer after
+the other.
 
     h' = h - strength · clip(read (h - mu)) · write
 
-With X the activations of texts and of their counterparts that name the other group, mu their mean, S their covariance
-(shrunk, and with that of neutral text, so that what varies for other reasons is kept) and D the differences between
-counterparts:
+With X the activations of texts and of their counterparts that name the other group, mu their mean,
+S their covariance (shrunk, and with that of neutral text, so that what varies for other reasons is
+kept) and D the differences between counterparts:
 
     paired   read = U' S^-1/2, write = S^1/2 U, with U the leading right singular vectors of D S^-1/2
     leace    the same with U the whitened difference of the groups' means: without shrinking or neutral text no linear
-             probe then tells the groups apart on the data of the fit (Belrose et al. 2023, arXiv 2306.03819)
+             probe then tells the groups apart on the data of the fit (Belrose et al. 2023, arXiv
+             2306.03819)
     mean     read = write' = the unit difference of the groups' means
     pca      read = write' = the leading principal directions of D (SentenceDebias, Liang et al. 2020)
 
-Coordinates are clipped where one percent of those seen are larger, so that an unusual text is moved no further than
-usual ones. It makes a group hard to read at these layers, which is no evidence that the model does not use it
-elsewhere: compare with a random direction of the same rank, and read the cost in perplexity beside the effect.
-"""
+Coordinates are clipped where one percent of those seen are larger, so that an unusual text is moved
+no further than usual ones. It makes a group hard to read at these layers, which is no evidence that
+the model does not use it
+elsewhere: compare with a random direction of the same rank, and read the cost in perplexity beside
+the effect.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -46,9 +50,15 @@ class ErasureConfig(MethodConfig):
     """How the directions are found and how far they are removed."""
 
     rank: PositiveInt = Field(1, le=65536, description="directions removed at each layer")
-    method: Literal["paired", "leace", "mean", "pca"] = Field("paired", description="how they are found")
-    strength: FiniteFloat = Field(1.0, ge=0, description="share of them that is removed; 0 changes nothing")
-    shrink: float = Field(0.02, gt=0, le=1, description="of the covariance towards its mean variance")
+    method: Literal["paired", "leace", "mean", "pca"] = Field(
+        "paired", description="how they are found"
+    )
+    strength: FiniteFloat = Field(
+        1.0, ge=0, description="share of them that is removed; 0 changes nothing"
+    )
+    shrink: float = Field(
+        0.02, gt=0, le=1, description="of the covariance towards its mean variance"
+    )
 
 
 class Erasure(ActivationEdit):
@@ -62,12 +72,24 @@ class Erasure(ActivationEdit):
     kind = "erasure"
     Config = ErasureConfig
     point = "resid_post"
-    shape: ClassVar = {"read": ("rank", "d_model"), "write": ("rank", "d_model"), "mu": ("d_model",), "most": ("rank",)}
+    shape: ClassVar = {
+        "read": ("rank", "d_model"),
+        "write": ("rank", "d_model"),
+        "mu": ("d_model",),
+        "most": ("rank",),
+    }
 
-    def change(self, h: Float[Tensor, "batch pos d_model"], **tensors: Tensor) -> Float[Tensor, "batch pos d_model"]:
+    def change(
+        self, h: Float[Tensor, "batch pos d_model"], **tensors: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
         """Subtract the clipped coordinates along the directions."""
         coordinates = (h - tensors["mu"]) @ tensors["read"].T
-        return h - self.config.strength * coordinates.clamp(-tensors["most"], tensors["most"]) @ tensors["write"]
+        return (
+            h
+            - self.config.strength
+            * coordinates.clamp(-tensors["most"], tensors["most"])
+            @ tensors["write"]
+        )
 
     @classmethod
     def default_layers(cls, model: TransformerBridge) -> Sequence[int]:
@@ -77,17 +99,23 @@ class Erasure(ActivationEdit):
 
     @classmethod
     def learn(cls, edit: Erasure, model: TransformerBridge, data: GroupPairs) -> None:
-        """Closed form, layer by layer: each is fitted on states from which the layers before it are erased already.
+        """Closed form, layer by layer: each is fitted on states from which the layers before it are
+        erased already.
 
         Raises:
-            TracelabError: no pair whose two texts have equally many tokens, or a rank that these pairs cannot have.
+            TracelabError: no pair whose two texts have equally many tokens, or a rank that these
+                pairs cannot have.
         """
         pairs, left_out = _token_pairs(model, data)
-        neutral = [encode(model, text).ids[:_NEUTRAL_TOKENS] for text in as_texts(data.neutral, "neutral text")]
+        neutral = [
+            encode(model, text).ids[:_NEUTRAL_TOKENS]
+            for text in as_texts(data.neutral, "neutral text")
+        ]
         most = 1 if edit.config.method in ("leace", "mean") else min(len(pairs), model.cfg.d_model)
         if edit.config.rank > most:
             raise TracelabError(
-                f"{edit.config.method} of {len(pairs)} pairs has rank {most} at most, not {edit.config.rank}"
+                f"{edit.config.method} of {len(pairs)} pairs has rank {most} at most, not "
+                f"{edit.config.rank}"
             )
         for layer in edit.layers:
             with edit.applied(model):
@@ -95,7 +123,10 @@ class Erasure(ActivationEdit):
                     token_states(model, sequences, cls.point, layer)
                     for sequences in ([a for a, _, _ in pairs], [b for _, b, _ in pairs], neutral)
                 )
-            a, b = (torch.cat([x[k:] for x, (_, _, k) in zip(xs, pairs, strict=True)]) for xs in (first, second))
+            a, b = (
+                torch.cat([x[k:] for x, (_, _, k) in zip(xs, pairs, strict=True)])
+                for xs in (first, second)
+            )
             edit.set_(layer, **_directions(a, b, [x[1:] for x in other], edit.config))
         edit.notes |= {"n_pairs": len(pairs), "left_out": left_out, "n_neutral": len(neutral)}
 
@@ -103,14 +134,20 @@ class Erasure(ActivationEdit):
 def _token_pairs(
     model: TransformerBridge, data: GroupPairs
 ) -> tuple[list[tuple[tuple[int, ...], tuple[int, ...], int]], int]:
-    """Ids of both texts and the place of the first token in which they differ; of pairs of equal length."""
+    """Ids of both texts and the place of the first token in which they differ; of pairs of equal
+    length."""
     found = []
     for texts in data.pairs:
         a, b = (encode(model, text).ids for text in as_texts(texts, "text of a pair"))
         if len(a) == len(b) and a != b:
-            found.append((a, b, next(i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q)))
+            found.append(
+                (a, b, next(i for i, (p, q) in enumerate(zip(a, b, strict=True)) if p != q))
+            )
     if not found:
-        raise TracelabError(f"none of {len(data.pairs)} pairs has two texts of equally many tokens: give other pairs")
+        raise TracelabError(
+            f"none of {len(data.pairs)} pairs has two texts of equally many tokens: give other "
+            "pairs"
+        )
     require_context(model, [len(a) for a, _, _ in found], what="pair")
     return found, len(data.pairs) - len(found)
 
@@ -131,7 +168,11 @@ def _directions(
         values = torch.cat([both, *(x.double() for x in neutral)])
         centred = values - values.mean(dim=0)
         covariance = centred.T @ centred / len(centred)
-        covariance += config.shrink * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        covariance += (
+            config.shrink
+            * covariance.diagonal().mean()
+            * torch.eye(len(covariance), dtype=torch.float64)
+        )
         variances, axes = torch.linalg.eigh(covariance)
         root, inverse = axes * variances.sqrt() @ axes.T, axes / variances.sqrt() @ axes.T
         rows = (means if config.method == "leace" else differences) @ inverse

@@ -1,11 +1,13 @@
-"""Weight deltas for people without tracelab: a PEFT LoRA adapter, or merged into a copy of the checkpoint.
+"""Weight deltas for people without tracelab: a PEFT LoRA adapter, or merged into a copy of the
+checkpoint.
 
     to_peft(model, edit, folder)      ΔW = B A as lora_A, lora_B with alpha = r, for peft.PeftModel.from_pretrained
     to_merged(model, edit, folder)    W + ΔW, for transformers' from_pretrained
 
-Merging adds in fp32 and rounds to the model's dtype: in bf16 a small delta can be rounded away. An edit that depends on
-its input (FairMed) or on other models (Experts) is no change of weights and leaves as a bundle only.
-"""
+Merging adds in fp32 and rounds to the model's dtype: in bf16 a small delta can be rounded away. An
+edit that depends on its input (FairMed) or on other models (Experts) is no change of weights and
+leaves as a bundle only.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -38,23 +40,27 @@ from tracelab.storage.ownership import require_replaceable
 MARKER = "tracelab_export.json"
 
 
-def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *, rank: int | None = None) -> Path:
+def to_peft(
+    model: TransformerBridge, edit: Intervention, folder: Path | str, *, rank: int | None = None
+) -> Path:
     """Write a weight delta as a PEFT LoRA adapter of the model.
 
     Args:
-        rank: for dense deltas (BiasEdit): how many singular directions of each are kept; the share of its norm that is
-            lost is written into the adapter's ``tracelab_export.json``.
+        rank: for dense deltas (BiasEdit): how many singular directions of each are kept; the share
+            of its norm that is lost is written into the adapter's ``tracelab_export.json``.
 
     Raises:
-        TracelabError: no weight delta, a dense one without ``rank``, several at once, or maps that the model computes
-            together with others.
+        TracelabError: no weight delta, a dense one without ``rank``, several at once, or maps that
+            the model computes together with others.
     """
     if rank is not None:
         require_int("rank", rank)
     try:
         from peft import LoraConfig
     except ImportError:
-        raise TracelabError("an adapter needs peft: pip install 'tracelab[peft]', or export it merged") from None
+        raise TracelabError(
+            "an adapter needs peft: pip install 'tracelab[peft]', or export it merged"
+        ) from None
 
     require_export_folder(folder)
     (delta, *more) = _deltas(edit)
@@ -62,12 +68,14 @@ def to_peft(model: TransformerBridge, edit: Intervention, folder: Path | str, *,
         raise TracelabError("a LoRA adapter holds one weight delta: export each, or all merged")
     if rank is None and any(shape.rank is None for shape in delta.spec().maps):
         raise TracelabError(
-            f"{delta.name} is dense: export it merged, or as an adapter of rank=R (its R largest directions)"
+            f"{delta.name} is dense: export it merged, or as an adapter of rank=R (its R largest "
+            "directions)"
         )
     delta.require(model)
     if model_facts(model).adapter is not None:
         raise TracelabError(
-            f"{model_facts(model).adapter} is an adapter itself, merged when it was loaded: there is no checkpoint "
+            f"{model_facts(model).adapter} is an adapter itself, merged when it was loaded: there "
+            "is no checkpoint "
             "that another adapter could belong to; export the edit merged"
         )
     tensors: dict[str, Tensor] = {}
@@ -108,7 +116,8 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
         edit: a weight delta (WeightDelta, BiasEdit, KLAAD) or a stack of them.
 
     Raises:
-        TracelabError: an edit that is no weight delta, or maps that the model computes together with others.
+        TracelabError: an edit that is no weight delta, or maps that the model computes together
+            with others.
     """
     require_export_folder(folder)
     deltas = _deltas(edit)
@@ -120,7 +129,11 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
             module: Any = plain.get_submodule(path)
             change = part.weight().to("cpu", torch.float32)
             weight = module.weight
-            weight.copy_((weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(weight.dtype))
+            weight.copy_(
+                (weight.float() + (change.T if isinstance(module, Conv1D) else change)).to(
+                    weight.dtype
+                )
+            )
             require_finite_change(weight, path)
         plain.save_pretrained(made)
         given_tokenizer(model).save_pretrained(made)
@@ -146,9 +159,12 @@ def _from_config(model: TransformerBridge, **options: Any) -> Any:
 
 
 def _config(model: TransformerBridge) -> Any:
-    """The model's configuration, without the mark of a GGUF file, with which transformers saves nothing."""
+    """The model's configuration, without the mark of a GGUF file, with which transformers saves
+    nothing."""
     config: Any = model.original_model.config
-    values = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    values = {
+        name: value for name, value in config.to_dict().items() if name != "quantization_config"
+    }
     return type(config).from_dict(values)
 
 
@@ -165,13 +181,17 @@ def _flat(edit: Intervention) -> list[WeightDelta]:
         return [delta for member in edit for delta in _flat(member)]
     if not isinstance(edit, WeightDelta):
         raise TracelabError(
-            f"{edit.name} is no change of weights: keep it as a bundle, and attach it to a transformers model"
+            f"{edit.name} is no change of weights: keep it as a bundle, and attach it to a "
+            "transformers model"
         )
     return [edit]
 
 
-def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> list[tuple[str, nn.Module, Any]]:
-    """By map: its path in plain ``transformers``, its module there (without memory), and its delta."""
+def _plain_modules(
+    model: TransformerBridge, delta: WeightDelta
+) -> list[tuple[str, nn.Module, Any]]:
+    """By map: its path in plain ``transformers``, its module there (without memory), and its
+    delta."""
     with torch.device("meta"):
         plain = _from_config(model)
     paths = delta.paths()
@@ -182,7 +202,8 @@ def _plain_modules(model: TransformerBridge, delta: WeightDelta) -> list[tuple[s
             module = plain.get_submodule(path)
         except AttributeError:
             raise TracelabError(
-                f"{shape.point} is computed together with other maps in transformers and has no weight of its own: "
+                f"{shape.point} is computed together with other maps in transformers and has no "
+                "weight of its own: "
                 "keep the edit as a bundle"
             ) from None
         found.append((path, module, delta.part(shape.point)))
@@ -204,7 +225,10 @@ def _written(folder: Path | str, edit: Intervention, more: dict[str, Any]) -> It
     require_export_folder(folder)
     with atomic_folder(folder) as made:
         yield made
-        note = {"edit": edit.settings(), "files": sorted(file.name for file in made.iterdir())} | more
+        note = {
+            "edit": edit.settings(),
+            "files": sorted(file.name for file in made.iterdir()),
+        } | more
         (made / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 

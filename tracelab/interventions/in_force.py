@@ -1,7 +1,7 @@
 """An edit that is on a model: for the length of a ``with`` block, or until it is closed.
 
-The same edit twice on one model would act twice, so it is refused; attached again, as by a notebook cell that is run
-again, it replaces itself.
+The same edit twice on one model would act twice, so it is refused; attached again, as by a notebook
+cell that is run again, it replaces itself.
 """
 
 from __future__ import annotations
@@ -50,13 +50,18 @@ class InForce:
 
     def __enter__(self) -> Any:
         if self._entered:
-            raise TracelabError(f"{self.edit.name} is on already: its block was entered and not left")
+            raise TracelabError(
+                f"{self.edit.name} is on already: its block was entered and not left"
+            )
         self.open()
         self._entered = True
         return self if self._given is None else self._given
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._entered = False
         self.close()
@@ -66,16 +71,20 @@ _ATTACHED: WeakKeyDictionary[nn.Module, list[InForce]] = WeakKeyDictionary()
 
 
 def attached(hf_model: nn.Module, handle: InForce) -> InForce:
-    """Open a handle on a ``transformers`` model, in the place of those of the same edit that are open there.
+    """Open a handle on a ``transformers`` model, in the place of those of the same edit that are
+    open there.
 
     Raises:
-        TracelabError: one of them is in its block, or holds other edits too, which would be taken off with it.
+        TracelabError: one of them is in its block, or holds other edits too, which would be taken
+            off with it.
     """
     others = _ATTACHED.setdefault(hf_model, [])
     others[:] = [other for other in others if other._on is not None]
     same = [other for other in others if _share_a_member(other.edit, handle.edit)]
     for other in same:
-        if other._entered or not all(_share_a_member(part, handle.edit) for part in _leaves(other.edit)):
+        if other._entered or not all(
+            _share_a_member(part, handle.edit) for part in _leaves(other.edit)
+        ):
             raise TracelabError(_twice(other.edit))
     for other in same:
         others.remove(other)
@@ -91,13 +100,18 @@ def require_off(model: nn.Module, edit: Any) -> None:
     Raises:
         TracelabError: naming it.
     """
-    for other in {id(hook.edit): hook.edit for hook in hooks_on(model) if hook.edit is not None}.values():
+    for other in {
+        id(hook.edit): hook.edit for hook in hooks_on(model) if hook.edit is not None
+    }.values():
         if _share_a_member(other, edit):
             raise TracelabError(_twice(other))
 
 
 def _twice(edit: Any) -> str:
-    return f"{edit.name} is on this model already and would act twice: leave its with block, or close() it, first"
+    return (
+        f"{edit.name} is on this model already and would act twice: "
+        "leave its with block, or close() it, first"
+    )
 
 
 def _share_a_member(one: Any, other: Any) -> bool:

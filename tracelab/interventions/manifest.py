@@ -1,9 +1,10 @@
 """``tracelab.json``: what a bundle says of itself, and the seal by which any change to it is found.
 
-The file ends with a SHA-256, the *seal*, over every byte before it, and one of the fields before it is the SHA-256 of
-the tensors file: one bit flipped anywhere in either file is found. The seal is no signature: it finds damage and
-edits by hand, not a person who computes it anew. So all values are checked as well, here against a schema, and by
-what is built from them. Bundles of tracelab 0.1 (format version 1) have no seal and are read without one.
+The file ends with a SHA-256, the *seal*, over every byte before it, and one of the fields before it
+is the SHA-256 of the tensors file: one bit flipped anywhere in either file is found. The seal is no
+signature: it finds damage and edits by hand, not a person who computes it anew. So all values are
+checked as well, here against a schema, and by what is built from them. Bundles of tracelab 0.1
+(format version 1) have no seal and are read without one.
 """
 
 from __future__ import annotations
@@ -91,12 +92,14 @@ def read(content: bytes, where: str) -> Manifest | _Unsealed:
         raise TracelabError(f"{where} is not the manifest of a tracelab bundle") from error
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise TracelabError(
-            f"{where} has format version {quoted(version)}, this tracelab reads up to {FORMAT_VERSION}: "
+            f"{where} has format version {quoted(version)}, this tracelab reads up to "
+            f"{FORMAT_VERSION}: "
             "install a newer one"
         )
     if version == FORMAT_VERSION and _closed(content[: -len(_closed(b""))]) != content:
         raise TracelabError(
-            f"{where} is not as it was written: damaged or changed by hand; load the bundle where it is whole, "
+            f"{where} is not as it was written: damaged or changed by hand; load the bundle where "
+            "it is whole, "
             "make the change there and save it again"
         )
     try:
@@ -109,7 +112,8 @@ def first(error: ValidationError) -> str:
     """What pydantic found first, in a line."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{cut('.'.join(map(str, fault['loc'])), 200) or 'the whole'}: {cut(fault['msg'], 400)}{more}"
+    where = cut(".".join(map(str, fault["loc"])), 200) or "the whole"
+    return f"{where}: {cut(fault['msg'], 400)}{more}"
 
 
 def _closed(body: bytes) -> bytes:

@@ -36,9 +36,13 @@ def load_intervention(
     Args:
         kinds: classes of your own that it may hold, besides tracelab's (:data:`KINDS`).
         revision: branch, tag or commit of a hub repository.
-        allow_mismatch: accept a model with other weights than the one the edit was made for (never other shapes).
+        allow_mismatch: accept a model with other weights than the one the edit was made for (never
+            other shapes).
 
     Raises:
-        TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from a newer version.
+        TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from
+            a newer version.
     """
-    return read_bundle(path_or_hub_id, (*KINDS, *kinds), revision=revision, allow_mismatch=allow_mismatch)
+    return read_bundle(
+        path_or_hub_id, (*KINDS, *kinds), revision=revision, allow_mismatch=allow_mismatch
+    )

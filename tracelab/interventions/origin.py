@@ -1,4 +1,5 @@
-"""What an intervention was made for: the model, by its weights and sizes, and where its points lie in it."""
+"""What an intervention was made for: the model, by its weights and sizes, and where its points lie
+in it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tracelab.model.load import model_facts, model_info, require_hook
 
 
 class Origin(BaseModel):
-    """The model an intervention was made for, and where its points lie in plain ``transformers``."""
+    """The model an intervention was made for, and where its points lie in plain
+    ``transformers``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -45,10 +47,20 @@ class Origin(BaseModel):
             d_model=model.cfg.d_model,
             d_vocab=model.cfg.d_vocab,
             prepend_bos=info.prepend_bos,
-            paths={str(point): path for point in points if (path := module_path(model, point)) is not None},
+            paths={
+                str(point): path
+                for point in points
+                if (path := module_path(model, point)) is not None
+            },
         )
 
-    def require(self, model_id: str, print_of_weights: str, sizes: tuple[int, int, int], allow_mismatch: bool) -> None:
+    def require(
+        self,
+        model_id: str,
+        print_of_weights: str,
+        sizes: tuple[int, int, int],
+        allow_mismatch: bool,
+    ) -> None:
         """Refuse another model than the one this was made for."""
         own = (self.n_layers, self.d_model, self.d_vocab)
         if own != sizes:
@@ -58,7 +70,8 @@ class Origin(BaseModel):
             )
         if print_of_weights != self.fingerprint and not allow_mismatch:
             raise TracelabError(
-                f"this edit was made for {self.model_id} with weights {self.fingerprint}, {model_id} has weights "
+                f"this edit was made for {self.model_id} with weights {self.fingerprint}, "
+                f"{model_id} has weights "
                 f"{print_of_weights}: fit it on that model, or load it with allow_mismatch=True"
             )
 
@@ -67,7 +80,8 @@ def point_name(model: TransformerBridge, point: Point) -> str:
     """The hook name of a point (of a linear map: without ``.hook_in``), if this model has it.
 
     Raises:
-        TracelabError: the model has no such point or layer, or edits there do not do what they should.
+        TracelabError: the model has no such point or layer, or edits there do not do what they
+            should.
     """
     if not point.linear:
         return require_hook(model, point.kind, point.layer)

@@ -1,9 +1,11 @@
-"""Whether an edit fits a model, asked where it is put on and not found by a forward pass that breaks.
+"""Whether an edit fits a model, asked where it is put on and not found by a forward pass that
+breaks.
 
-A bundle says how wide its tensors are and by which module path its points are reached in plain ``transformers``. Both
-are data. Widths of linear maps are read off the modules; for what other modules give out, the model's configuration
-is run once without memory (on torch's ``meta`` device), which costs no more than building its modules. An architecture
-that cannot be run so is not checked further.
+A bundle says how wide its tensors are and by which module path its points are reached in plain
+``transformers``. Both are data. Widths of linear maps are read off the modules; for what other
+modules give out, the model's configuration is run once without memory (on torch's ``meta`` device),
+which costs no more than building its modules. An architecture that cannot be run so is not checked
+further.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ def require_fit(point: Point, where: str, found: int | None, wanted: int | None,
     """
     if None not in (found, wanted) and found != wanted:
         raise TracelabError(
-            f"the edit at {point} is for {side} of {quoted(wanted)} features, and {where} has {found}: "
+            f"the edit at {point} is for {side} of {quoted(wanted)} features, and {where} has "
+            f"{found}: "
             "it was made for another model, or changed since"
         )
 
 
-def require_map(point: Point, where: str, module: nn.Module, d_in: int | None, d_out: int | None) -> None:
+def require_map(
+    point: Point, where: str, module: nn.Module, d_in: int | None, d_out: int | None
+) -> None:
     """Refuse a linear map of other widths than a delta's.
 
     Raises:
@@ -72,7 +77,9 @@ def require_layer(point: Point, path: str) -> None:
     """
     numbers = [part for part in path.split(".") if part.isdecimal()]
     if point.layer is not None and numbers[:1] != [str(point.layer)]:
-        raise TracelabError(f"{point} cannot be edited at the module {quoted(path)}: it is of another layer")
+        raise TracelabError(
+            f"{point} cannot be edited at the module {quoted(path)}: it is of another layer"
+        )
 
 
 def _linear_widths(module: nn.Module) -> tuple[int, int] | None:
@@ -88,7 +95,8 @@ _WIDTHS: WeakKeyDictionary[nn.Module, dict[str, int | None] | None] = WeakKeyDic
 
 
 def _output_widths(hf_model: Any) -> dict[str, int | None] | None:
-    """Features of what each module that is run gives out first, by path; None if the model cannot be run this way."""
+    """Features of what each module that is run gives out first, by path; None if the model cannot
+    be run this way."""
     if hf_model not in _WIDTHS:
         seen: dict[str, int | None] = {}
         try:
@@ -97,7 +105,9 @@ def _output_widths(hf_model: Any) -> dict[str, int | None] | None:
                 for path, module in twin.named_modules():
                     module.register_forward_hook(_noting(seen, path))
                 twin(torch.zeros((1, 2), dtype=torch.long))
-        except Exception:  # an architecture that looks at values, or a wrapper that is no transformers model
+        except (
+            Exception
+        ):  # an architecture that looks at values, or a wrapper that is no transformers model
             _WIDTHS[hf_model] = None
         else:
             _WIDTHS[hf_model] = seen

@@ -22,7 +22,8 @@ class StackSpec(BaseModel):
 
 
 class Stack(Intervention):
-    """Interventions applied together; at a shared point the first acts first. An empty stack changes nothing.
+    """Interventions applied together; at a shared point the first acts first. An empty stack
+    changes nothing.
 
     >>> with Stack([fairmed, experts]).applied(model):
     ...     model(tokens)
@@ -76,7 +77,11 @@ class Stack(Intervention):
 
     def settings(self) -> dict[str, Any]:
         """Those of the members."""
-        return {"kind": self.kind, "name": self.name, "members": [member.settings() for member in self]}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "members": [member.settings() for member in self],
+        }
 
     def identity(self) -> dict[str, Any]:
         """Those of the members, in order."""

@@ -2,9 +2,10 @@
 
     y = W x  becomes  y + ΔW x,   ΔW = B A (low rank, as in LoRA) or dense
 
-The base weights are never touched, and the delta is kept and multiplied in fp32 whatever the model's dtype. A
-zero delta is the unedited model bit for bit. ``A`` is ``[r, d_in]`` and ``B`` ``[d_out, r]``, the orientation of
-PEFT's ``lora_A`` and ``lora_B``; a new low-rank delta has ``B = 0``, so training starts at the base model.
+The base weights are never touched, and the delta is kept and multiplied in fp32 whatever the
+model's dtype. A zero delta is the unedited model bit for bit. ``A`` is ``[r, d_in]`` and ``B``
+``[d_out, r]``, the orientation of PEFT's ``lora_A`` and ``lora_B``; a new low-rank delta has ``B =
+0``, so training starts at the base model.
 """
 
 from __future__ import annotations
@@ -87,14 +88,16 @@ class WeightDelta(Intervention):
     """Deltas of chosen linear maps.
 
     >>> delta = WeightDelta.low_rank(model, layers=[27, 28, 29], modules=["mlp.out"], rank=8)
-    >>> with delta.applied(model):                       # train delta.parameters() on any loss of the model
+    >>> with delta.applied(model):  # train delta.parameters() on any loss of the model
     ...     loss = my_loss(model)
     """
 
     kind = "weight_delta"
     Spec: ClassVar[type[BaseModel]] = WeightDeltaSpec
 
-    def __init__(self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: WeightDeltaSpec, origin: Origin | None, notes: dict[str, Any] | None = None
+    ) -> None:
         for shape in spec.maps:
             require_choice("linear map", shape.module, LINEAR_MAPS)
         if len({shape.point for shape in spec.maps}) < len(spec.maps):
@@ -102,7 +105,10 @@ class WeightDelta(Intervention):
         super().__init__(origin, notes)
         self._spec = spec
         self.maps = nn.ModuleDict(
-            {_key(shape.point): _Dense(shape) if shape.rank is None else _LowRank(shape) for shape in spec.maps}
+            {
+                _key(shape.point): _Dense(shape) if shape.rank is None else _LowRank(shape)
+                for shape in spec.maps
+            }
         )
 
     @classmethod
@@ -119,10 +125,12 @@ class WeightDelta(Intervention):
         """A zero delta, ready to be trained; with ``rank=None`` it is dense.
 
         Args:
-            modules: linear maps by TransformerLens name: ``mlp.in, mlp.gate, mlp.out, attn.q/k/v/o``.
+            modules: linear maps by TransformerLens name: ``mlp.in, mlp.gate, mlp.out,
+                attn.q/k/v/o``.
 
         Raises:
-            TracelabError: no such layer or map, or a rank under 1 or above what any of the maps can have.
+            TracelabError: no such layer or map, or a rank under 1 or above what any of the maps can
+                have.
         """
         if rank is not None:
             require_int("the rank of a delta", rank)
@@ -139,7 +147,9 @@ class WeightDelta(Intervention):
         sizes = _map_sizes(model, points)
         largest = max(min(size) for size in sizes)
         if rank is not None and rank > max(largest, _ALWAYS_TAKEN):
-            raise TracelabError(f"no delta of these maps has a rank above {largest}, their smaller side: not {rank}")
+            raise TracelabError(
+                f"no delta of these maps has a rank above {largest}, their smaller side: not {rank}"
+            )
         shapes = tuple(
             MapShape(module=point.kind, layer=point.layer or 0, d_in=d_in, d_out=d_out, rank=rank)
             for point, (d_in, d_out) in zip(points, sizes, strict=True)
@@ -159,7 +169,8 @@ class WeightDelta(Intervention):
         ]
 
     def part(self, point: Point) -> nn.Module | None:
-        """The module that computes the delta's contribution at a point from the map's input (fp32)."""
+        """The module that computes the delta's contribution at a point from the map's input
+        (fp32)."""
         return self.maps[_key(point)] if _key(point) in self.maps else None  # noqa: SIM401  ModuleDict has no get
 
     @measuring()
@@ -169,7 +180,8 @@ class WeightDelta(Intervention):
             part.delta.copy_(shift.T)  # type: ignore[operator]
 
     def plot_training(self) -> go.Figure:
-        """Losses and development figures by training step, of an edit that was fitted (BiasEdit, KLAAD).
+        """Losses and development figures by training step, of an edit that was fitted (BiasEdit,
+        KLAAD).
 
         Raises:
             TracelabError: the notes hold no curves.
@@ -216,9 +228,12 @@ def _map_sizes(model: TransformerBridge, points: Sequence[Point]) -> list[tuple[
 
     names = [f"{point}.{side}" for point in points for side in ("hook_in", "hook_out")]
     model.run_with_hooks(
-        torch.zeros((1, 1), dtype=torch.long, device=model.cfg.device), fwd_hooks=[(n, note) for n in names]
+        torch.zeros((1, 1), dtype=torch.long, device=model.cfg.device),
+        fwd_hooks=[(n, note) for n in names],
     )
     missing = [name for name in names if name not in widths]
     if missing:
-        raise TracelabError(f"{missing[0]} does not fire on this architecture: a delta there would change nothing")
+        raise TracelabError(
+            f"{missing[0]} does not fire on this architecture: a delta there would change nothing"
+        )
     return [(widths[f"{point}.hook_in"], widths[f"{point}.hook_out"]) for point in points]

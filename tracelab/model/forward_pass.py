@@ -1,13 +1,16 @@
-"""What a forward pass under way knows of itself: tokens, padding, cache, and which logits will be read.
+"""What a forward pass under way knows of itself: tokens, padding, cache, and which logits will be
+read.
 
-A hook function is given an activation and nothing else. Edits need more: which rows of it are padding, how
-many tokens the cache holds already, which positions matter. :func:`watch` makes a model record this while it
-runs (it changes nothing), :func:`current_call` tells it to hooks. What an edit has to remember from one
-step of a generation to the next (the experts' keys and values) is kept with the model's own cache, so it
-is there for as long as the cache is and follows it through beam search. A model serves one thread at a time.
+A hook function is given an activation and nothing else. Edits need more: which rows of it are
+padding, how many tokens the cache holds already, which positions matter. :func:`watch` makes a
+model record this while it runs (it changes nothing), :func:`current_call` tells it to hooks. What
+an edit has to remember from one step of a generation to the next (the experts' keys and values) is
+kept with the model's own cache, so it is there for as long as the cache is and follows it through
+beam search. A model serves one thread at a time.
 
-A pass that Ctrl-C interrupted is never ended by torch, which runs hooks after an ``Exception`` only. So each pass
-knows the stack frame that runs it, and counts as under way for as long as that frame is on the stack.
+A pass that Ctrl-C interrupted is never ended by torch, which runs hooks after an ``Exception``
+only. So each pass knows the stack frame that runs it, and counts as under way for as long as that
+frame is on the stack.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class Reading:
     """Which logits of the forward passes to come are read.
 
     Attributes:
-        first: first column (padding and cached tokens counted) whose logits are read, one a row or one for all.
+        first: first column (padding and cached tokens counted) whose logits are read, one a row or
+            one for all.
         generating: whether tokens are being sampled; else given ones are scored.
     """
 
@@ -82,14 +86,18 @@ class Call:
     frame: FrameType | None = None
 
     def real(self, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
-        """Which of the new columns hold a token, for activations of ``shape`` ``[batch, pos, …]``."""
+        """Which of the new columns hold a token, for activations of ``shape`` ``[batch, pos,
+        …]``."""
         batch, pos = shape[:2]
         if self.attention_mask is None or self.attention_mask.ndim != 2:
             return torch.ones(batch, pos, dtype=torch.bool, device=device)
         return (self.attention_mask[:, -pos:] != 0).to(device).expand(batch, pos)
 
-    def read(self, shape: torch.Size, device: torch.device, *, shift: int = 0) -> Bool[Tensor, "batch pos"]:
-        """Which of the new columns hold a token whose logits are read, ``shift`` columns later if not 0."""
+    def read(
+        self, shape: torch.Size, device: torch.device, *, shift: int = 0
+    ) -> Bool[Tensor, "batch pos"]:
+        """Which of the new columns hold a token whose logits are read, ``shift`` columns later if
+        not 0."""
         real = self.real(shape, device)
         if self.reading is None:
             return real
@@ -109,7 +117,8 @@ class Call:
 
 @dataclass
 class _Watched:
-    """The passes of a model that are under way, an inner one after its outer one, and what records them."""
+    """The passes of a model that are under way, an inner one after its outer one, and what records
+    them."""
 
     begun: list[Call] = field(default_factory=list)
     users: int = 0
@@ -117,7 +126,8 @@ class _Watched:
 
     @property
     def calls(self) -> list[Call]:
-        """The passes that were begun and not ended, without those whose frames have left the stack."""
+        """The passes that were begun and not ended, without those whose frames have left the
+        stack."""
         _drop_interrupted(self.begun)
         return self.begun
 
@@ -126,21 +136,23 @@ _WATCHED: WeakKeyDictionary[nn.Module, _Watched] = WeakKeyDictionary()
 
 
 def current_call(hf_model: nn.Module) -> Call:
-    """The forward pass of a watched model that is under way (an empty one while only a part of it runs)."""
+    """The forward pass of a watched model that is under way (an empty one while only a part of it
+    runs)."""
     watched = _WATCHED.get(hf_model)
     calls = watched.calls if watched is not None else []
     return calls[-1] if calls else Call(reading=_READING.get())
 
 
 def watch(hf_model: nn.Module) -> None:
-    """Record the forward passes of a ``transformers`` model, until :func:`unwatch` is called as often."""
+    """Record the forward passes of a ``transformers`` model, until :func:`unwatch` is called as
+    often."""
     watched = _WATCHED.setdefault(hf_model, _Watched())
     watched.users += 1
     _remove(watched.handles)
     watched.handles = [
         hf_model.register_forward_pre_hook(_begin, with_kwargs=True),
-        # Anew, so that it comes after all hooks that are there: to them the call is still under way. Also after an
-        # error: a call that failed must not stay under way.
+        # Anew, so that it comes after all hooks that are there: to them the call is still under
+        # way. Also after an error: a call that failed must not stay under way.
         hf_model.register_forward_hook(_end, always_call=True),
     ]
 

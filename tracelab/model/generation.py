@@ -1,9 +1,11 @@
-"""Text from a model, edited or not: prompts tokenised once by tracelab, sampled by ``transformers``.
+"""Text from a model, edited or not: prompts tokenised once by tracelab, sampled by
+``transformers``.
 
-``transformers.generate`` runs on the model inside the bridge, so edits that are applied act at every step, and its
-samplers (greedy, beam, temperature, top-k, nucleus) act on the edited logits. Of the checkpoint's own
-``generation_config`` only the end tokens act: a penalty or filter that one model has and another has not, or that the
-edit was not made with, would be measured as if it were the model's.
+``transformers.generate`` runs on the model inside the bridge, so edits that are applied act at
+every step, and its samplers (greedy, beam, temperature, top-k, nucleus) act on the edited logits.
+Of the checkpoint's own ``generation_config`` only the end tokens act: a penalty or filter that one
+model has and another has not, or that the edit was not made with, would be measured as if it were
+the model's.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import continuation_text, encode, pad, pad_id, require_context, vocabulary_size
+from tracelab.model.tokens import (
+    continuation_text,
+    encode,
+    pad,
+    pad_id,
+    require_context,
+    vocabulary_size,
+)
 from tracelab.progress import progress
 from tracelab.ranges import require_int, require_number, require_seed
 from tracelab.results import Result
@@ -70,14 +79,18 @@ def generate(
         batch_size: prompts a batch; the samples of a seed depend on it.
 
     Raises:
-        TracelabError: no prompt, one that is with its continuation beyond the model's context, an argument that
-            ``transformers`` refuses, or logits that are not finite.
+        TracelabError: no prompt, one that is with its continuation beyond the model's context, an
+            argument that ``transformers`` refuses, or logits that are not finite.
     """
     require_seed(seed)
     prompts = as_texts(prompts, "prompt")
     if not prompts:
         raise TracelabError("no prompt to continue")
-    counts = {"batch_size": batch_size, "num_return_sequences": num_return_sequences, "num_beams": num_beams}
+    counts = {
+        "batch_size": batch_size,
+        "num_return_sequences": num_return_sequences,
+        "num_beams": num_beams,
+    }
     for name, count in (counts | {"max_new_tokens": max_new_tokens}).items():
         require_int(name, count)
     if do_sample:
@@ -113,7 +126,9 @@ def generate(
             checks = [_Finite(range(start, start + len(tokens)))]
             with reading(longest - 1, generating=True):
                 try:
-                    made = hf_model.generate(tokens, attention_mask=mask, logits_processor=checks, **options)
+                    made = hf_model.generate(
+                        tokens, attention_mask=mask, logits_processor=checks, **options
+                    )
                 except ValueError as error:
                     if isinstance(error, TracelabError):
                         raise
@@ -130,9 +145,13 @@ def generate(
 
 
 def end_tokens(model: TransformerBridge) -> list[int] | None:
-    """The ids that end a text: the checkpoint's, else the tokenizer's, of those that the model can write."""
+    """The ids that end a text: the checkpoint's, else the tokenizer's, of those that the model can
+    write."""
     hf_model = cast(Any, model.original_model)
-    for given in (getattr(hf_model.generation_config, "eos_token_id", None), model.tokenizer.eos_token_id):
+    for given in (
+        getattr(hf_model.generation_config, "eos_token_id", None),
+        model.tokenizer.eos_token_id,
+    ):
         ids = [] if given is None else [given] if isinstance(given, int) else list(given)
         if found := [int(i) for i in ids if 0 <= i < vocabulary_size(model)]:
             return found
@@ -141,15 +160,18 @@ def end_tokens(model: TransformerBridge) -> list[int] | None:
 
 @contextmanager
 def plain_generation(model: TransformerBridge) -> Iterator[None]:
-    """Within the block ``transformers.generate`` does what its arguments say; of the checkpoint the end tokens hold.
+    """Within the block ``transformers.generate`` does what its arguments say; of the checkpoint the
+    end tokens hold.
 
-    The checkpoint's ``generation_config`` fills whatever an argument leaves open, also of a config given to
-    ``generate``, so it is replaced and put back.
+    The checkpoint's ``generation_config`` fills whatever an argument leaves open, also of a config
+    given to ``generate``, so it is replaced and put back.
     """
     hf_model = cast(Any, model.original_model)
     kept = hf_model.generation_config
     hf_model.generation_config = GenerationConfig(
-        bos_token_id=getattr(kept, "bos_token_id", None), eos_token_id=end_tokens(model), pad_token_id=pad_id(model)
+        bos_token_id=getattr(kept, "bos_token_id", None),
+        eos_token_id=end_tokens(model),
+        pad_token_id=pad_id(model),
     )
     try:
         yield
@@ -165,5 +187,7 @@ class _Finite(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         each = len(scores) // len(self.numbers)  # beams or samples of a prompt, one after the other
-        require_finite_logits(scores, [number for number in self.numbers for _ in range(each)], "prompt")
+        require_finite_logits(
+            scores, [number for number in self.numbers for _ in range(each)], "prompt"
+        )
         return scores

@@ -1,9 +1,11 @@
-"""GGUF files, converted to safetensors once: reading one takes a minute of CPU and gigabytes of memory each time.
+"""GGUF files, converted to safetensors once: reading one takes a minute of CPU and gigabytes of
+memory each time.
 
     converted(Path("model.Q4_1.gguf"))    a folder of the cache, under the file's SHA-256
 
-The weights are de-quantised to fp32, so that they can be loaded in every dtype. The hash of a file is remembered with
-its size, times and place, so that a large one is read once; a file that has changed is another and gets its own folder.
+The weights are de-quantised to fp32, so that they can be loaded in every dtype. The hash of a file
+is remembered with its size, times and place, so that a large one is read once; a file that has
+changed is another and gets its own folder.
 """
 
 from __future__ import annotations
@@ -57,7 +59,13 @@ def convert(gguf: Path, folder: Path) -> None:
 def _known_hash(gguf: Path, folder: Path) -> str:
     """SHA-256 of a file, from memory if it is the one that was hashed before."""
     status = os.stat(gguf)
-    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    identity = [
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        status.st_dev,
+    ]
     name = hashlib.sha256(os.fsencode(os.path.realpath(gguf))).hexdigest()[:16]
     memory = folder / "hashes" / f"{name}.json"
     try:

@@ -1,14 +1,17 @@
 """Which hook point is which, decided once, and checked on the model itself.
 
-TransformerLens names are uniform, their effect is not: an edit at ``hook_resid_mid`` of a bridge misses the
-skip connection, and some architectures discard edits to ``hook_pattern``. So the names tracelab uses are
-in one table, and :func:`check_hook_points` runs the model on a few tokens to see that
+TransformerLens names are uniform, their effect is not: an edit at ``hook_resid_mid`` of a bridge
+misses the skip connection, and some architectures discard edits to ``hook_pattern``. So the names
+tracelab uses are in one table, and :func:`check_hook_points` runs the model on a few tokens to see
+that
 
     resid_mid + mlp_out == resid_post        (where the architecture has a resid_mid)
 
-and that changing each edited point changes the logits. What does not hold is refused by name when used.
+and that changing each edited point changes the logits. What does not hold is refused by name when
+used.
 
-A :class:`Point` says where an edit acts: an activation, the input and output of a linear map, or the logits.
+A :class:`Point` says where an edit acts: an activation, the input and output of a linear map, or
+the logits.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ HOOKS = {
     "final_norm": "ln_final.hook_out",
     "logits": "unembed.hook_out",
 }
-"""Hook-point names by kind. ``mlp_out`` and ``attn_out`` are contributions to the residual stream."""
+"""Hook-point names by kind. ``mlp_out`` and ``attn_out`` are contributions to the residual
+stream."""
 
 EDITED = ("embed", "resid_post", "mlp_out", "attn_out", "logits")
 """Kinds that tracelab writes to; the others are only read."""
@@ -45,7 +49,8 @@ LINEAR_MAPS = ("mlp.in", "mlp.gate", "mlp.out", "attn.q", "attn.k", "attn.v", "a
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """Where an edit acts: a kind of :data:`HOOKS`, or a linear map of :data:`LINEAR_MAPS`, and its layer."""
+    """Where an edit acts: a kind of :data:`HOOKS`, or a linear map of :data:`LINEAR_MAPS`, and its
+    layer."""
 
     kind: str
     layer: int | None = None
@@ -56,14 +61,17 @@ class Point:
         return self.kind in LINEAR_MAPS
 
     def __str__(self) -> str:
-        return f"blocks.{self.layer}.{self.kind}" if self.linear else hook_name(self.kind, self.layer)
+        return (
+            f"blocks.{self.layer}.{self.kind}" if self.linear else hook_name(self.kind, self.layer)
+        )
 
 
 def module_path(model: TransformerBridge, point: Point) -> str | None:
-    """Path of the module in a plain ``transformers`` model whose output is the point; None for the logits.
+    """Path of the module in a plain ``transformers`` model whose output is the point; None for the
+    logits.
 
-    A linear map that the architecture computes together with others (query, key and value of GPT-2) has a
-    path here, but no module there.
+    A linear map that the architecture computes together with others (query, key and value of GPT-2)
+    has a path here, but no module there.
     """
     if point.kind == "logits":
         return None
@@ -72,8 +80,8 @@ def module_path(model: TransformerBridge, point: Point) -> str | None:
     elif point.layer is None:
         name = point.kind
     else:
-        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma 2);
-        # "hook_resid_post" that of the block itself.
+        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma
+        # 2); "hook_resid_post" that of the block itself.
         alias = model.blocks[point.layer].hook_aliases[f"hook_{point.kind}"]
         name = f"blocks.{point.layer}.{alias}".removesuffix("hook_out").removesuffix(".")
     return model.adapter.translate_transformer_lens_path(name)
@@ -104,7 +112,9 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
 
     def add_noise(value: Float[Tensor, "..."], hook: object) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(value)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(
+            value
+        )
         return value + noise * value.float().std().to(value.dtype)
 
     faults: dict[str, str] = {}
@@ -122,12 +132,15 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
             if kind not in seen:
                 faults[kind] = "it does not fire on this architecture"
             elif kind in EDITED:
-                edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)])
+                edited = model.run_with_hooks(
+                    tokens, fwd_hooks=[(hook_name(kind, layer), add_noise)]
+                )
                 if torch.equal(edited, clean):
                     faults[kind] = "edits there change nothing on this architecture"
     if "logits" in seen and not torch.equal(seen["logits"], clean.float()):
         faults["logits"] = (
-            "the returned logits are computed from it (a soft cap): attach the edit to model.original_model instead"
+            "the returned logits are computed from it (a soft cap): attach the edit to "
+            "model.original_model instead"
         )
     if {"resid_mid", "mlp_out", "resid_post"} <= seen.keys() - faults.keys():
         gap = (seen["resid_mid"] + seen["mlp_out"] - seen["resid_post"]).abs().max()

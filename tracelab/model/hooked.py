@@ -1,9 +1,10 @@
 """Which hooks are on a model. What is measured under them is not the model as it is.
 
-A hook stays on after an interrupted cell, or was put on a module with ``register_forward_hook``; a ``forward`` that was
-replaced on a module, and a hook on gradients, count as hooks. Results name the hooks under which they were measured
-(``settings["hooks"]``); what needs the model as it is calls :func:`require_unedited`. Hooks that libraries register on
-modules for themselves change nothing and do not count.
+A hook stays on after an interrupted cell, or was put on a module with ``register_forward_hook``; a
+``forward`` that was replaced on a module, and a hook on gradients, count as hooks. Results name the
+hooks under which they were measured (``settings["hooks"]``); what needs the model as it is calls
+:func:`require_unedited`. Hooks that libraries register on modules for themselves change nothing and
+do not count.
 """
 
 from __future__ import annotations
@@ -68,15 +69,20 @@ def hooks_on(model: nn.Module) -> list[Hook]:
 
 
 def hook_names(model: nn.Module) -> list[str]:
-    """For the settings of a result: the name of each edit that is on, and place and function of every other hook."""
-    return list(dict.fromkeys(str(hook) if hook.edit is None else hook.edit.name for hook in hooks_on(model)))
+    """For the settings of a result: the name of each edit that is on, and place and function of
+    every other hook."""
+    return list(
+        dict.fromkeys(
+            str(hook) if hook.edit is None else hook.edit.name for hook in hooks_on(model)
+        )
+    )
 
 
 def hook_keys(model: nn.Module) -> list[Any]:
     """For the key of a cache: what identifies the edits that are on.
 
-    Where another hook is on, no two calls agree: nothing tells whether a function still does what it did, so what is
-    measured under it is never handed out again.
+    Where another hook is on, no two calls agree: nothing tells whether a function still does what
+    it did, so what is measured under it is never handed out again.
     """
     hooks = hooks_on(model)
     edits = {id(hook.edit): hook.edit for hook in hooks if hook.edit is not None}
@@ -89,18 +95,23 @@ def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool | None = 
 
     Args:
         what: who needs the model as it is, as the subject of the message.
-        allow_hooks: take the model with its hooks for the model as it is; None: the caller has no such option.
+        allow_hooks: take the model with its hooks for the model as it is; None: the caller has no
+            such option.
 
     Raises:
-        TracelabError: naming the hooks; or the model is in training mode, where dropout makes every number another.
+        TracelabError: naming the hooks; or the model is in training mode, where dropout makes every
+            number another.
     """
     if in_training(model):
-        raise TracelabError(f"{what} needs the model in evaluation mode, it is in training mode: call model.eval()")
+        raise TracelabError(
+            f"{what} needs the model in evaluation mode, it is in training mode: call model.eval()"
+        )
     if allow_hooks or not (names := hook_names(model)):
         return
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     raise TracelabError(
-        f"{what} needs the model as it is, but hooks are on: {shown}. Leave the edit's with block, close() what is "
+        f"{what} needs the model as it is, but hooks are on: {shown}. Leave the edit's with block, "
+        "close() what is "
         "attached, model.reset_hooks(), remove() the handle or put back the forward"
         + ("" if allow_hooks is None else "; or say allow_hooks=True")
     )
@@ -117,7 +128,9 @@ def _of(module: nn.Module, path: str) -> Iterator[Hook]:
     if isinstance(module, HookPoint):
         place = module.name or path
         handles = [*module.fwd_hooks, *module.bwd_hooks]
-        known = {handle.hook.id: handle.user_hook for handle in handles if handle.user_hook is not None}
+        known = {
+            handle.hook.id: handle.user_hook for handle in handles if handle.user_hook is not None
+        }
     for hooks in (
         module._forward_pre_hooks,
         module._forward_hooks,
@@ -140,7 +153,10 @@ def _is_bookkeeping(function: Callable[..., Any]) -> bool:
     inner = function.func if isinstance(function, functools.partial) else function
     # Where it was written: functools.wraps copies __module__ from what is wrapped.
     written = getattr(inner, "__globals__", {}).get("__name__", getattr(inner, "__module__", ""))
-    return str(written).startswith(_BOOKKEEPING) or getattr(inner, "__module__", "") == "tracelab.model.forward_pass"
+    return (
+        str(written).startswith(_BOOKKEEPING)
+        or getattr(inner, "__module__", "") == "tracelab.model.forward_pass"
+    )
 
 
 def _name(function: Callable[..., Any]) -> str:

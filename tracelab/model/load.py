@@ -1,8 +1,9 @@
 """Load a causal language model as a TransformerLens bridge, and know what was loaded.
 
-:func:`load` takes the embedded default, a hub id, a local folder or a GGUF file. What identifies the
-model and how it is to be read does not change and is kept (:class:`ModelFacts`); its weights, dtype and device may, and
-are looked at when they are asked for (:class:`ModelInfo`, which every result records).
+:func:`load` takes the embedded default, a hub id, a local folder or a GGUF file. What identifies
+the model and how it is to be read does not change and is kept (:class:`ModelFacts`); its weights,
+dtype and device may, and are looked at when they are asked for (:class:`ModelInfo`, which every
+result records).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class ModelFacts:
     prepend_bos: bool  # whether texts get a BOS token, unless a call says otherwise
     n_layers: int
     faults: dict[str, str] = field(default_factory=dict)  # hook-point kind -> why it is refused
-    adapter: str | None = None  # the PEFT adapter that was merged into the weights when they were loaded
+    adapter: str | None = (
+        None  # the PEFT adapter that was merged into the weights when they were loaded
+    )
     trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
 
 
@@ -53,10 +56,13 @@ class ModelInfo(ModelFacts):
     fingerprint: str = ""  # of the weights; the same for float32 and bfloat16 of one checkpoint
     dtype: str = ""
     device: str = ""
-    training: bool = False  # whether it is in training mode, where dropout makes every number another
+    training: bool = (
+        False  # whether it is in training mode, where dropout makes every number another
+    )
 
     def settings(self) -> dict[str, Any]:
-        """The fields as plain JSON values, for the settings of a result; what is seldom so only where it is."""
+        """The fields as plain JSON values, for the settings of a result; what is seldom so only
+        where it is."""
         plain = {key: value for key, value in asdict(self).items() if key != "faults"}
         return {key: value for key, value in plain.items() if value or key not in _SELDOM}
 
@@ -87,17 +93,20 @@ def load(
         prepend_bos: whether texts get a BOS token. Default: what the model's own tokenizer does
             (SmolLM2 and GPT-2 add none, Gemma does).
         revision: branch, tag or commit of a hub model.
-        trust_remote_code: whether Python code that comes with the model may run; nothing ever asks for it.
+        trust_remote_code: whether Python code that comes with the model may run; nothing ever asks
+            for it.
 
     Raises:
-        TracelabError: no such model, no way to reach the hub, a model that needs code of its own, or an
-            architecture that the bridge does not support.
+        TracelabError: no such model, no way to reach the hub, a model that needs code of its own,
+            or an architecture that the bridge does not support.
     """
     if isinstance(dtype, str):
         dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
     device = _usable_device(device)
     model_id, folder, gguf = _locate(name_or_path)
-    where: dict[str, Any] = {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    where: dict[str, Any] = (
+        {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    )
     where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
     adapter = None
     try:
@@ -111,7 +120,8 @@ def load(
         raise
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
         raise TracelabError(
-            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be reached, a "
+            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be "
+            "reached, a "
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
     model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
@@ -119,29 +129,43 @@ def load(
     return model
 
 
-def _merged(model_id: str, folder: str, dtype: torch.dtype, where: dict[str, Any]) -> tuple[Any, Any]:
+def _merged(
+    model_id: str, folder: str, dtype: torch.dtype, where: dict[str, Any]
+) -> tuple[Any, Any]:
     """The base model of an adapter with the adapter's change in its weights, and the tokenizer."""
     try:
         from peft import AutoPeftModelForCausalLM, PeftConfig
     except ImportError:
-        raise TracelabError(f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first") from None
-    base = PeftConfig.from_pretrained(folder, revision=where.get("revision")).base_model_name_or_path
+        raise TracelabError(
+            f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first"
+        ) from None
+    base = PeftConfig.from_pretrained(
+        folder, revision=where.get("revision")
+    ).base_model_name_or_path
     try:
         wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
     except Exception as error:  # as in load
         raise TracelabError(
-            f"cannot load the model {model_id!r}, an adapter, on its base {quoted(base)}: {why_not(error)} Have the "
-            "base where adapter_config.json says (from the working folder, or on the hub), or merge the adapter first"
+            f"cannot load the model {model_id!r}, an adapter, on its base {quoted(base)}: "
+            f"{why_not(error)} Have the "
+            "base where adapter_config.json says (from the working folder, or on the hub), or "
+            "merge the adapter first"
         ) from error
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         kind = wrapped.peft_config["default"].peft_type
-        raise TracelabError(f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}")
+        raise TracelabError(
+            f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}"
+        )
     merged = wrapped.merge_and_unload(safe_merge=True)
-    warnings.warn(f"the adapter {folder!r} was merged into the weights of its base {base!r}", stacklevel=3)
+    warnings.warn(
+        f"the adapter {folder!r} was merged into the weights of its base {base!r}", stacklevel=3
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # an adapter alone
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=where["trust_remote_code"])
+        tokenizer = AutoTokenizer.from_pretrained(
+            base, trust_remote_code=where["trust_remote_code"]
+        )
     return merged, tokenizer
 
 
@@ -151,7 +175,9 @@ def _usable_device(device: str | torch.device | None) -> str:
         torch.zeros(1, device=name).item()  # read back: "meta" takes tensors and computes nothing
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise TracelabError(f"the device {name!r} cannot be used here ({reason}): try device='cpu'") from error
+        raise TracelabError(
+            f"the device {name!r} cannot be used here ({reason}): try device='cpu'"
+        ) from error
     return name
 
 
@@ -166,16 +192,20 @@ def from_hf(
 ) -> TransformerBridge:
     """Wrap a ``transformers`` model and its tokenizer as a bridge that tracelab knows.
 
-    The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean copy
-    of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy that puts BOS before texts.
+    The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean
+    copy of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy
+    that puts BOS before texts.
 
     Raises:
-        TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the model, adapters that
-            are not merged, or an architecture that the bridge does not support.
+        TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the
+            model, adapters that are not merged, or an architecture that the bridge does not
+            support.
     """
     _require_whole(hf_model, model_id)
     if not callable(tokenizer):
-        raise TracelabError(f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads")
+        raise TracelabError(
+            f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads"
+        )
     device = _usable_device(device)
     if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
@@ -189,7 +219,11 @@ def from_hf(
     hf_model.eval().to(device)
     try:
         model = TransformerBridge.boot_transformers(
-            model_id, hf_model=hf_model, tokenizer=_adding_bos(tokenizer), device=device, dtype=dtype
+            model_id,
+            hf_model=hf_model,
+            tokenizer=_adding_bos(tokenizer),
+            device=device,
+            dtype=dtype,
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
@@ -201,35 +235,45 @@ def from_hf(
 
 
 def given_tokenizer(model: TransformerBridge) -> Any:
-    """The tokenizer as it was given to :func:`from_hf`; of a bridge that you booted yourself, the bridge's."""
+    """The tokenizer as it was given to :func:`from_hf`; of a bridge that you booted yourself, the
+    bridge's."""
     return _TOKENIZERS.get(model, model.tokenizer)
 
 
 def _adding_bos(tokenizer: Any) -> Any:
-    """A copy that puts BOS before texts, as a bridge wants it; TransformerLens would read one from disk instead."""
+    """A copy that puts BOS before texts, as a bridge wants it; TransformerLens would read one from
+    disk instead."""
     made = copy.deepcopy(tokenizer)
     if made.bos_token is not None and not tokenizer_adds_bos(made):
         with suppress(ValueError):  # a BOS token that tokenizers' templates cannot name
             made.add_bos_token = True
-    made.init_kwargs = {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
+    made.init_kwargs = (
+        {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
+    )
     return made
 
 
 def _require_whole(hf_model: Any, model_id: str) -> None:
-    """Refuse what wraps a model, or parts of it: its weights are not where its configuration says."""
+    """Refuse what wraps a model, or parts of it: its weights are not where its configuration
+    says."""
     if not isinstance(hf_model, torch.nn.Module):
         raise TracelabError(
-            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes names, folders and .gguf files"
+            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes names, "
+            "folders and .gguf files"
         )
-    adapted = sum(type(module).__module__.startswith("peft.tuners") for module in hf_model.modules())
+    adapted = sum(
+        type(module).__module__.startswith("peft.tuners") for module in hf_model.modules()
+    )
     if adapted or type(hf_model).__module__.startswith("peft."):
         raise TracelabError(
-            f"{model_id!r} holds PEFT adapters: give the merged model, model.merge_and_unload(), or load the adapter's "
+            f"{model_id!r} holds PEFT adapters: give the merged model, model.merge_and_unload(), "
+            "or load the adapter's "
             "folder by name"
         )
     if not isinstance(hf_model, PreTrainedModel):
         raise TracelabError(
-            f"{model_id!r} is a {type(hf_model).__name__}, not a transformers model: give the model inside it"
+            f"{model_id!r} is a {type(hf_model).__name__}, not a transformers model: give the "
+            "model inside it"
         )
 
 
@@ -254,13 +298,16 @@ def model_info(model: TransformerBridge) -> ModelInfo:
 
 
 def model_key(model: TransformerBridge) -> dict[str, Any]:
-    """What a model computes depends on this: for the key under which something is kept and handed out again.
+    """What a model computes depends on this: for the key under which something is kept and handed
+    out again.
 
     Under one name of its own, so that it overwrites none of the key that it is joined to.
     """
     hf_model, tokenizer = cast(Any, model.original_model), model.tokenizer
     reads = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
-    config = {name: value for name, value in hf_model.config.to_dict().items() if name != "_name_or_path"}
+    config = {
+        name: value for name, value in hf_model.config.to_dict().items() if name != "_name_or_path"
+    }
     state = {
         "info": model_info(model).settings(),
         "weights": weights_hash(hf_model),
@@ -285,11 +332,14 @@ def tokenizer_adds_bos(tokenizer: Any) -> bool:
 def _habit_before_booting(model: TransformerBridge) -> bool:
     """Whether the tokenizer of a bridge that you booted yourself adds BOS as published.
 
-    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did before: the published
-    one is asked, if it is the same tokenizer; else it is as the bridge itself does with texts.
+    Booting by hand leaves a tokenizer that always does, and nothing in memory tells what it did
+    before: the published one is asked, if it is the same tokenizer; else it is as the bridge itself
+    does with texts.
     """
     try:
-        published = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path, trust_remote_code=False)
+        published = AutoTokenizer.from_pretrained(
+            model.tokenizer.name_or_path, trust_remote_code=False
+        )
         if published.get_vocab() == model.tokenizer.get_vocab():
             return tokenizer_adds_bos(published)
     except (OSError, ValueError):
@@ -305,7 +355,9 @@ def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) 
     """
     info = model_facts(model)
     if layer is not None and not 0 <= layer < info.n_layers:
-        raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
+        raise TracelabError(
+            f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}"
+        )
     if kind in info.faults:
         name = hook_name(kind, layer)
         raise TracelabError(f"{name} cannot be used on {info.model_id}: {info.faults[kind]}")
@@ -328,16 +380,20 @@ def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
 
 
 def _converted(gguf: Path) -> tuple[str, str | None]:
-    """The folder of a GGUF file's conversion in the cache; where that cannot be written, the file itself."""
+    """The folder of a GGUF file's conversion in the cache; where that cannot be written, the file
+    itself."""
     try:
         return str(assets.gguf_dir(gguf)), None
     except OSError as error:
         warnings.warn(
-            f"{gguf.name} is converted for this run only, the cache cannot be written ({error})", stacklevel=4
+            f"{gguf.name} is converted for this run only, the cache cannot be written ({error})",
+            stacklevel=4,
         )
         return str(gguf.parent), gguf.name
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
-        raise TracelabError(f"cannot load the model {gguf.name!r}: {why_not(error)} Give another .gguf file") from error
+        raise TracelabError(
+            f"cannot load the model {gguf.name!r}: {why_not(error)} Give another .gguf file"
+        ) from error
 
 
 def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:

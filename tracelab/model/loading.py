@@ -1,7 +1,9 @@
-"""Why a model, a tokenizer or a classifier could not be loaded: the first line of the reason, or ours in its place.
+"""Why a model, a tokenizer or a classifier could not be loaded: the first line of the reason, or
+ours in its place.
 
-Two refusals of ``transformers`` and ``torch`` tell the reader how to go past them. tracelab never runs code that comes
-with a model unless it is told to (``trust_remote_code=True``), and has no way to unpickle more than tensors.
+Two refusals of ``transformers`` and ``torch`` tell the reader how to go past them. tracelab never
+runs code that comes with a model unless it is told to (``trust_remote_code=True``), and has no way
+to unpickle more than tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ def why_not(error: BaseException, *, remote_code: str = ASK) -> str:
         return f"it comes with code of its own, which is not run: {remote_code}"
     if "UnpicklingError" in text or "torch.load" in text or "weights_only" in text:
         return (
-            "its weights are a pickle that holds more than tensors, or is damaged, and a pickle can run code: "
+            "its weights are a pickle that holds more than tensors, or is damaged, and a pickle "
+            "can run code: "
             "get them as safetensors."
         )
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

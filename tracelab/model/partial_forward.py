@@ -1,13 +1,14 @@
 """Forward passes of parts of a model: the last position's logits, single blocks, the head alone.
 
-A bridge can start at a block, but still runs the blocks before it. What tracing needs is finer: run block
-``m`` on residuals of our own making, over positions ``p, p+1, …`` that attend to keys and values computed
-before. :class:`BlockRunner` does this for any decoder that the bridge supports, by recording with which
-arguments (mask, rotary embeddings, …) the model calls its blocks for a text of that length, and calling
-them again with the same arguments. Its ``head`` lets the model finish: final norm, unembedding, soft-cap.
+A bridge can start at a block, but still runs the blocks before it. What tracing needs is finer: run
+block ``m`` on residuals of our own making, over positions ``p, p+1, …`` that attend to keys and
+values computed before. :class:`BlockRunner` does this for any decoder that the bridge supports, by
+recording with which arguments (mask, rotary embeddings, …) the model calls its blocks for a text of
+that length, and calling them again with the same arguments. Its ``head`` lets the model finish:
+final norm, unembedding, soft-cap.
 
-What training an edit of late blocks needs is coarser: :class:`SuffixRunner` runs fixed sequences from a block on,
-with whatever hooks are there, and keeps the residuals before it.
+What training an edit of late blocks needs is coarser: :class:`SuffixRunner` runs fixed sequences
+from a block on, with whatever hooks are there, and keeps the residuals before it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from tracelab.model.forward_pass import reading
 from tracelab.model.tokens import length_batches, pad
 from tracelab.progress import progress
 
-KeyValues = tuple[Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, "_rows kv_heads _prefix d_head"]]
+KeyValues = tuple[
+    Float[Tensor, "_rows kv_heads _prefix d_head"], Float[Tensor, "_rows kv_heads _prefix d_head"]
+]
 
 
-def last_logits(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
+def last_logits(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch vocab"]:
     """Logits at the last position, unembedding only it where the model can."""
     with reading(tokens.shape[1] - 1, generating=True):
         if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters:
@@ -52,8 +57,11 @@ class _Return(nn.Module):
 
 
 @contextmanager
-def replaced_blocks(model: TransformerBridge, block: nn.Module, stop: int | None = None) -> Iterator[None]:
-    """Within the ``with`` block every block before ``stop`` (None: every one) is ``block``; afterwards as before."""
+def replaced_blocks(
+    model: TransformerBridge, block: nn.Module, stop: int | None = None
+) -> Iterator[None]:
+    """Within the ``with`` block every block before ``stop`` (None: every one) is ``block``;
+    afterwards as before."""
     path = model.adapter.translate_transformer_lens_path("blocks")
     blocks = cast(nn.ModuleList, model.original_model.get_submodule(path))
     kept = list(blocks)[:stop]
@@ -67,10 +75,12 @@ def replaced_blocks(model: TransformerBridge, block: nn.Module, stop: int | None
 
 
 class SuffixRunner:
-    """Forward passes of fixed sequences that begin at block ``start``; the residuals before it are computed once.
+    """Forward passes of fixed sequences that begin at block ``start``; the residuals before it are
+    computed once.
 
-    Edits of block ``start`` and later ones do not change what comes before, so what trains or scores them many times
-    need not compute it again. The model itself does the rest, hooks and gradients included.
+    Edits of block ``start`` and later ones do not change what comes before, so what trains or
+    scores them many times need not compute it again. The model itself does the rest, hooks and
+    gradients included.
 
     >>> runner = SuffixRunner(model, sequences, start=27)
     >>> with edit.applied(model):
@@ -78,7 +88,12 @@ class SuffixRunner:
     """
 
     def __init__(
-        self, model: TransformerBridge, sequences: Sequence[Sequence[int]], start: int, *, batch_tokens: int = 1024
+        self,
+        model: TransformerBridge,
+        sequences: Sequence[Sequence[int]],
+        start: int,
+        *,
+        batch_tokens: int = 1024,
     ) -> None:
         self.model, self.sequences, self.start = model, list(sequences), start
         self._resid: list[Tensor] = []
@@ -95,7 +110,9 @@ class SuffixRunner:
         lengths = [len(ids) for ids in self.sequences]
         handle = self.model.blocks[0].register_forward_hook(note_form)
         try:
-            with progress(total=len(lengths), what=f"blocks before {self.start}", unit="text") as bar:
+            with progress(
+                total=len(lengths), what=f"blocks before {self.start}", unit="text"
+            ) as bar:
                 for batch in length_batches(lengths, batch_tokens):
                     tokens, mask = pad(self.model, [self.sequences[i] for i in batch])
                     resid = self.model(tokens, attention_mask=mask, stop_at_layer=self.start)
@@ -108,7 +125,9 @@ class SuffixRunner:
 
     def __call__(
         self, indices: Sequence[int]
-    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Float[Tensor, "batch pos vocab"]]:
+    ) -> tuple[
+        Int[Tensor, "batch pos"], Int[Tensor, "batch pos"], Float[Tensor, "batch pos vocab"]
+    ]:
         """Tokens, mask (1 = a token) and logits of some of the sequences, padded on the right."""
         tokens, mask = pad(self.model, [self.sequences[i] for i in indices])
         if not self.start:
@@ -127,7 +146,9 @@ class _PrefixCache:
     def __init__(self, prefix: KeyValues) -> None:
         self.prefix = prefix
 
-    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         return torch.cat([self.prefix[0], key], dim=2), torch.cat([self.prefix[1], value], dim=2)
 
 
@@ -160,10 +181,12 @@ class BlockRunner:
         length: int,
         prefix: KeyValues,
     ) -> Float[Tensor, "rows suffix d_model"]:
-        """Residuals after block ``layer``, given those before it at positions ``start`` to ``length - 1``.
+        """Residuals after block ``layer``, given those before it at positions ``start`` to ``length
+        - 1``.
 
         Args:
-            prefix: the block's keys and values at positions 0 to ``start - 1``, one row a row of ``resid``.
+            prefix: the block's keys and values at positions 0 to ``start - 1``, one row a row of
+                ``resid``.
         """
         kwargs = dict(self._arguments(start, length)[layer])
         for name in _CACHE_NAMES & kwargs.keys():
@@ -172,7 +195,8 @@ class BlockRunner:
         return output[0] if isinstance(output, tuple) else output
 
     def head(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos vocab"]:
-        """The model's logits for residuals after the last block: all that comes after the blocks."""
+        """The model's logits for residuals after the last block: all that comes after the
+        blocks."""
         self._arguments(0, 1)
         tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
         with replaced_blocks(self.model, _Return(resid, self._blocks_return_tuples)):
@@ -197,7 +221,10 @@ class BlockRunner:
             cache = DynamicCache()
             if start:
                 self.model(tokens[:, :start], past_key_values=cache)
-            handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in self.model.blocks]
+            handles = [
+                block.register_forward_pre_hook(record, with_kwargs=True)
+                for block in self.model.blocks
+            ]
             handles.append(self.model.blocks[0].register_forward_hook(note_form))
             try:
                 self.model(tokens[:, start:], past_key_values=cache)

@@ -1,7 +1,7 @@
 """The weights of a model inside a bridge, under the names that they have in plain ``transformers``.
 
-A bridge puts ``_original_component`` into names and adds components of its own, so a second, plain model is made from
-the configuration and given the weights by name.
+A bridge puts ``_original_component`` into names and adds components of its own, so a second, plain
+model is made from the configuration and given the weights by name.
 """
 
 from __future__ import annotations
@@ -19,19 +19,33 @@ def plain_weights(hf_model: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tens
 
     Args:
         hf_model: wrapped by a bridge or not.
-        wanted: ``state_dict()`` of a model made from the configuration of this one; it may be without memory.
+        wanted: ``state_dict()`` of a model made from the configuration of this one; it may be
+            without memory.
 
     Raises:
-        TracelabError: the model's tensors are not those that its configuration calls for: adapters were put into it,
-            its weights are quantised, or a module was exchanged.
+        TracelabError: the model's tensors are not those that its configuration calls for: adapters
+            were put into it, its weights are quantised, or a module was exchanged.
     """
-    found = {name.replace("._original_component", ""): value for name, value in hf_model.state_dict().items()}
+    found = {
+        name.replace("._original_component", ""): value
+        for name, value in hf_model.state_dict().items()
+    }
     for name, value in wanted.items():
         own = found.get(name)
-        if own is None or own.shape != value.shape or own.is_floating_point() != value.is_floating_point():
-            what = "is missing" if own is None else f"is {str(own.dtype).removeprefix('torch.')} {list(own.shape)}"
+        if (
+            own is None
+            or own.shape != value.shape
+            or own.is_floating_point() != value.is_floating_point()
+        ):
+            what = (
+                "is missing"
+                if own is None
+                else f"is {str(own.dtype).removeprefix('torch.')} {list(own.shape)}"
+            )
             raise TracelabError(
-                f"the weights of {type(hf_model).__name__} are not those of its configuration: {name} {what} "
-                "(adapters, quantised or exchanged modules): load a plain checkpoint, with adapters merged into it"
+                f"the weights of {type(hf_model).__name__} are not those of its configuration: "
+                f"{name} {what} "
+                "(adapters, quantised or exchanged modules): load a plain checkpoint, with "
+                "adapters merged into it"
             )
     return {name: found[name] for name in wanted}

@@ -2,9 +2,9 @@
 
     log p(w_1 … w_m | context) = Σ_j log p(w_j | context, w_<j)
 
-Sequences are batched by length and padded on the right, the normaliser is summed in fp32 at the needed
-positions only, and the result does not depend on the batch a sequence fell into. Hooks that are on the
-model are in force, so an edited model is scored by the same call.
+Sequences are batched by length and padded on the right, the normaliser is summed in fp32 at the
+needed positions only, and the result does not depend on the batch a sequence fell into. Hooks that
+are on the model are in force, so an edited model is scored by the same call.
 """
 
 from __future__ import annotations
@@ -80,16 +80,17 @@ def score(
     """Log-probability of each text, alone or as the continuation of a context.
 
     Args:
-        texts: what is scored: one string, or several in anything that can be gone through (a list, a pandas column).
-        contexts: text before each, joined to it by a space and not scored. Tokens are those of the joint
-            text; a token that holds a character of the continuation belongs to it.
-        prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context the
-            first token has no log-probability and is not scored.
+        texts: what is scored: one string, or several in anything that can be gone through (a list,
+            a pandas column).
+        contexts: text before each, joined to it by a space and not scored. Tokens are those of the
+            joint text; a token that holds a character of the continuation belongs to it.
+        prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context
+            the first token has no log-probability and is not scored.
         batch_tokens: most tokens in a forward pass.
 
     Raises:
-        TracelabError: no text, unequal numbers of texts and contexts, a text with no token to score or beyond the
-            model's context, or log-probabilities that are not finite.
+        TracelabError: no text, unequal numbers of texts and contexts, a text with no token to score
+            or beyond the model's context, or log-probabilities that are not finite.
     """
     texts = as_texts(texts)
     contexts = None if contexts is None else as_texts(contexts, "context")
@@ -104,7 +105,9 @@ def score(
         # The space that joins the two may belong to the first token: it is not asked for.
         inside = encoding.positions(Span(len(before), len(before) + len(text)))
         if not inside or len(encoding.ids) < 2:
-            raise TracelabError(f"no token to score in text {index} ({text!r}): prepend BOS or give a context")
+            raise TracelabError(
+                f"no token to score in text {index} ({text!r}): prepend BOS or give a context"
+            )
         sequences.append(encoding.ids)
         firsts.append(max(inside[0], 1))
     values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
@@ -127,7 +130,8 @@ def token_logprobs(
         One float32 CPU tensor ``[len(sequences[i]) - firsts[i]]`` a sequence, in the order given.
 
     Raises:
-        TracelabError: a sequence beyond the model's context, or log-probabilities that are not finite.
+        TracelabError: a sequence beyond the model's context, or log-probabilities that are not
+            finite.
     """
     require_context(model, map(len, sequences))
     return logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens)
@@ -146,7 +150,8 @@ def logprobs_within(
     """:func:`token_logprobs` of sequences that are known to be within the context.
 
     Args:
-        owners, what: number and kind of what each sequence is of, for the message; default: the text itself.
+        owners, what: number and kind of what each sequence is of, for the message; default: the
+            text itself.
     """
     owners = range(len(sequences)) if owners is None else owners
     results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
@@ -190,8 +195,8 @@ def target_logprobs(
 
 
 def start_logprobs(model: TransformerBridge) -> Float[Tensor, "vocab"]:
-    """``log p(token | BOS)`` of every token (EOS where there is no BOS): what official StereoSet scoring takes
-    as the first token's probability.
+    """``log p(token | BOS)`` of every token (EOS where there is no BOS): what official StereoSet
+    scoring takes as the first token's probability.
 
     Raises:
         TracelabError: logits that are not finite.

@@ -1,4 +1,5 @@
-"""The settings of a result: the model and the hooks on it, the data, the caller's choices, the versions."""
+"""The settings of a result: the model and the hooks on it, the data, the caller's choices, the
+versions."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from tracelab.storage.data_hash import data_hash
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
 
 
-def run_settings(model: TransformerBridge, records: Iterable[Any] = (), **choices: Any) -> dict[str, Any]:
+def run_settings(
+    model: TransformerBridge, records: Iterable[Any] = (), **choices: Any
+) -> dict[str, Any]:
     """What made a result, as JSON values.
 
     Args:

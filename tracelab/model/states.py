@@ -25,7 +25,8 @@ def token_states(
     *,
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Float[Tensor, "_pos d_model"]]:
-    """The activation at each token of each sequence, fp32 on the CPU; blocks after ``layer`` are not run.
+    """The activation at each token of each sequence, fp32 on the CPU; blocks after ``layer`` are
+    not run.
 
     Args:
         kind: of the hook point, as in :data:`~tracelab.model.hook_points.HOOKS`.

@@ -1,7 +1,9 @@
-"""Texts and records as people have them: one string, a list, a pandas column, an array, a generator.
+"""Texts and records as people have them: one string, a list, a pandas column, an array, a
+generator.
 
-Every public function that takes several of something calls :func:`as_texts` or :func:`as_records` first, so that a
-column is read in its order and not by its index, and one string is one text and not its letters.
+Every public function that takes several of something calls :func:`as_texts` or :func:`as_records`
+first, so that a column is read in its order and not by its index, and one string is one text and
+not its letters.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ def as_texts(texts: Any, what: str = "text") -> list[str]:
         what: what one of them is called in an error.
 
     Raises:
-        TracelabError: no iterable of strings; a missing one (None, NaN) is named by its number, from 0.
+        TracelabError: no iterable of strings; a missing one (None, NaN) is named by its number,
+            from 0.
     """
     if isinstance(texts, str):
         return [str(texts)]
     listed = _listed(texts, what)
     for number, text in enumerate(listed):
         if not isinstance(text, str):
-            raise TracelabError(f"{what} {number} is {_shown(text)}, not a string: leave it out, or fill it in")
+            raise TracelabError(
+                f"{what} {number} is {_shown(text)}, not a string: leave it out, or fill it in"
+            )
     return [str(text) for text in listed]
 
 
@@ -43,13 +48,15 @@ def as_records(records: Any, what: str = "record") -> list[Any]:
     for number, record in enumerate(listed):
         if isinstance(record, str) or not hasattr(record, "id"):
             raise TracelabError(
-                f"{what} {number} is {_shown(record)}, no record of a data set: pass what tracelab.datasets gives"
+                f"{what} {number} is {_shown(record)}, no record of a data set: pass what "
+                "tracelab.datasets gives"
             )
     return listed
 
 
 def _listed(values: Any, what: str) -> list[Any]:
-    columns = isinstance(values, Mapping) or hasattr(values, "columns")  # a data frame, whose items are its headings
+    # a data frame, whose items are its headings
+    columns = isinstance(values, Mapping) or hasattr(values, "columns")
     if not columns and not isinstance(values, str | bytes):
         try:
             return list(values)
@@ -57,7 +64,8 @@ def _listed(values: Any, what: str) -> list[Any]:
             pass
     kind = type(values).__name__
     raise TracelabError(
-        f"a list of {what}s is needed, not {f'a {kind}: give one of its columns' if columns else _shown(values)}"
+        f"a list of {what}s is needed, not "
+        f"{f'a {kind}: give one of its columns' if columns else _shown(values)}"
     )
 
 

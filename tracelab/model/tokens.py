@@ -1,9 +1,10 @@
 """Texts to tokens and back to characters; the one place that knows about BOS and padding.
 
-A text is tokenised once, here, with the tokenizer's offset mapping, so that words are found by their
-characters and never by searching in decoded tokens. Models get token tensors with a mask, padded on
-the right, where in a causal model it changes nothing before it; on the left where text is to be continued.
-Texts beyond the model's context are found here too (:func:`require_context`), and ids that it has no embedding of.
+A text is tokenised once, here, with the tokenizer's offset mapping, so that words are found by
+their characters and never by searching in decoded tokens. Models get token tensors with a mask,
+padded on the right, where in a causal model it changes nothing before it; on the left where text is
+to be continued. Texts beyond the model's context are found here too (:func:`require_context`), and
+ids that it has no embedding of.
 """
 
 from __future__ import annotations
@@ -35,29 +36,36 @@ class Encoding:
 
     def positions(self, span: Span) -> list[int]:
         """Positions of the tokens that hold a character of ``span``."""
-        return [position for position, (start, end) in enumerate(self.offsets) if start < span.end and end > span.start]
+        return [
+            position
+            for position, (start, end) in enumerate(self.offsets)
+            if start < span.end and end > span.start
+        ]
 
 
 def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = None) -> Encoding:
     """Tokenise a text.
 
     Args:
-        prepend_bos: whether a BOS token comes first; default: the model's (:func:`tracelab.load`). A text that
-            begins with one (as chat templates make them) gets no second.
+        prepend_bos: whether a BOS token comes first; default: the model's (:func:`tracelab.load`).
+            A text that begins with one (as chat templates make them) gets no second.
 
     Raises:
-        TracelabError: the text has no token, or one that the model has no embedding of, or the tokenizer gives no
-            character offsets.
+        TracelabError: the text has no token, or one that the model has no embedding of, or the
+            tokenizer gives no character offsets.
     """
     tokenizer = model.tokenizer
     if not tokenizer.is_fast:
         raise TracelabError(
-            f"the tokenizer of {model_facts(model).model_id} gives no character offsets: use a fast (Rust) tokenizer"
+            f"the tokenizer of {model_facts(model).model_id} gives no character offsets: use a "
+            "fast (Rust) tokenizer"
         )
     try:
         made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     except (UnicodeError, TypeError) as error:  # half a surrogate pair
-        raise TracelabError(f"the text {text!r} cannot be tokenised: it is not valid Unicode") from error
+        raise TracelabError(
+            f"the text {text!r} cannot be tokenised: it is not valid Unicode"
+        ) from error
     ids, offsets = list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
     if not ids:
         raise TracelabError(f"no token in the text {text!r}")
@@ -65,12 +73,16 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         token = next(i for i in ids if i >= size)
         name = tokenizer.convert_ids_to_tokens(token)
         raise TracelabError(
-            f"the token {name!r} (id {token}) is beyond the {size} embeddings of {model_facts(model).model_id}: give "
+            f"the token {name!r} (id {token}) is beyond the {size} embeddings of "
+            f"{model_facts(model).model_id}: give "
             "the model its own tokenizer, or call resize_token_embeddings before it is loaded"
         )
     if model_facts(model).prepend_bos if prepend_bos is None else prepend_bos:
         if ids[0] == (first := bos_id(model)):
-            warnings.warn("a text begins with the BOS token already: no second one comes before it", stacklevel=2)
+            warnings.warn(
+                "a text begins with the BOS token already: no second one comes before it",
+                stacklevel=2,
+            )
         else:
             ids, offsets = [first, *ids], [(0, 0), *offsets]
     return Encoding(text, tuple(ids), tuple(offsets))
@@ -87,8 +99,9 @@ def require_context(
 ) -> None:
     """Find texts with more tokens than the model's context, before any work.
 
-    A model with a table of positions cannot run them. One that computes positions (rotary) runs on, beyond what it was
-    trained for: a warning. One without a limit (ALiBi, no positions at all) takes any length.
+    A model with a table of positions cannot run them. One that computes positions (rotary) runs on,
+    beyond what it was trained for: a warning. One without a limit (ALiBi, no positions at all)
+    takes any length.
 
     Args:
         lengths: tokens of each text, BOS included.
@@ -99,15 +112,20 @@ def require_context(
         TracelabError: naming the first such text, its number of tokens and the context.
     """
     limit = context_length(model)
-    long = [] if limit is None else [(i, n) for i, n in enumerate(lengths) if n + new_tokens > limit]
+    long = (
+        [] if limit is None else [(i, n) for i, n in enumerate(lengths) if n + new_tokens > limit]
+    )
     if not long:
         return
     number, n = long[0]
     more = f" and up to {new_tokens} new ones" if new_tokens else ""
     others = f" (and {len(long) - 1} more)" if len(long) > 1 else ""
-    text = f"{what} {number}{others} has {n} tokens{more}, {model_facts(model).model_id} a context of {limit}"
+    model_id = model_facts(model).model_id
+    text = f"{what} {number}{others} has {n} tokens{more}, {model_id} a context of {limit}"
     if _has_position_table(model, cast(int, limit)):
-        raise TracelabError(f"{text}: shorten it{', or lower max_new_tokens' if new_tokens else ''}")
+        raise TracelabError(
+            f"{text}: shorten it{', or lower max_new_tokens' if new_tokens else ''}"
+        )
     warnings.warn(f"{text}: beyond it the model does what it was not trained for", stacklevel=4)
 
 
@@ -127,7 +145,8 @@ _LIMITED = ("gptj", "codegen", "mpt")
 
 
 def _has_position_table(model: TransformerBridge, limit: int) -> bool:
-    """Whether positions are learned, so that there is none after the last; OPT's table begins with two of no text."""
+    """Whether positions are learned, so that there is none after the last; OPT's table begins with
+    two of no text."""
     hf_model = cast(Any, model.original_model)
     tables = (
         getattr(module, "weight", None)
@@ -135,7 +154,9 @@ def _has_position_table(model: TransformerBridge, limit: int) -> bool:
         if "pos" in name.rpartition(".")[2] or name.endswith(("wpe", "wpe._original_component"))
     )
     sizes = [table.shape[0] for table in tables if isinstance(table, Tensor) and table.ndim == 2]
-    return hf_model.config.get_text_config().model_type in _LIMITED or any(0 <= size - limit <= 8 for size in sizes)
+    return hf_model.config.get_text_config().model_type in _LIMITED or any(
+        0 <= size - limit <= 8 for size in sizes
+    )
 
 
 def bos_id(model: TransformerBridge) -> int:
@@ -149,16 +170,21 @@ def bos_id(model: TransformerBridge) -> int:
         if token_id is not None:
             if not 0 <= token_id < (size := vocabulary_size(model)):
                 raise TracelabError(
-                    f"the {name.replace('_', ' ')} {getattr(model.tokenizer, name)!r} (id {token_id}) is beyond the "
-                    f"{size} embeddings of {model_facts(model).model_id}: set prepend_bos=False, or give the model its "
+                    f"the {name.replace('_', ' ')} {getattr(model.tokenizer, name)!r} (id "
+                    f"{token_id}) is beyond the "
+                    f"{size} embeddings of {model_facts(model).model_id}: set prepend_bos=False, "
+                    "or give the model its "
                     "own tokenizer"
                 )
             return int(token_id)
-    raise TracelabError(f"the tokenizer of {model_facts(model).model_id} has no BOS and no EOS token")
+    raise TracelabError(
+        f"the tokenizer of {model_facts(model).model_id} has no BOS and no EOS token"
+    )
 
 
 def first_token(model: TransformerBridge, word: str) -> int:
-    """First token of a word inside a sentence; found by its characters, as a space can be a token of its own.
+    """First token of a word inside a sentence; found by its characters, as a space can be a token
+    of its own.
 
     Raises:
         TracelabError: the word is empty, or the model has no embedding of its token.
@@ -170,7 +196,8 @@ def first_token(model: TransformerBridge, word: str) -> int:
 
 
 def pad_id(model: TransformerBridge) -> int:
-    """An id that stands for no token, of those that the model has an embedding of; the mask tells it apart."""
+    """An id that stands for no token, of those that the model has an embedding of; the mask tells
+    it apart."""
     tokenizer, size = model.tokenizer, vocabulary_size(model)
     for token_id in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None and 0 <= token_id < size:
@@ -181,7 +208,8 @@ def pad_id(model: TransformerBridge) -> int:
 def pad(
     model: TransformerBridge, sequences: Sequence[Sequence[int]], *, left: bool = False
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Sequences of ids as one tensor, padded on the right (or left), and the mask (1 = a token, 0 = padding)."""
+    """Sequences of ids as one tensor, padded on the right (or left), and the mask (1 = a token, 0 =
+    padding)."""
     longest = max(len(ids) for ids in sequences)
     tokens = torch.full((len(sequences), longest), pad_id(model), dtype=torch.long, device="cpu")
     mask = torch.zeros_like(tokens)
@@ -192,7 +220,9 @@ def pad(
     return tokens.to(model.cfg.device), mask.to(model.cfg.device)
 
 
-def length_batches(lengths: Iterable[int], batch_tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Iterable[int], batch_tokens: int, *, equal: bool = False
+) -> Iterator[list[int]]:
     """Indices in batches of similar length, shortest first.
 
     Args:
@@ -214,7 +244,8 @@ def length_batches(lengths: Iterable[int], batch_tokens: int, *, equal: bool = F
 
 
 def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:
-    """Each token as text, for labels; a leading space stays visible as ``·``, and ``##`` where words are pieces."""
+    """Each token as text, for labels; a leading space stays visible as ``·``, and ``##`` where
+    words are pieces."""
     return [_token_text(model.tokenizer, i).replace(" ", "·").replace("\n", "⏎") for i in ids]
 
 

@@ -1,8 +1,9 @@
-"""What tells a model's weights apart, as they are now: a short print for people, a whole hash for caches.
+"""What tells a model's weights apart, as they are now: a short print for people, a whole hash for
+caches.
 
-:func:`fingerprint` is what edits and results name a model by: a sample of every parameter, the same in float32 and
-bfloat16. :func:`weights_hash` sees every bit, for what is kept and handed out again; it reads all weights each time, as
-nothing tells of a change through ``.data``.
+:func:`fingerprint` is what edits and results name a model by: a sample of every parameter, the same
+in float32 and bfloat16. :func:`weights_hash` sees every bit, for what is kept and handed out again;
+it reads all weights each time, as nothing tells of a change through ``.data``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
+from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import (
+    JointQKVAttentionBridge,
+)
 
 
 def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
     """A short hash of a model's weights: fast, and the same in every process.
 
-    Of each parameter its shape and ``samples`` evenly spaced values are hashed, rounded to bf16 so that
-    one checkpoint has one fingerprint in float32 and bfloat16. Names do not count: wrapping a model in
-    a bridge renames its parameters.
+    Of each parameter its shape and ``samples`` evenly spaced values are hashed, rounded to bf16 so
+    that one checkpoint has one fingerprint in float32 and bfloat16. Names do not count: wrapping a
+    model in a bridge renames its parameters.
 
     Returns:
         16 hexadecimal digits.
@@ -39,7 +42,8 @@ def fingerprint(hf_model: nn.Module, samples: int = 64) -> str:
 
 
 def weights_hash(hf_model: nn.Module) -> str:
-    """16 hexadecimal digits that change with any bit of any weight (in the dtype and on the device that they have)."""
+    """16 hexadecimal digits that change with any bit of any weight (in the dtype and on the device
+    that they have)."""
     return _joined(own_parameters(hf_model))
 
 
@@ -49,7 +53,8 @@ def buffers_hash(hf_model: nn.Module) -> str:
 
 
 def own_parameters(hf_model: nn.Module) -> list[nn.Parameter]:
-    """The model's parameters, without the split copies of a joint query-key-value weight that a bridge adds."""
+    """The model's parameters, without the split copies of a joint query-key-value weight that a
+    bridge adds."""
     copies = {
         id(parameter)
         for module in hf_model.modules()
@@ -73,7 +78,8 @@ def _digest(tensor: Tensor) -> bytes:
     flat = values.flatten().view(torch.uint8)
     if values.device.type == "cpu":
         return head + zlib.crc32(memoryview(flat.numpy().data)).to_bytes(4, "big")
-    # What does not lie in this memory is not fetched: sums of the bytes of every row and of every column.
+    # What does not lie in this memory is not fetched: sums of the bytes of every row and of every
+    # column.
     table = flat.reshape(values.shape[0] if values.ndim > 1 else 1, -1)
     sums = [table.sum(dim, dtype=torch.int64).cpu().numpy().tobytes() for dim in (0, 1)]
     return head + hashlib.sha256(b"".join(sums)).digest()

@@ -44,7 +44,8 @@ def report(
     seed: int = 0,
     command: str | None = None,
 ) -> Parts:
-    """Localise a bias in a model, edit it four ways, and write the page, tables, figures and bundles into ``out_dir``.
+    """Localise a bias in a model, edit it four ways, and write the page, tables, figures and
+    bundles into ``out_dir``.
 
     Interrupted and started again with the same request, it takes up the parts that are done.
 
@@ -52,19 +53,21 @@ def report(
         bias: one of :data:`BIAS_TYPES`.
         preset: ``"quick"`` (minutes on two cores for a model of 135M parameters) or ``"full"``.
         limit: at most so many records of each benchmark and concepts of the corpus.
-        interventions: edits to compare, by name; None: the four methods are fitted; empty: no edits.
+        interventions: edits to compare, by name; None: the four methods are fitted; empty: no
+            edits.
         prompts: what is looked at before and after; default: two for the bias type.
         png: whether figures are written as PNG too.
         command: how to make the report again, for the page; default: the call of this function.
 
     Returns:
-        The measurements. ``out_dir`` then holds ``index.html``, ``tables/`` (CSV and Parquet), ``figures/*.html`` and
-        ``*.png``, ``bundles/`` with each fitted edit, and ``parts/`` with each result, to be loaded again.
+        The measurements. ``out_dir`` then holds ``index.html``, ``tables/`` (CSV and Parquet),
+        ``figures/*.html`` and ``*.png``, ``bundles/`` with each fitted edit, and ``parts/`` with
+        each result, to be loaded again.
 
     Raises:
-        TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be measured, a prompt
-            beyond the model's context, or a folder that cannot be written or holds a page, tables or figures that
-            tracelab did not write.
+        TracelabError: unknown bias type or preset, hooks on the model, data in which nothing can be
+            measured, a prompt beyond the model's context, or a folder that cannot be written or
+            holds a page, tables or figures that tracelab did not write.
     """
     require_seed(seed)
     require_choice("bias type", bias, BIAS_TYPES)
@@ -80,13 +83,18 @@ def report(
     require_report_folder(out_dir)
     data = Data.read(bias, chosen, seed)
     command = command or (
-        f"tracelab.report(model, {bias!r}, {str(out_dir)!r}, preset={preset!r}, limit={limit}, seed={seed})"
+        f"tracelab.report(model, {bias!r}, {str(out_dir)!r}, preset={preset!r}, limit={limit}, "
+        f"seed={seed})"
         f"  # model: {model_facts(model).model_id}"
     )
     with locked(out_dir):
-        parts = measure(model, bias, data, claim(out_dir / "parts"), preset=chosen, seed=seed, say=_say)
+        parts = measure(
+            model, bias, data, claim(out_dir / "parts"), preset=chosen, seed=seed, say=_say
+        )
         if interventions is None or interventions:
-            parts = _with_edits(model, bias, parts, interventions, prompts, out_dir, preset=chosen, seed=seed)
+            parts = _with_edits(
+                model, bias, parts, interventions, prompts, out_dir, preset=chosen, seed=seed
+            )
         _write(parts, bias, out_dir, preset=preset, command=command, png=png)
     return parts
 
@@ -103,7 +111,9 @@ def _write(parts: Parts, bias: str, out_dir: Path, *, preset: str, command: str,
         with own_file(folder / f"{name}.parquet") as path:
             table.to_parquet(path)
     shown = sections(parts)
-    save_figures({section.name: section.figure for section in shown}, claim(out_dir / "figures"), png=png)
+    save_figures(
+        {section.name: section.figure for section in shown}, claim(out_dir / "figures"), png=png
+    )
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     with own_file(out_dir / "index.html") as path:
         path.write_text(render(parts, bias, preset, command, shown, made), encoding="utf-8")
@@ -124,12 +134,19 @@ def _with_edits(
     edits = given
     if edits is None:
         bundles = claim(out_dir / "bundles")
-        edits = editing.fit_edits(model, bias, parts.probes, bundles, preset=preset, seed=seed, say=_say)
+        edits = editing.fit_edits(
+            model, bias, parts.probes, bundles, preset=preset, seed=seed, say=_say
+        )
     _, held_out = editing.development(bias, preset, seed)
-    choice, stack = editing.choose_stack(model, edits, held_out, out_dir / "parts", seed=seed, say=_say)
+    choice, stack = editing.choose_stack(
+        model, edits, held_out, out_dir / "parts", seed=seed, say=_say
+    )
     rows = {**edits, **stack}
-    board = editing.compare(model, bias, rows, out_dir / "parts", preset=preset, seed=seed, say=_say)
-    broken = set(choice.table.loc[choice.table["ss"].isna(), "edit"])  # the log-probabilities under it are not finite
+    board = editing.compare(
+        model, bias, rows, out_dir / "parts", preset=preset, seed=seed, say=_say
+    )
+    # the log-probabilities under it are not finite
+    broken = set(choice.table.loc[choice.table["ss"].isna(), "edit"])
     shown = {name: edit for name, edit in rows.items() if name not in broken}
     seen = editing.look(model, bias, shown, prompts) if shown else None
     return replace(parts, choice=choice, scoreboard=board, before_after=seen)

@@ -1,9 +1,10 @@
-"""The second half of a report: fit the four methods, stack the two best, compare all, look at what they do.
+"""The second half of a report: fit the four methods, stack the two best, compare all, look at what
+they do.
 
-Methods are fitted on data that no benchmark shares a target term or sentence with, kept as bundles, and taken up from
-there. Which two are stacked is chosen on held-out target terms of that same training data: of those that bring
-StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS` points of LMS, the two that bring it nearest. The benchmarks
-have no say in it.
+Methods are fitted on data that no benchmark shares a target term or sentence with, kept as bundles,
+and taken up from there. Which two are stacked is chosen on held-out target terms of that same
+training data: of those that bring StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS` points
+of LMS, the two that bring it nearest. The benchmarks have no say in it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Choice(Result):
-    """How the two edits to stack were chosen: ``edit, ss, lms, allowed, chosen``, on development records."""
+    """How the two edits to stack were chosen: ``edit, ss, lms, allowed, chosen``, on development
+    records."""
 
     table: pd.DataFrame
 
@@ -74,14 +76,22 @@ def fit_edits(
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Intervention]:
-    """FairMed, experts, BiasEdit and KLAAD for a bias type, as bundles in ``folder``; those that are there are loaded.
+    """FairMed, experts, BiasEdit and KLAAD for a bias type, as bundles in ``folder``; those that
+    are there are loaded.
 
-    Experts are left out where RedditBias has no such bias type. BiasEdit is fitted as a direct shift.
+    Experts are left out where RedditBias has no such bias type. BiasEdit is fitted as a direct
+    shift.
     """
     triples, _ = development(bias, preset, seed)
     texts = [expert_texts(bias, limit=preset.fit_records)] if bias in EXPERT_TYPES else []
-    request = run_settings(model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed) | model_key(model)
-    steps = {} if preset.fit_steps is None else {"steps": preset.fit_steps, "eval_every": preset.fit_steps}
+    request = run_settings(
+        model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed
+    ) | model_key(model)
+    steps = (
+        {}
+        if preset.fit_steps is None
+        else {"steps": preset.fit_steps, "eval_every": preset.fit_steps}
+    )
 
     def bundle(name: str, fit: Callable[[], Intervention]) -> Intervention:
         return kept(folder, name, load_intervention, request, fit, say=say, making="fitting")
@@ -98,8 +108,11 @@ def fit_edits(
     return made
 
 
-def development(bias: str, preset: Preset, seed: int) -> tuple[list[StereoSetRecord], list[StereoSetRecord]]:
-    """Records to fit on, and records of other target terms to choose a stack on; both of StereoSet's ``test``."""
+def development(
+    bias: str, preset: Preset, seed: int
+) -> tuple[list[StereoSetRecord], list[StereoSetRecord]]:
+    """Records to fit on, and records of other target terms to choose a stack on; both of
+    StereoSet's ``test``."""
     fitted, held_out = split_by_target(stereoset(bias, split="test"), seed=seed)
     return spread(fitted, preset.fit_records), spread(held_out, preset.choice_records)
 
@@ -113,7 +126,8 @@ def choose_stack(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[Choice, dict[str, Intervention]]:
-    """The stack of the two best edits, by name; empty if fewer than two bring SS nearer to 50 at that cost."""
+    """The stack of the two best edits, by name; empty if fewer than two bring SS nearer to 50 at
+    that cost."""
 
     def measure() -> Choice:
         rows = []
@@ -121,7 +135,9 @@ def choose_stack(
             with edit.applied(model):
                 try:
                     scores: StereoSetScores = stereoset_scores(model, records, seed=seed)
-                except TracelabError as error:  # an edit that overflows is never chosen, and stops no report
+                except (
+                    TracelabError
+                ) as error:  # an edit that overflows is never chosen, and stops no report
                     if name == UNEDITED:
                         raise
                     say(f"{name}: {error}")
@@ -131,7 +147,9 @@ def choose_stack(
             rows.append({"edit": name, "ss": values["ss_pooled"], "lms": values["lms_pooled"]})
         table = pd.DataFrame(rows)
         distance = (table["ss"] - 50).abs()
-        table["allowed"] = (distance < distance.iloc[0]) & (table["lms"] >= table["lms"].iloc[0] - LMS_LOSS)
+        table["allowed"] = (distance < distance.iloc[0]) & (
+            table["lms"] >= table["lms"].iloc[0] - LMS_LOSS
+        )
         best = distance[table["allowed"]].sort_values(kind="stable").index[:2]
         table["chosen"] = table.index.isin(best) & (len(best) == 2)
         return Choice(run_settings(model, records, seed=seed), table)
@@ -168,6 +186,8 @@ def compare(
     )
 
 
-def look(model: TransformerBridge, bias: str, edits: Mapping[str, Intervention], prompts: Sequence[str]) -> BeforeAfter:
+def look(
+    model: TransformerBridge, bias: str, edits: Mapping[str, Intervention], prompts: Sequence[str]
+) -> BeforeAfter:
     """The edits on prompts, before and after."""
     return inspect(model, dict(edits), list(prompts) or list(PROMPTS[bias]), top=8)

@@ -19,7 +19,8 @@ from tracelab.report.parts import Parts
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of the page: its name (of the files too), heading and two sentences on how to read it."""
+    """A figure of the page: its name (of the files too), heading and two sentences on how to read
+    it."""
 
     name: str
     heading: str
@@ -40,15 +41,19 @@ def _edited(parts: Parts) -> list[Section]:
         Section(
             "scoreboard",
             "What edits change",
-            "Each row is an edit, each panel a score on the same records; the dotted line is the ideal value. Orange "
-            "differs from the unedited model by more than chance after correction for the number of comparisons; "
-            "an interval is of the score itself and wider than that of the difference, which the table has.",
+            "Each row is an edit, each panel a score on the same records; the dotted line is the "
+            "ideal value. Orange "
+            "differs from the unedited model by more than chance after correction for the number "
+            "of comparisons; "
+            "an interval is of the score itself and wider than that of the difference, which the "
+            "table has.",
             parts.scoreboard.plot(),
         ),
         Section(
             "tradeoff",
             "Bias against capability",
-            "Further down is nearer to a stereotype score of 50, further left predicts neutral text better: an edit "
+            "Further down is nearer to a stereotype score of 50, further left predicts neutral "
+            "text better: an edit "
             "is worth something if it moves down and not to the right.",
             parts.scoreboard.plot_tradeoff(),
         ),
@@ -70,42 +75,56 @@ def _localised(parts: Parts) -> list[Section]:
         Section(
             "f1_per_layer",
             "Where it can be read",
-            "A prober at each layer guesses, from the MLP output at the last prompt token, which social group "
-            "the model is about to name; it is tested on concepts and templates it was not trained on. A layer "
-            "tells something where the blue band lies above the grey control with shuffled labels; that a group "
+            "A prober at each layer guesses, from the MLP output at the last prompt token, which "
+            "social group "
+            "the model is about to name; it is tested on concepts and templates it was not trained "
+            "on. A layer "
+            "tells something where the blue band lies above the grey control with shuffled labels; "
+            "that a group "
             "can be read there does not show that the model uses it.",
             parts.probes.plot(),
         ),
         Section(
             "trace_average",
             "Where it acts",
-            "Noise on the words that name the group changes how much the model prefers the stereotype; each cell "
-            "is the share of that change that comes back when one state is put back to its clean value. "
-            "Follow where along the layers each row is dark, and compare cells within a panel only: a window of MLP "
+            "Noise on the words that name the group changes how much the model prefers the "
+            "stereotype; each cell "
+            "is the share of that change that comes back when one state is put back to its clean "
+            "value. "
+            "Follow where along the layers each row is dark, and compare cells within a panel "
+            "only: a window of MLP "
             "or attention restores several layers, a state of the residual stream one.",
             parts.trace.plot(),
         ),
         Section(
             "trace_example",
             "The same on one pair",
-            "The traced pair with the largest total effect, token by token: colour is how far restoring that token's "
-            "residual stream after that block moves the gap, towards the stereotype (orange) or away (purple). "
-            "The filler's row names both sentences' tokens; one pair is an illustration, not evidence.",
+            "The traced pair with the largest total effect, token by token: colour is how far "
+            "restoring that token's "
+            "residual stream after that block moves the gap, towards the stereotype (orange) or "
+            "away (purple). "
+            "The filler's row names both sentences' tokens; one pair is an illustration, not "
+            "evidence.",
             trace_example(parts.example),
         ),
         Section(
             "attention_gap",
             "Where attention differs",
-            "For every pair of sentences, the attention that a position receives is compared between the two; a "
-            "point is a pair. Attention must change where a word changes, so the figure to look at is how often the "
-            "largest gap lies on the differing word compared with swapping a neutral word (in the caption).",
+            "For every pair of sentences, the attention that a position receives is compared "
+            "between the two; a "
+            "point is a pair. Attention must change where a word changes, so the figure to look at "
+            "is how often the "
+            "largest gap lies on the differing word compared with swapping a neutral word (in the "
+            "caption).",
             parts.attention.plot(),
         ),
         Section(
             "attention_pair",
             "Attention of one pair",
-            "Each row shows where one token attends, in the stereotype, in the anti-stereotype, and their difference; "
-            "tokens in which the sentences differ are bold. The scale of the first two ends at the 99th percentile of "
+            "Each row shows where one token attends, in the stereotype, in the anti-stereotype, "
+            "and their difference; "
+            "tokens in which the sentences differ are bold. The scale of the first two ends at the "
+            "99th percentile of "
             "attention to tokens other than the first, which takes most of it.",
             parts.attention.plot_pair(),
         ),
@@ -113,7 +132,8 @@ def _localised(parts: Parts) -> list[Section]:
 
 
 def headline(parts: Parts) -> pd.DataFrame:
-    """The numbers to quote: ``question, number, value, low, high, n, ideal`` (value in percent or as named)."""
+    """The numbers to quote: ``question, number, value, low, high, n, ideal`` (value in percent or
+    as named)."""
     rows: list[dict[str, Any]] = []
 
     def add(question: str, number: str, row: pd.Series | dict[str, Any], ideal: str) -> None:
@@ -129,14 +149,25 @@ def headline(parts: Parts) -> pd.DataFrame:
     best = parts.probes.layers.sort_values(["f1", "layer"], ascending=[False, True]).iloc[0]
     base = {"value": best["f1"], "low": best["low"], "high": best["high"], "n": best["n_test"]}
     add("Where can it be read?", f"best F1, layer {best['layer']}", base, "1")
-    control = {"value": best["f1_control"], "low": best["control_low"], "high": best["control_high"]}
-    add("Where can it be read?", f"control, layer {best['layer']}", control | {"n": best["n_test"]}, "")
+    control = {
+        "value": best["f1_control"],
+        "low": best["control_low"],
+        "high": best["control_high"],
+    }
+    add(
+        "Where can it be read?",
+        f"control, layer {best['layer']}",
+        control | {"n": best["n_test"]},
+        "",
+    )
     totals = parts.trace.totals.set_index("quantity")
     add("Where does it act?", "mean |total effect| of the noise (nats)", totals.loc["|te|"], "")
     effects = parts.trace.effects
     for component in dict.fromkeys(effects.loc[effects["nie"].notna(), "component"]):
         peak = parts.trace.peak(component)
-        name = f"{COMPONENT_NAMES[component]}: {ROLE_NAMES[peak['role']]}, layer {peak['layer']} (NIE)"
+        name = (
+            f"{COMPONENT_NAMES[component]}: {ROLE_NAMES[peak['role']]}, layer {peak['layer']} (NIE)"
+        )
         values = {"value": peak["nie"], "low": peak["nie_low"], "high": peak["nie_high"]}
         add("Where does it act?", name, values | {"n": peak["n_nie"]}, "1")
     hit, chance = (parts.attention.value(metric) for metric in ("hit_rate", "chance"))
@@ -147,15 +178,23 @@ def headline(parts: Parts) -> pd.DataFrame:
         add("Where does attention differ?", "excess over a neutral swap (points)", excess, "0")
     if parts.scoreboard is not None:
         table = parts.scoreboard.table
-        own = table[(table["metric"] == "ss") & table["bias"].isin([parts.scoreboard.settings["bias"]])]
+        own = table[
+            (table["metric"] == "ss") & table["bias"].isin([parts.scoreboard.settings["bias"]])
+        ]
         for row in own[own["difference"].notna()].to_dict("records"):
-            change = {"value": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
+            change = {
+                "value": row["difference"],
+                "low": row["difference_low"],
+                "high": row["difference_high"],
+            }
             name = f"change of SS under {row['edit']} ({row['n']} records)"
             add("What do edits change?", name, change | {"n": row["n"]}, "")
     return pd.DataFrame(rows)
 
 
-def render(parts: Parts, bias: str, preset: str, command: str, shown: Sequence[Section], made: str) -> str:
+def render(
+    parts: Parts, bias: str, preset: str, command: str, shown: Sequence[Section], made: str
+) -> str:
     """The page as one self-contained HTML text; plotly's script is in it once.
 
     Args:
@@ -163,10 +202,15 @@ def render(parts: Parts, bias: str, preset: str, command: str, shown: Sequence[S
         made: date and time, for the foot of the page.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string((files("tracelab.report") / "page.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        (files("tracelab.report") / "page.html.jinja").read_text(encoding="utf-8")
+    )
     figures = [
         section.figure.to_html(
-            full_html=False, include_plotlyjs=False, div_id=section.name, config={"displaylogo": False}
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=section.name,
+            config={"displaylogo": False},
         )
         for section in shown
     ]

@@ -1,7 +1,7 @@
 """The measurements of a report, each kept on disk as soon as it is done.
 
-A part lies in ``DIR/parts/<name>/`` and is taken from there again when it was made with the same request
-(model, bias type, preset, seed); otherwise it is measured anew.
+A part lies in ``DIR/parts/<name>/`` and is taken from there again when it was made with the same
+request (model, bias type, preset, seed); otherwise it is measured anew.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ R = TypeVar("R", bound=Result)
 class Parts:
     """All measurements of one report.
 
-    ``crows`` is None where CrowS-Pairs lacks the bias type; the last three are None in a report without edits.
+    ``crows`` is None where CrowS-Pairs lacks the bias type; the last three are None in a report
+    without edits.
     """
 
     stereoset: StereoSetScores
@@ -94,7 +95,11 @@ def measure(
     """
     records, crows_records, corpus = data.records, data.crows, data.corpus
     request = run_settings(
-        model, [*records, *(crows_records or []), corpus], bias=bias, preset=preset.settings(), seed=seed
+        model,
+        [*records, *(crows_records or []), corpus],
+        bias=bias,
+        preset=preset.settings(),
+        seed=seed,
     ) | model_key(model)
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
@@ -106,7 +111,9 @@ def measure(
     scores = part("stereoset", StereoSetScores, lambda: stereoset_scores(model, records, seed=seed))
     crows = None
     if crows_records is not None:
-        crows = part("crows", CrowsPairsScores, lambda: crows_pairs_scores(model, crows_records, seed=seed))
+        crows = part(
+            "crows", CrowsPairsScores, lambda: crows_pairs_scores(model, crows_records, seed=seed)
+        )
     probes = part(
         "probes",
         LayerProbes,

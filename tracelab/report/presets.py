@@ -25,7 +25,8 @@ class Preset:
         trace_samples: noise samples a sentence.
         layer_step: every how many layers states are restored (the last layer always).
         limit: at most so many records of each benchmark; None for all.
-        fit_records: at most so many records and texts that the learned methods are fitted on; None for all.
+        fit_records: at most so many records and texts that the learned methods are fitted on; None
+            for all.
         fit_steps: of BiasEdit; None for its default.
         choice_records: development records on which the stack is chosen.
         benchmarks: on which the edits are compared, with at most so many records each.

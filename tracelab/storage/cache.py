@@ -1,7 +1,9 @@
-"""Folders of the cache: made once and whole, known by the hashes of their files, made again when they are damaged.
+"""Folders of the cache: made once and whole, known by the hashes of their files, made again when
+they are damaged.
 
-``checksums.json`` in such a folder names every file with its size, its times and its SHA-256. At each use sizes and
-times are looked at, which takes no time, and a file whose times have changed is hashed; ``whole=True`` hashes all.
+``checksums.json`` in such a folder names every file with its size, its times and its SHA-256. At
+each use sizes and times are looked at, which takes no time, and a file whose times have changed is
+hashed; ``whole=True`` hashes all.
 """
 
 from __future__ import annotations
@@ -25,14 +27,21 @@ CHECKSUMS = "checksums.json"
 
 
 def cached_folder(
-    target: Path, make: Callable[[Path], None], what: str, *, whole: bool = False, known: str | None = None
+    target: Path,
+    make: Callable[[Path], None],
+    what: str,
+    *,
+    whole: bool = False,
+    known: str | None = None,
 ) -> Path:
-    """The folder ``target``, made by ``make`` in an empty one, under a lock, if it is not there or is damaged.
+    """The folder ``target``, made by ``make`` in an empty one, under a lock, if it is not there or
+    is damaged.
 
     Args:
         what: is said to be fetched or made, on stderr.
         whole: hash every file.
-        known: hash of the content (:func:`content_hash`) by which a folder without hashes, as 0.1 made, is taken.
+        known: hash of the content (:func:`content_hash`) by which a folder without hashes, as 0.1
+            made, is taken.
     """
     if damage(target, whole=whole) is None:
         return target
@@ -41,12 +50,15 @@ def cached_folder(
         fault = damage(target, whole=whole)
         if fault is None:  # another process made it while this one waited
             return target
-        without_hashes = target.is_dir() and not (target / CHECKSUMS).is_file() and any(target.iterdir())
+        without_hashes = (
+            target.is_dir() and not (target / CHECKSUMS).is_file() and any(target.iterdir())
+        )
         if without_hashes and known is not None and content_hash(target) == known:
             write_checksums(target)
             return target
         workshop = target.parent / f".fetch-{target.name}"
-        shutil.rmtree(workshop, ignore_errors=True)  # of a killed process: nobody else can be using it under the lock
+        # of a killed process: nobody else can be using it under the lock
+        shutil.rmtree(workshop, ignore_errors=True)
         found = f" ({target.name} is damaged: {fault})" if target.exists() else ""
         print(f"tracelab: {what} into {target.parent}{found}", file=sys.stderr)
         if target.exists() and not target.is_dir():
@@ -57,7 +69,10 @@ def cached_folder(
                 write_checksums(made)
         except TracelabError as error:
             if without_hashes:  # nothing says that it is damaged
-                print(f"tracelab: {target.name} has no hashes and is used as it is: {error}", file=sys.stderr)
+                print(
+                    f"tracelab: {target.name} has no hashes and is used as it is: {error}",
+                    file=sys.stderr,
+                )
                 write_checksums(target)
             elif target.exists():
                 raise TracelabError(f"{str(target)!r} is damaged ({fault}), and {error}") from error
@@ -67,7 +82,8 @@ def cached_folder(
 
 
 def damage(target: Path, *, whole: bool = False) -> str | None:
-    """What is wrong with a folder, if anything; times that changed while the content did not are noted."""
+    """What is wrong with a folder, if anything; times that changed while the content did not are
+    noted."""
     if not target.is_dir():
         return "it is not there"
     try:
@@ -105,7 +121,9 @@ def write_checksums(folder: Path) -> None:
 
 def content_hash(folder: Path) -> str:
     """A hash of all files of a folder and their names."""
-    lines = [f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n" for file in _files(folder)]
+    lines = [
+        f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n" for file in _files(folder)
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -120,6 +138,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _times(file: Path) -> list[int]:
-    """Times of the last change of content and, which nothing can set back, of anything about a file."""
+    """Times of the last change of content and, which nothing can set back, of anything about a
+    file."""
     status = os.stat(file)
     return [status.st_mtime_ns, status.st_ctime_ns]

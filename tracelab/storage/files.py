@@ -1,9 +1,11 @@
-"""Writing files so that a reader never meets a half-made one, and nothing of anybody else's is touched.
+"""Writing files so that a reader never meets a half-made one, and nothing of anybody else's is
+touched.
 
-A file or folder is made under a temporary name beside its target, brought to the disk and renamed when it is whole,
-so an interruption or a full disk leaves the target as it was. A link stays a link: what it leads to is replaced. What
-is no regular file (a device, a pipe, ``/dev/stdout``) is never replaced but written to. What a killed process left
-under temporary names is cleared by the next one that writes there. Modes are the umask's, or the replaced file's.
+A file or folder is made under a temporary name beside its target, brought to the disk and renamed
+when it is whole, so an interruption or a full disk leaves the target as it was. A link stays a
+link: what it leads to is replaced. What is no regular file (a device, a pipe, ``/dev/stdout``) is
+never replaced but written to. What a killed process left under temporary names is cleared by the
+next one that writes there. Modes are the umask's, or the replaced file's.
 
 What may be replaced, and where anything can be written at all, is said in :mod:`.ownership`.
 """
@@ -52,12 +54,15 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
         return
     target = Path(os.path.realpath(target))
     if target.is_symlink() or target.is_dir():
-        raise TracelabError(f"{str(target)!r} is {'a folder' if target.is_dir() else 'no file'}: name a file")
+        raise TracelabError(
+            f"{str(target)!r} is {'a folder' if target.is_dir() else 'no file'}: name a file"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stale(target.parent)
     # The suffix stays: writers (plotly, pandas) read the format from it.
     temporary = _temporary(target.parent, target.suffix)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes its share
+    # the umask takes its share
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     mode = temporary.stat().st_mode
     try:
         yield temporary
@@ -73,7 +78,8 @@ def atomic_file(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def own_file(target: Path | str) -> Iterator[Path]:
-    """A file among others, written whole or not at all (:func:`atomic_file`) if there is none or it is ours.
+    """A file among others, written whole or not at all (:func:`atomic_file`) if there is none or it
+    is ours.
 
     Raises:
         TracelabError: a file of that name is not tracelab's.
@@ -89,7 +95,8 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_stale(target.parent)
     recover(target)
-    shutil.rmtree(target.with_name(f".old-{target.name}"), ignore_errors=True)  # killed after its second rename
+    # killed after its second rename
+    shutil.rmtree(target.with_name(f".old-{target.name}"), ignore_errors=True)
     temporary = _temporary(target.parent)
     temporary.mkdir()
     mode = temporary.stat().st_mode & 0o666
@@ -106,10 +113,13 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
 
 
 def recover(target: Path) -> None:
-    """Put back a folder whose replacement was killed between its two renames (where they cannot be one)."""
+    """Put back a folder whose replacement was killed between its two renames (where they cannot be
+    one)."""
     target = Path(os.path.realpath(target))
     old = target.with_name(f".old-{target.name}")
-    if os.path.isdir(old) and not target.exists():  # not Path.is_dir: the name may be too long for one with ".old-"
+    if (
+        os.path.isdir(old) and not target.exists()
+    ):  # not Path.is_dir: the name may be too long for one with ".old-"
         os.replace(old, target)
 
 
@@ -136,7 +146,10 @@ def clear_stale(folder: Path) -> None:
             stale = not _is_alive(int(found[1]))
         else:  # of 0.1, whose names do not tell the process
             with suppress(OSError):
-                stale = _OF_0_1.fullmatch(path.name) is not None and time.time() - path.stat().st_mtime > _A_DAY
+                stale = (
+                    _OF_0_1.fullmatch(path.name) is not None
+                    and time.time() - path.stat().st_mtime > _A_DAY
+                )
         if stale:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -146,7 +159,8 @@ def clear_stale(folder: Path) -> None:
 
 
 def is_stream(target: Path | str) -> bool:
-    """Whether a path is a device, a pipe or a socket, or stands for an open file of a process (``/dev/stdout``)."""
+    """Whether a path is a device, a pipe or a socket, or stands for an open file of a process
+    (``/dev/stdout``)."""
     try:
         mode = os.stat(target).st_mode
     except (OSError, ValueError):
@@ -176,7 +190,8 @@ def _leads_through_proc(path: Path) -> bool:
 
 @contextmanager
 def _written_through(target: Path) -> Iterator[Path]:
-    """A file elsewhere, whose content is written to ``target`` when the block ends without an error."""
+    """A file elsewhere, whose content is written to ``target`` when the block ends without an
+    error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"content{target.suffix}"
         path.touch()
@@ -198,7 +213,9 @@ def _open_to_write(target: Path) -> int | None:
             if error.errno != ENXIO or not target.is_fifo():
                 raise
             if time.monotonic() > deadline:
-                warnings.warn(f"nobody reads the pipe {str(target)!r}: what was for it is lost", stacklevel=2)
+                warnings.warn(
+                    f"nobody reads the pipe {str(target)!r}: what was for it is lost", stacklevel=2
+                )
                 return None
             time.sleep(0.05)
         else:
@@ -221,7 +238,8 @@ def _is_alive(process: int) -> bool:
 
 
 def _put_in_place(made: Path, target: Path) -> None:
-    """Rename a folder over another; what stood there is afterwards under the name ``made``, or gone."""
+    """Rename a folder over another; what stood there is afterwards under the name ``made``, or
+    gone."""
     if not target.exists():
         os.replace(made, target)
         return
@@ -240,7 +258,8 @@ def _put_in_place(made: Path, target: Path) -> None:
 
 
 def _exchanged(first: Path, second: Path) -> bool:
-    """Let two names change places in one step, where the system can: a kill then never leaves a name with nothing."""
+    """Let two names change places in one step, where the system can: a kill then never leaves a
+    name with nothing."""
     if not sys.platform.startswith("linux"):
         return False
     at_working_folder, exchange = -100, 2
@@ -248,4 +267,9 @@ def _exchanged(first: Path, second: Path) -> bool:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         return False
-    return rename(at_working_folder, os.fsencode(first), at_working_folder, os.fsencode(second), exchange) == 0
+    return (
+        rename(
+            at_working_folder, os.fsencode(first), at_working_folder, os.fsencode(second), exchange
+        )
+        == 0
+    )

@@ -1,8 +1,10 @@
-"""Results and edits kept in a folder under what was asked for, so that the same request is not carried out again.
+"""Results and edits kept in a folder under what was asked for, so that the same request is not
+carried out again.
 
-``NAME/`` holds what was made and ``NAME.key`` the request that made it; a request that differs in anything (model,
-weights, data, settings, versions, seed) finds nothing and makes it anew, and so does one that finds what cannot be
-read, whatever happened to it. One process at a time makes something in a folder (:mod:`.locks`).
+``NAME/`` holds what was made and ``NAME.key`` the request that made it; a request that differs in
+anything (model, weights, data, settings, versions, seed) finds nothing and makes it anew, and so
+does one that finds what cannot be read, whatever happened to it. One process at a time makes
+something in a folder (:mod:`.locks`).
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def kept(
         making: what making it is called.
 
     Raises:
-        TracelabError: nothing can be written there, or somebody's own files lie there; before anything is made.
+        TracelabError: nothing can be written there, or somebody's own files lie there; before
+            anything is made.
     """
     key = json.dumps(request, sort_keys=True)
     file = folder / f"{name}.key"
@@ -84,7 +87,8 @@ def kept(
 
 
 def _require_nothing_else_in(folder: Path, key: Path) -> None:
-    """Refuse what was not kept here: neither a manifest of ours nor, if that is damaged, the key says that it was."""
+    """Refuse what was not kept here: neither a manifest of ours nor, if that is damaged, the key
+    says that it was."""
     own = OWN if key.is_file() else ()
     named = [names for marker in MARKERS if (names := named_in(folder / marker))]
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -1,7 +1,8 @@
-"""One process at a time in a folder whose content belongs together: kept parts, a partial fit, a report.
+"""One process at a time in a folder whose content belongs together: kept parts, a partial fit, a
+report.
 
-The lock is the operating system's, on the file ``.tracelab.lock`` in the folder: it goes with the process, however
-that ends. A thread may lock a folder again that it has locked.
+The lock is the operating system's, on the file ``.tracelab.lock`` in the folder: it goes with the
+process, however that ends. A thread may lock a folder again that it has locked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ LOCK = ".tracelab.lock"
 
 @contextmanager
 def locked(folder: Path | str) -> Iterator[None]:
-    """Hold the lock of ``folder``, which is made if need be; waits, and says so, while another process holds it."""
+    """Hold the lock of ``folder``, which is made if need be; waits, and says so, while another
+    process holds it."""
     folder = Path(os.path.realpath(folder))
     said = False
     while True:
@@ -33,7 +35,10 @@ def locked(folder: Path | str) -> Iterator[None]:
             continue
         except Timeout:
             if not said:
-                print(f"tracelab: another process is writing into {folder}: waiting for it", file=sys.stderr)
+                print(
+                    f"tracelab: another process is writing into {folder}: waiting for it",
+                    file=sys.stderr,
+                )
                 said = True
             time.sleep(0.2)
     try:

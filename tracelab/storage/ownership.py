@@ -1,8 +1,9 @@
 """What tracelab may replace, and where it can write at all: asked before any work.
 
-One rule: only what tracelab marked as its own is replaced. A folder that is written as a whole (a result, a bundle, an
-export) carries a manifest that says so and names its files; a file among others (a table, a figure, a report's page) is
-named in the list ``.tracelab`` beside it. Everything else is somebody's, and is refused with its name.
+One rule: only what tracelab marked as its own is replaced. A folder that is written as a whole (a
+result, a bundle, an export) carries a manifest that says so and names its files; a file among
+others (a table, a figure, a report's page) is named in the list ``.tracelab`` beside it. Everything
+else is somebody's, and is refused with its name.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from typing import Any
 from tracelab.errors import TracelabError
 
 LIST = ".tracelab"
-_HEAD = "# Written by tracelab, which may replace what is named below; everything else in this folder is yours.\n"
+_HEAD = (
+    "# Written by tracelab, which may replace what is named below; "
+    "everything else in this folder is yours.\n"
+)
 _LONGEST = 255  # bytes of a name, on every file system in use
 _LONG = 180  # of a name to which endings are added
 
 
 def file_name(text: str) -> str:
-    """A name for a file or folder: no separator in it, and room for endings; a long one is cut and told by its hash."""
+    """A name for a file or folder: no separator in it, and room for endings; a long one is cut and
+    told by its hash."""
     name = text.replace("/", "-").replace(os.sep, "-")
     content = os.fsencode(name)
     if len(content) <= _LONG:
         return name
-    return f"{content[: _LONG - 9].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:8]}"
+    return (
+        f"{content[: _LONG - 9].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:8]}"
+    )
 
 
 class ChangedSinceWritten(UserWarning):
@@ -62,7 +69,11 @@ def require_file(file: Path | str) -> None:
     """
     text = os.fspath(file)
     if not text or text.endswith("/") or os.path.isdir(text):
-        raise TracelabError(f"{text!r} is a folder: name a file" if text else "the name of the file is empty: name one")
+        raise TracelabError(
+            f"{text!r} is a folder: name a file"
+            if text
+            else "the name of the file is empty: name one"
+        )
     existing = _nearest(text, "file")
     if existing != _absolute(text):
         require_folder(_absolute(text).parent)
@@ -77,7 +88,8 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
 
     Args:
         own: patterns of the file names that we write, where the marker names none (``"files"``).
-        marker: the JSON file without which a folder is not ours, and which says that tracelab wrote it.
+        marker: the JSON file without which a folder is not ours, and which says that tracelab wrote
+            it.
 
     Raises:
         TracelabError: naming a file that is not ours, or what stands in the way of a folder.
@@ -86,23 +98,29 @@ def require_replaceable(folder: Path | str, own: Sequence[str], *, marker: str) 
     require_folder(folder)
     if folder.name in ("", "..") or folder.resolve() == Path.cwd():
         what = "has no name of its own, or is the folder you are in"
-        raise TracelabError(f"{str(folder)!r} {what}, and cannot be replaced by a new folder: name one inside it")
+        raise TracelabError(
+            f"{str(folder)!r} {what}, and cannot be replaced by a new folder: name one inside it"
+        )
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     names = named_in(folder / marker)
     for file in files:
         if names is None or not is_named(file, names, own, marker):
-            raise TracelabError(f"{str(folder)!r} holds other files ({file.name}): name a folder of its own")
+            raise TracelabError(
+                f"{str(folder)!r} holds other files ({file.name}): name a folder of its own"
+            )
     if folder.is_dir():
         _require_writable(folder.resolve().parent, str(folder))
 
 
 def is_named(file: Path, names: Sequence[str], own: Sequence[str], *markers: str) -> bool:
-    """Whether a file is one that a manifest names, to the letter; or, where it names none, one of the patterns."""
+    """Whether a file is one that a manifest names, to the letter; or, where it names none, one of
+    the patterns."""
     return file.name in (*markers, *names) if names else any(file.match(pattern) for pattern in own)
 
 
 def named_in(marker: Path) -> tuple[str, ...] | None:
-    """The files that a manifest of ours names (none, if it leaves them to its format); None: it is not ours."""
+    """The files that a manifest of ours names (none, if it leaves them to its format); None: it is
+    not ours."""
     try:
         content = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -116,7 +134,8 @@ def named_in(marker: Path) -> tuple[str, ...] | None:
 
 
 def made_by_tracelab(content: Any) -> bool:
-    """Whether a manifest or request without a list, as 0.1 wrote them, names the tracelab that wrote it."""
+    """Whether a manifest or request without a list, as 0.1 wrote them, names the tracelab that
+    wrote it."""
     if not isinstance(content, dict):
         return False
     settings = content.get("settings", content)
@@ -125,7 +144,8 @@ def made_by_tracelab(content: Any) -> bool:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file or folder among others is listed as tracelab's; also one that is not there, or empty."""
+    """Whether a file or folder among others is listed as tracelab's; also one that is not there, or
+    empty."""
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return True
     return path.name in _listed(path.parent)
@@ -138,7 +158,9 @@ def require_ours(path: Path) -> None:
         TracelabError: naming it.
     """
     if not is_ours(path):
-        raise TracelabError(f"{str(path)!r} was not written by tracelab: move it away, or name another folder")
+        raise TracelabError(
+            f"{str(path)!r} was not written by tracelab: move it away, or name another folder"
+        )
 
 
 def claim(path: Path) -> Path:
@@ -194,7 +216,9 @@ def _nearest(text: str, what: str) -> Path:
     try:
         path = Path(os.path.abspath(text))
         if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
-            raise TracelabError(f"the name {text[:40]!r}… is too long for a {what}: name a shorter one")
+            raise TracelabError(
+                f"the name {text[:40]!r}… is too long for a {what}: name a shorter one"
+            )
         existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
         if existing.is_symlink():
             os.stat(existing)  # a link that leads nowhere
@@ -204,7 +228,9 @@ def _nearest(text: str, what: str) -> Path:
         if isinstance(error, FileNotFoundError):
             if what == "file" and existing == path and Path(os.path.realpath(path)).parent.is_dir():
                 return Path(os.path.realpath(path)).parent  # it becomes what the link names
-            raise TracelabError(f"{str(existing)!r} is a link that leads nowhere: name another {what}") from None
+            raise TracelabError(
+                f"{str(existing)!r} is a link that leads nowhere: name another {what}"
+            ) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise TracelabError(f"{text!r} cannot be a {what} ({reason}): name another") from None
     return existing
@@ -218,4 +244,6 @@ def _require_writable(folder: Path, text: str) -> None:
             pass
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise TracelabError(f"nothing can be written into {str(folder)!r} ({reason}), for {text!r}") from None
+        raise TracelabError(
+            f"nothing can be written into {str(folder)!r} ({reason}), for {text!r}"
+        ) from None

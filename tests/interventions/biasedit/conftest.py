@@ -22,7 +22,8 @@ def _nothing_stays_on_the_models(tiny):
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    """``fitted(kind)``: an edit of the last two blocks, and the model's weights and flags before it was fitted."""
+    """``fitted(kind)``: an edit of the last two blocks, and the model's weights and flags before it
+    was fitted."""
     made = {}
     for kind in KINDS:
         model = tiny(kind)

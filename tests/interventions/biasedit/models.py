@@ -1,4 +1,5 @@
-"""What the tests of BiasEdit share: records, configurations, tiny models and a plain twin as slow oracle."""
+"""What the tests of BiasEdit share: records, configurations, tiny models and a plain twin as slow
+oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from tracelab.interventions.training.triples import LABELS, tokenise
 
 KINDS = ("llama", "gpt2")
 LAYERS = (1, 3)
-SMALL = {"rank": 8, "n_edits": 4, "n_query": 3, "n_support": 99, "batch_size": 3, "steps": 2, "eval_every": 1}
+SMALL = {
+    "rank": 8,
+    "n_edits": 4,
+    "n_query": 3,
+    "n_support": 99,
+    "batch_size": 3,
+    "steps": 2,
+    "eval_every": 1,
+}
 FITTED = BiasEditConfig(**SMALL, lr=0.3, ridge=1.0)
 TRAIN, DEV = records(20), records(6, start=100, targets=OTHER_TARGETS)
 TOKENS = torch.arange(4, 16).reshape(2, 6)
@@ -41,7 +50,9 @@ def triple_model(model, config=OWN, given=TRAIN, layers=LAYERS) -> TripleModel:
 
 def random_shifts(model, layers=LAYERS, scale=0.05, seed=0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [scale * torch.randn(s.d_in, s.d_out, generator=generator) for s in shapes_of(model, layers)]
+    return [
+        scale * torch.randn(s.d_in, s.d_out, generator=generator) for s in shapes_of(model, layers)
+    ]
 
 
 def dense_delta(model, layers=LAYERS, **options) -> WeightDelta:
@@ -52,13 +63,15 @@ def dense_delta(model, layers=LAYERS, **options) -> WeightDelta:
 
 
 class Twin:
-    """A plain ``transformers`` model with the tiny model's weights, of which shifts are added to the weights."""
+    """A plain ``transformers`` model with the tiny model's weights, of which shifts are added to
+    the weights."""
 
     def __init__(self, kind: str, folder, shifts=(), layers=LAYERS) -> None:
         self.kind, self.layers = kind, layers
         self.hf = word_hf(kind, folder).requires_grad_(False)
         for layer, shift in zip(layers, shifts, strict=False):
-            self.map(layer).weight += shift if kind == "gpt2" else shift.T  # Conv1D keeps [d_in, d_out]
+            # Conv1D keeps [d_in, d_out]
+            self.map(layer).weight += shift if kind == "gpt2" else shift.T
         for layer in layers:
             self.map(layer).weight.requires_grad_()
 
@@ -102,4 +115,6 @@ def slow_retention(before: Twin, after: Twin, triples, number: int, config) -> t
 
 
 def same_shifts(first: WeightDelta, second: WeightDelta) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )

@@ -9,18 +9,31 @@ import pytest
 from tracelab.errors import TracelabError
 from tracelab.interventions import BiasEditConfig
 
-# --- configuration --------------------------------------------------------------------------------------------------
+# --- configuration
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_reference_preset_has_the_released_settings_and_takes_changes():
     config = BiasEditConfig.reference()
-    assert (config.loss, config.retention, config.retain_on) == ("reference", "reference", "unrelated")
-    assert (config.positions, config.query, config.span, config.init) == ("ans_ref", "same", "sentence", "normal")
+    assert (config.loss, config.retention, config.retain_on) == (
+        "reference",
+        "reference",
+        "unrelated",
+    )
+    assert (config.positions, config.query, config.span, config.init) == (
+        "ans_ref",
+        "same",
+        "sentence",
+        "normal",
+    )
     assert (config.n_edits, config.batch_size, config.rank, config.n_blocks) == (128, 64, 1920, 2)
     assert (config.n_query, config.shift, config.ridge) == (128, "editor", 1.0)
     assert (config.lr, config.meta_lr, config.lam, config.patience) == (1e-7, 1e-6, 1.0, 5)
-    assert config.step_lr == pytest.approx(config.meta_lr / config.lr)  # eta itself is trained with meta_lr
-    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == dataclasses.replace(config, lam=4.0, loss="logprob")
+    # eta itself is trained with meta_lr
+    assert config.step_lr == pytest.approx(config.meta_lr / config.lr)
+    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == dataclasses.replace(
+        config, lam=4.0, loss="logprob"
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +49,15 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
         ({"init": "zero"}, "unknown init 'zero': choose one of scaled, normal"),
         *(
             ({name: 0}, f"{name} is at least 1, not 0")
-            for name in ("delta_rank", "n_edits", "n_query", "n_support", "batch_size", "rank", "n_blocks")
+            for name in (
+                "delta_rank",
+                "n_edits",
+                "n_query",
+                "n_support",
+                "batch_size",
+                "rank",
+                "n_blocks",
+            )
         ),
         *(({name: -2}, f"{name} is at least 1, not -2") for name in ("eval_every", "patience")),
         *(

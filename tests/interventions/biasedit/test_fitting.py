@@ -1,4 +1,5 @@
-"""The edit that BiasEdit fits: its editor's shift, how it is trained, and what it leaves on the model."""
+"""The edit that BiasEdit fits: its editor's shift, how it is trained, and what it leaves on the
+model."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from tracelab.interventions.biasedit.shift import EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.model.load import fingerprint
 
-# --- the edit -------------------------------------------------------------------------------------------------------
+# --- the edit
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,7 +54,8 @@ def test_a_zero_shift_is_the_unedited_model_bit_for_bit(tiny, kind):
     assert torch.equal(logits(model, delta), logits(model))
 
 
-# --- fitting --------------------------------------------------------------------------------------------------------
+# --- fitting
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +77,9 @@ def test_the_same_seed_makes_the_same_edit_and_another_seed_another(tiny, fitted
     assert again.notes["curves"] == edit.notes["curves"]
     kept = edit.editors.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in again.editors.state_dict().items())
-    other = BiasEdit.fit(model, TRAIN, dataclasses.replace(FITTED, seed=1), layers="last12", dev=DEV)
+    other = BiasEdit.fit(
+        model, TRAIN, dataclasses.replace(FITTED, seed=1), layers="last12", dev=DEV
+    )
     assert other.notes["curves"] != again.notes["curves"]
 
 
@@ -100,7 +105,9 @@ def test_the_editors_shift_is_the_mean_over_groups_of_training_triples(tiny, n_e
     expected = expected_shifts(learner.module, trained, groups[n_edits])
     for parameter, shift in zip(edit.parameters(), expected, strict=True):
         assert shift.any()
-        torch.testing.assert_close(parameter.detach().T, shift, atol=1e-6 * float(shift.abs().max()), rtol=1e-4)
+        torch.testing.assert_close(
+            parameter.detach().T, shift, atol=1e-6 * float(shift.abs().max()), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,7 +123,8 @@ def test_the_edit_is_its_editors_shift_times_the_strength(tiny, monkeypatch, kin
 
 
 def test_a_steps_gradient_in_the_editor_equals_finite_differences(tiny):
-    # The loss of one group under the shift made from another, through hooks, shift, solve and editor.
+    # The loss of one group under the shift made from another, through hooks, shift, solve and
+    # editor.
     model, config = tiny("llama"), dataclasses.replace(FITTED, n_blocks=1)
     trained, edit, step = triple_model(model, config), dense_delta(model), (range(4), range(4, 8))
     learner = EditorShift(edit, trained, config)
@@ -154,7 +162,8 @@ def test_a_steps_gradient_in_the_editor_equals_finite_differences(tiny):
 
 @pytest.mark.parametrize("shift", ["editor", "direct"])
 def test_training_lowers_the_loss_it_is_trained_on(tiny, shift, strength_1):
-    # Every step on the same triples: without gradients through hooks (shift and solve) this would not fall.
+    # Every step on the same triples: without gradients through hooks (shift and solve) this would
+    # not fall.
     options = {**SMALL, "n_edits": 6, "n_query": 6, "query": "same", "steps": 12, "eval_every": 12}
     rates = {"lr": 0.1, "ridge": 1.0, "step_lr": 0.3, "meta_lr": 3e-3, "delta_lr": 1e-2}
     config = BiasEditConfig(**options, **rates, shift=shift, loss="logprob", lam=0.1)
@@ -168,7 +177,10 @@ def test_the_notes_tell_what_was_trained_on_and_how_it_went(fitted, kind):
     edit, *_ = fitted(kind)
     notes = edit.notes
     assert (notes["n_train"], notes["n_dev"], notes["left_out"]) == (len(TRAIN), len(DEV), {})
-    steps = {split: [row["step"] for row in notes["curves"] if row["split"] == split] for split in ("train", "dev")}
+    steps = {
+        split: [row["step"] for row in notes["curves"] if row["split"] == split]
+        for split in ("train", "dev")
+    }
     assert steps == {"train": [1, 2], "dev": [0, 1, 2]}
     assert edit.bias == "race"
     assert edit.name == "biasedit(race)"
@@ -176,13 +188,18 @@ def test_the_notes_tell_what_was_trained_on_and_how_it_went(fitted, kind):
 
 def test_without_development_records_a_fifth_of_the_target_terms_is_held_out(tiny, strength_1):
     given = records(30, targets=("a", "b", "c", "d", "e", "f", "g", "h", "i", "j"))
-    edit = BiasEdit.fit(tiny("llama"), given, BiasEditConfig(**{**SMALL, "steps": 0}), layers="last1")
+    edit = BiasEdit.fit(
+        tiny("llama"), given, BiasEditConfig(**{**SMALL, "steps": 0}), layers="last1"
+    )
     assert (edit.notes["n_train"], edit.notes["n_dev"]) == (24, 6)
 
 
 def test_at_most_n_support_training_records_are_used(tiny, strength_1):
     config = BiasEditConfig(**{**SMALL, "steps": 0, "n_support": 7})
-    edits = [BiasEdit.fit(tiny("llama"), data, config, layers="last1", dev=DEV) for data in (TRAIN, TRAIN[:7])]
+    edits = [
+        BiasEdit.fit(tiny("llama"), data, config, layers="last1", dev=DEV)
+        for data in (TRAIN, TRAIN[:7])
+    ]
     assert [edit.notes["n_train"] for edit in edits] == [7, 7]
     first_looks = [edit.notes["curves"][0]["loss"] for edit in edits]
     assert first_looks[0] != first_looks[1]  # a sample, not the first seven
@@ -208,5 +225,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny, tmp_path, monkeypatch
     assert without_time(resumed) == without_time(whole)
     # Of other data nothing is taken up.
     calls[:] = range(10)
-    BiasEdit.fit(model, TRAIN[:10], config, layers="last1", dev=DEV, partial=tmp_path / "partial.pt")
+    BiasEdit.fit(
+        model, TRAIN[:10], config, layers="last1", dev=DEV, partial=tmp_path / "partial.pt"
+    )
     assert len(calls) == 10 + 4

@@ -25,7 +25,8 @@ from tests.interventions.biasedit.models import (
 from tracelab.interventions import BiasEditConfig
 from tracelab.interventions.training.triples import LABELS, tokenise
 
-# --- what is cached -------------------------------------------------------------------------------------------------
+# --- what is cached
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,17 +38,23 @@ def test_keys_times_output_gradients_are_the_gradient_of_the_weight(tiny, folder
     group = [7, 0, 3, 12, 5]
     keys, grads = trained.cached(group)
     twin = Twin(kind, folder)
-    sum(slow_debias(twin, trained.triples, number, config) for number in group).div(config.batch_size).backward()
+    sum(slow_debias(twin, trained.triples, number, config) for number in group).div(
+        config.batch_size
+    ).backward()
     for k, g, expected in zip(keys, grads, twin.gradients(), strict=True):
         assert expected.abs().max() > 1e-6
-        torch.testing.assert_close(k.T @ g, expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3)
+        torch.testing.assert_close(
+            k.T @ g, expected, atol=2e-4 * float(expected.abs().max()), rtol=1e-3
+        )
 
 
 def slow_inputs(twin: Twin, ids) -> list[torch.Tensor]:
     """What goes into each edited map, at every position of one sentence."""
     found, handles = [], []
     for layer in twin.layers:
-        handles.append(twin.map(layer).register_forward_pre_hook(lambda module, args: found.append(args[0][0])))
+        handles.append(
+            twin.map(layer).register_forward_pre_hook(lambda module, args: found.append(args[0][0]))
+        )
     with torch.no_grad():
         twin.logits(ids)
     for handle in handles:
@@ -57,7 +64,11 @@ def slow_inputs(twin: Twin, ids) -> list[torch.Tensor]:
 
 def cached_sentences(triples, group) -> list[tuple[int, ...]]:
     """In the order of the cached rows: of each triple the anti-stereotype, then the stereotype."""
-    return [triples.sequences[triples.index(n, label)] for n in group for label in ("anti_stereotype", "stereotype")]
+    return [
+        triples.sequences[triples.index(n, label)]
+        for n in group
+        for label in ("anti_stereotype", "stereotype")
+    ]
 
 
 POSITIONS = {"predicting": lambda n: slice(0, n - 1), "ans_ref": lambda n: slice(1, n)}
@@ -81,7 +92,8 @@ def test_the_cached_positions_are_those_that_predict_or_those_one_later(tiny, fo
 def test_the_last_token_has_no_gradient_and_the_first_one_does(tiny, kind):
     model, group = tiny(kind), [4, 9, 1]
     predicting, later = (
-        triple_model(model, BiasEditConfig(**SMALL, positions=rule)).cached(group)[1] for rule in POSITIONS
+        triple_model(model, BiasEditConfig(**SMALL, positions=rule)).cached(group)[1]
+        for rule in POSITIONS
     )
     lengths = [len(ids) for ids in cached_sentences(tokenise(model, TRAIN), group)]
     for early, late in zip(predicting, later, strict=True):
@@ -94,7 +106,9 @@ def test_the_last_token_has_no_gradient_and_the_first_one_does(tiny, kind):
             start = rows.stop
 
 
-def test_the_rows_of_a_group_are_those_of_its_triples_in_order_however_often_they_are_asked_for(tiny):
+def test_the_rows_of_a_group_are_those_of_its_triples_in_order_however_often_they_are_asked_for(
+    tiny,
+):
     model = tiny("llama")
     alone = [triple_model(model).cached([i]) for i in (3, 1)]
     trained = triple_model(model)
@@ -115,12 +129,15 @@ def test_what_is_cached_does_not_depend_on_the_global_gradient_switch(tiny):
         assert not first.requires_grad
 
 
-# --- losses and gradients under an edit -----------------------------------------------------------------------------
+# --- losses and gradients under an edit
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(tiny, folder, kind, config):
+def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(
+    tiny, folder, kind, config
+):
     model, group = tiny(kind), [2, 11, 6, 0]
     trained, delta = triple_model(model, config), dense_delta(model)
     figures = trained.backward(delta, group)
@@ -128,12 +145,16 @@ def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(ti
     shifts = random_shifts(model)
     before, after = Twin(kind, folder), Twin(kind, folder, shifts)
     debias = torch.stack([slow_debias(after, trained.triples, n, config) for n in group])
-    retention = torch.stack([slow_retention(before, after, trained.triples, n, config) for n in group])
+    retention = torch.stack(
+        [slow_retention(before, after, trained.triples, n, config) for n in group]
+    )
     ((debias + config.lam * retention).sum() / config.batch_size).backward()
 
     assert figures["debias"] == pytest.approx(debias.mean().item(), rel=1e-3, abs=1e-5)
     assert figures["retention"] == pytest.approx(retention.mean().item(), rel=1e-3, abs=1e-5)
-    assert figures["loss"] == pytest.approx((debias + config.lam * retention).mean().item(), rel=1e-3, abs=1e-5)
+    assert figures["loss"] == pytest.approx(
+        (debias + config.lam * retention).mean().item(), rel=1e-3, abs=1e-5
+    )
     for parameter, expected in zip(delta.parameters(), after.gradients(), strict=True):
         assert expected.abs().max() > 1e-6
         tolerance = 2e-3 * float(expected.abs().max())
@@ -144,7 +165,10 @@ def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(ti
 def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny, folder, kind):
     model, group = tiny(kind), [0, 3, 5, 1]
     measured = triple_model(model, OWN, DEV)
-    found = {"edited": measured.measure(dense_delta(model), group), "unedited": measured.measure(None, group)}
+    found = {
+        "edited": measured.measure(dense_delta(model), group),
+        "unedited": measured.measure(None, group),
+    }
     plain = Twin(kind, folder)
     for name, twin in (("edited", Twin(kind, folder, random_shifts(model))), ("unedited", plain)):
         rows = []
@@ -154,10 +178,14 @@ def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny,
                 for label in LABELS:
                     ids = measured.triples.sequences[measured.triples.index(number, label)]
                     logprobs = twin.logits(ids)[0].double().log_softmax(-1)
-                    row.append(np.mean([float(logprobs[j - 1, ids[j]]) for j in range(1, len(ids))]))
+                    row.append(
+                        np.mean([float(logprobs[j - 1, ids[j]]) for j in range(1, len(ids))])
+                    )
                 rows.append(row)
             debias = np.mean([float(slow_debias(twin, measured.triples, n, OWN)) for n in group])
-            retention = np.mean([float(slow_retention(plain, twin, measured.triples, n, OWN)) for n in group])
+            retention = np.mean(
+                [float(slow_retention(plain, twin, measured.triples, n, OWN)) for n in group]
+            )
         st, an, un = np.array(rows).T
         expected = {
             "loss": debias + OWN.lam * retention,
@@ -189,7 +217,9 @@ def test_out_of_memory_in_a_later_chunk_changes_neither_figures_nor_gradients(ti
 
     def fails_in_the_second_chunk(indices):
         calls.append(len(indices))
-        if len(calls) == 5:  # a chunk takes three passes; the first chunk has left its gradients and figures
+        if (
+            len(calls) == 5
+        ):  # a chunk takes three passes; the first chunk has left its gradients and figures
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return run(indices)
 

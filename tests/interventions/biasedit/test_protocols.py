@@ -1,4 +1,5 @@
-"""What a step of BiasEdit is made from and judged on, the transductive protocol, editors of several shapes."""
+"""What a step of BiasEdit is made from and judged on, the transductive protocol, editors of several
+shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.interventions.biasedit.models import DEV, KINDS, OWN, SMALL, TRAIN, dense_delta, shapes_of, triple_model
+from tests.interventions.biasedit.models import (
+    DEV,
+    KINDS,
+    OWN,
+    SMALL,
+    TRAIN,
+    dense_delta,
+    shapes_of,
+    triple_model,
+)
 from tests.interventions.triple_records import records
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
@@ -18,22 +28,28 @@ from tracelab.interventions.biasedit.biasedit import _batches
 from tracelab.interventions.biasedit.triple_model import Editors
 from tracelab.interventions.training.triples import LABELS, tokenise
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals
+# -------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_a_query_of_other_target_terms_needs_two_of_them(tiny):
     one = records(6, targets=("nurse",))
-    with pytest.raises(TracelabError, match='query="held_out" needs triples of two target terms or more'):
+    with pytest.raises(
+        TracelabError, match='query="held_out" needs triples of two target terms or more'
+    ):
         BiasEdit.fit(tiny("llama"), one, OWN, layers="last1", dev=DEV)
 
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_an_error_and_leaves_the_model_clean(tiny):
     config = BiasEditConfig(**SMALL, lr=1e300)
-    with pytest.raises(TracelabError, match=r"the loss is nan before the first step: lower the learning rate"):
+    with pytest.raises(
+        TracelabError, match=r"the loss is nan before the first step: lower the learning rate"
+    ):
         BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV)
 
 
-# --- what a step is made from and judged on -------------------------------------------------------------------------
+# --- what a step is made from and judged on
+# -------------------------------------------------------------------------
 
 
 def steps(config: BiasEditConfig, model, n: int):
@@ -64,14 +80,16 @@ def test_same_steps_are_judged_on_what_they_are_made_from(tiny):
 @pytest.mark.parametrize("query", ["same", "held_out"])
 def test_the_seed_makes_the_steps(tiny, query):
     first, again, other = (
-        steps(BiasEditConfig(**SMALL, query=query, seed=seed), tiny("llama"), 5)[1] for seed in (0, 0, 1)
+        steps(BiasEditConfig(**SMALL, query=query, seed=seed), tiny("llama"), 5)[1]
+        for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
     assert first[0] != first[1]
 
 
-# --- the transductive protocol --------------------------------------------------------------------------------------
+# --- the transductive protocol
+# --------------------------------------------------------------------------------------
 
 
 def shifts_by_group(edit: BiasEdit, model, given) -> list[tuple[list, list[torch.Tensor]]]:
@@ -91,7 +109,8 @@ def test_groups_are_in_order_of_n_edits_records_with_the_rest_last(tiny, fitted,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_groups_edit_is_the_editors_shift_of_its_own_triples(tiny, fitted, kind):
-    # Keys and gradients are cached of all records together here, so padding and neighbours are others.
+    # Keys and gradients are cached of all records together here, so padding and neighbours are
+    # others.
     model, edit, given = tiny(kind), fitted(kind)[0], records(10, start=50)
     everything = triple_model(model, edit.config, given, layers=(2, 3))
     for number, (_, shifts) in enumerate(shifts_by_group(edit, model, given)):
@@ -106,14 +125,19 @@ def test_a_groups_edit_is_the_editors_shift_of_its_own_triples(tiny, fitted, kin
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_groups_edit_does_not_depend_on_the_other_groups(tiny, fitted, kind):
     model, edit, given = tiny(kind), fitted(kind)[0], records(10, start=50)
-    before = copy.deepcopy(edit.editors.state_dict()), [p.detach().clone() for p in edit.parameters()]
+    before = (
+        copy.deepcopy(edit.editors.state_dict()),
+        [p.detach().clone() for p in edit.parameters()],
+    )
     together = shifts_by_group(edit, model, given)
     alone = [shifts_by_group(edit, model, group)[0] for group, _ in reversed(together)][::-1]
     for (_, first), (_, second) in zip(together, alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(together[0][1][0], together[1][1][0])
     # Neither the editor (its normaliser) nor the fitted edit has learnt anything from test triples.
-    assert all(torch.equal(value, before[0][name]) for name, value in edit.editors.state_dict().items())
+    assert all(
+        torch.equal(value, before[0][name]) for name, value in edit.editors.state_dict().items()
+    )
     assert all(torch.equal(a, b) for a, b in zip(edit.parameters(), before[1], strict=True))
 
 
@@ -136,7 +160,8 @@ def test_transductive_scores_are_those_of_each_group_under_its_own_edit(tiny, fi
     assert set(scores.table["edit"]) == {"biasedit(race), transductive"}
 
 
-# --- editors of several shapes --------------------------------------------------------------------------------------
+# --- editors of several shapes
+# --------------------------------------------------------------------------------------
 
 
 def test_maps_of_one_shape_share_a_network_and_others_have_their_own(tiny):
@@ -147,7 +172,10 @@ def test_maps_of_one_shape_share_a_network_and_others_have_their_own(tiny):
     assert editors.networks["64x32"].step.shape == (2,)
     assert editors.networks["16x32"].step.shape == (1,)
     generator = torch.Generator().manual_seed(0)
-    rows = [[torch.randn(6, size, generator=generator) for size in sizes] for sizes in ((64, 16, 64), (32, 32, 32))]
+    rows = [
+        [torch.randn(6, size, generator=generator) for size in sizes]
+        for sizes in ((64, 16, 64), (32, 32, 32))
+    ]
     editors.update((rows[0], rows[1]))
     with torch.no_grad():
         editors.networks["64x32"].step[1] = 0  # of the third map alone
@@ -164,18 +192,26 @@ def test_the_step_sizes_have_a_learning_rate_of_their_own_and_no_parameter_is_fo
     editors = Editors(shapes_of(tiny("llama")), config)
     others, step_sizes = editors.groups(config)
     assert (others["lr"], step_sizes["lr"]) == (1e-3, 0.5)
-    assert [id(p) for p in step_sizes["params"]] == [id(network.step) for network in editors.networks.values()]
+    assert [id(p) for p in step_sizes["params"]] == [
+        id(network.step) for network in editors.networks.values()
+    ]
     grouped = sorted(id(p) for group in (others, step_sizes) for p in group["params"])
     assert grouped == sorted(id(p) for p in editors.parameters())
 
 
 def test_an_editor_that_diverges_is_refused(tiny):
     with pytest.raises(TracelabError, match="lower (the learning rate|meta_lr)"):
-        BiasEdit.fit(tiny("llama"), TRAIN, BiasEditConfig(**SMALL, meta_lr=1e9), layers="last1", dev=DEV)
+        BiasEdit.fit(
+            tiny("llama"), TRAIN, BiasEditConfig(**SMALL, meta_lr=1e9), layers="last1", dev=DEV
+        )
 
 
 def test_a_direct_shift_that_diverges_is_refused_and_keeps_nothing(tiny, tmp_path):
     config = BiasEditConfig.direct(**{**SMALL, "steps": 2}, delta_lr=1e9)
-    with pytest.raises(TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"):
-        BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV, partial=tmp_path / "kept")
+    with pytest.raises(
+        TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"
+    ):
+        BiasEdit.fit(
+            tiny("llama"), TRAIN, config, layers="last1", dev=DEV, partial=tmp_path / "kept"
+        )
     assert not (tmp_path / "kept").exists()

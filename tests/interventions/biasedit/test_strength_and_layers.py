@@ -26,23 +26,32 @@ from tracelab.interventions.biasedit import biasedit
 from tracelab.interventions.biasedit.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
 from tracelab.interventions.biasedit.triple_model import TripleModel
 
-# --- without an editor ----------------------------------------------------------------------------------------------
+# --- without an editor
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_direct_shift_is_low_rank_and_takes_adams_steps(tiny, strength_1):
     model, given = tiny("llama"), TRAIN[:4]
-    config = BiasEditConfig.direct(**{**SMALL, "query": "same", "steps": 1}, delta_rank=2, delta_lr=0.05)
+    config = BiasEditConfig.direct(
+        **{**SMALL, "query": "same", "steps": 1}, delta_rank=2, delta_lr=0.05
+    )
     # Developed on what it is trained on, so that the state after the step is the better one.
     edit = BiasEdit.fit(model, given, config, layers=[1], dev=given)
-    (a, b), (moved_a, moved_b) = WeightDelta.low_rank(model, layers=[1], rank=2).parameters(), edit.parameters()
+    (a, b), (moved_a, moved_b) = (
+        WeightDelta.low_rank(model, layers=[1], rank=2).parameters(),
+        edit.parameters(),
+    )
     assert a.shape[0] == b.shape[1] == 2
-    # Adam's first step is as long as its learning rate wherever there is a gradient; at B = 0, that of A is 0.
+    # Adam's first step is as long as its learning rate wherever there is a gradient; at B = 0, that
+    # of A is 0.
     assert torch.equal(moved_a, a)
     lengths = moved_b.detach().abs()
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.05), atol=1e-3, rtol=0)
 
 
-def test_a_direct_shift_is_kept_in_a_bundle_and_has_no_transductive_protocol(tiny, direct, tmp_path):
+def test_a_direct_shift_is_kept_in_a_bundle_and_has_no_transductive_protocol(
+    tiny, direct, tmp_path
+):
     model = tiny("llama")
     edit = copy.deepcopy(direct)
     with torch.no_grad():
@@ -55,7 +64,9 @@ def test_a_direct_shift_is_kept_in_a_bundle_and_has_no_transductive_protocol(tin
     assert not torch.equal(logits(model, edit), logits(model))
     assert torch.equal(logits(model, back), logits(model, edit))
     for each in (edit, back):
-        with pytest.raises(TracelabError, match="no editor network: a bundle holds none, nor has a direct shift"):
+        with pytest.raises(
+            TracelabError, match="no editor network: a bundle holds none, nor has a direct shift"
+        ):
             next(each.for_groups(model, DEV))
 
 
@@ -70,7 +81,8 @@ def test_the_strength_of_a_direct_shift_scales_what_it_adds_to_the_weights(tiny,
         torch.testing.assert_close(part.weight().detach(), 0.25 * weight)
 
 
-# --- the strength ---------------------------------------------------------------------------------------------------
+# --- the strength
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_an_edit_whose_best_strength_is_0_says_that_it_changes_nothing(tiny, monkeypatch):
@@ -128,25 +140,35 @@ def test_strengths_by_hand(tiny, fitted, changes, expected):
     strength, table = _strength(edit, ByHand(figures))
     assert strength == expected
     assert {row["strength"]: (row["ss"], row["lms"]) for row in table} == figures
-    assert all((parameter == 1).all() for parameter in edit.parameters())  # the shift itself is as it was
+    # the shift itself is as it was
+    assert all((parameter == 1).all() for parameter in edit.parameters())
 
 
-# --- bundles --------------------------------------------------------------------------------------------------------
+# --- bundles
+# --------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editors(tiny, fitted, tmp_path, kind):
+def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editors(
+    tiny, fitted, tmp_path, kind
+):
     model, edit = tiny(kind), copy.deepcopy(fitted(kind)[0])
     edit.set_(random_shifts(model, (2, 3)))
     back = load_intervention(edit.save(tmp_path / "kept"))
     assert type(back) is BiasEdit
     assert not torch.equal(logits(model, edit), logits(model))
     assert torch.equal(logits(model, back), logits(model, edit))
-    assert (back.config, back.bias, back.name, back.notes) == (edit.config, edit.bias, edit.name, edit.notes)
+    assert (back.config, back.bias, back.name, back.notes) == (
+        edit.config,
+        edit.bias,
+        edit.name,
+        edit.notes,
+    )
     assert back.spec() == edit.spec()
     assert back.state_dict().keys() == {f"maps.blocks-{layer}-mlp-out.delta" for layer in (2, 3)}
     with pytest.raises(
-        TracelabError, match="this edit has no editor network: a bundle holds none, .*; fit one in this process"
+        TracelabError,
+        match="this edit has no editor network: a bundle holds none, .*; fit one in this process",
     ):
         _ = back.editors
     with pytest.raises(TracelabError, match="has no editor network"):
@@ -155,7 +177,8 @@ def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editor
         transductive_scores(model, back, DEV)
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------
+# --- layers
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -177,9 +200,13 @@ def test_layers_are_counted_from_the_end_or_given(tiny, layers, expected):
     assert edited_layers(tiny("llama"), layers, []) == expected
 
 
-@pytest.mark.parametrize("layers", ["last", "last0", "first1", "1,2", "last1,2", "lastly", " last1", "last1 ", ""])
+@pytest.mark.parametrize(
+    "layers", ["last", "last0", "first1", "1,2", "last1,2", "lastly", " last1", "last1 ", ""]
+)
 def test_words_for_layers_that_are_not_understood_are_refused(tiny, layers):
-    with pytest.raises(TracelabError, match=rf"layers '{layers}' are not understood: give numbers, \"auto\", or"):
+    with pytest.raises(
+        TracelabError, match=rf"layers '{layers}' are not understood: give numbers, \"auto\", or"
+    ):
         edited_layers(tiny("llama"), layers, [])
 
 

@@ -13,7 +13,8 @@ from tracelab.model.tokens import encode
 
 LAST = 3
 KINDS = ("llama", "gpt2", "gpt_neo")
-GIVEN = records(12, bias="gender")  # of seven target terms; sentences of a pair often differ in length
+# of seven target terms; sentences of a pair often differ in length
+GIVEN = records(12, bias="gender")
 QUICK = {"rank": 2, "batch_size": 4, "eval_every": 2, "lr": 0.02}
 LAMS = {"ce": "lam1", "kl": "lam2", "triplet": "lam3"}
 EVEN = dict.fromkeys(LAMS.values(), 1.0)
@@ -27,7 +28,11 @@ def only(loss: str) -> dict[str, float]:
 def fit(model, given=GIVEN, dev=None, *, partial=None, **config) -> KLAAD:
     """A quick fit; developed on what it is trained on, unless told otherwise."""
     return KLAAD.fit(
-        model, given, KLAADConfig(**{**QUICK, **config}), dev=given if dev is None else dev, partial=partial
+        model,
+        given,
+        KLAADConfig(**{**QUICK, **config}),
+        dev=given if dev is None else dev,
+        partial=partial,
     )
 
 
@@ -46,11 +51,14 @@ def backward(loss: KLAADLoss, edit, batch) -> tuple[dict[str, float], list[torch
 
 
 def same(first, second) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 def alone(model, edit, ids) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Nats of a sentence's tokens from the second on, last attention map and last hidden state, without padding."""
+    """Nats of a sentence's tokens from the second on, last attention map and last hidden state,
+    without padding."""
     seen = {}
 
     def keep(value, hook):
@@ -58,7 +66,9 @@ def alone(model, edit, ids) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
     names = [f"blocks.{LAST}.attn.hook_pattern", "ln_final.hook_out"]
     with edit.applied(model):
-        scores = model.run_with_hooks(torch.tensor([ids]), fwd_hooks=[(name, keep) for name in names])[0]
+        scores = model.run_with_hooks(
+            torch.tensor([ids]), fwd_hooks=[(name, keep) for name in names]
+        )[0]
     nats = [-scores[i].log_softmax(-1)[ids[i + 1]] for i in range(len(ids) - 1)]
     pattern, hidden = (seen[name] for name in names)
     return torch.stack(nats), pattern, hidden[-1] / hidden[-1].norm()
@@ -70,7 +80,9 @@ def one_by_one(model, edit, given, config: KLAADConfig) -> dict[str, torch.Tenso
     kl, triplet = [], []
     for record in given:
         ids = [encode(model, getattr(record, label).text).ids for label in LABELS]
-        (s_nats, s_map, s_end), (a_nats, a_map, a_end), (_, _, u_end) = (alone(model, edit, each) for each in ids)
+        (s_nats, s_map, s_end), (a_nats, a_map, a_end), (_, _, u_end) = (
+            alone(model, edit, each) for each in ids
+        )
         nats[0].append(s_nats)
         nats[1].append(a_nats)
         kl.append(attention_loss(s_map[None], a_map[None], [aligned_positions(ids[0], ids[1])])[0])

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from tests.interventions.edits import logits, without_time
-from tests.interventions.klaad.models import EVEN, GIVEN, KINDS, LAMS, LAST, QUICK, fit, loss_of, only, same
+from tests.interventions.klaad.models import (
+    EVEN,
+    GIVEN,
+    KINDS,
+    LAMS,
+    LAST,
+    QUICK,
+    fit,
+    loss_of,
+    only,
+    same,
+)
 from tests.interventions.triple_records import records
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
@@ -18,13 +29,17 @@ from tracelab.interventions.klaad.klaad import KLAADLoss
 from tracelab.interventions.training.triples import tokenise
 from tracelab.model import load as models
 
-# --- training -----------------------------------------------------------------------------------------------------
+# --- training
+# -----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize(
     ("kind", "lams"),
     [
-        *(pytest.param(kind, EVEN, id=kind, marks=[] if kind == "llama" else pytest.mark.slow) for kind in KINDS),
+        *(
+            pytest.param(kind, EVEN, id=kind, marks=[] if kind == "llama" else pytest.mark.slow)
+            for kind in KINDS
+        ),
         *(pytest.param("llama", only(name), id=name, marks=pytest.mark.slow) for name in LAMS),
     ],
 )
@@ -32,7 +47,9 @@ def test_training_lowers_the_loss_of_what_it_trains_on(tiny, kind, lams):
     model, config = tiny(kind), {**lams, "margin": 1.0, "epochs": 4}
     edit = fit(model, **config)
     zero = KLAAD.build(edit.spec(), edit.origin)
-    before, after = (loss_of(model, **config).measure(each, range(12))["loss"] for each in (zero, edit))
+    before, after = (
+        loss_of(model, **config).measure(each, range(12))["loss"] for each in (zero, edit)
+    )
     assert after < 0.97 * before
     for shape in edit.spec().maps:
         if shape.layer < LAST:
@@ -48,10 +65,18 @@ def test_the_state_that_is_kept_is_the_best_on_the_development_triples(model):
 
 
 def test_training_and_development_triples_share_no_target(model, monkeypatch):
-    given = [record for bias in ("gender", "religion") for record in stereoset(bias, split="test")[::9][:20]]
+    given = [
+        record
+        for bias in ("gender", "religion")
+        for record in stereoset(bias, split="test")[::9][:20]
+    ]
     seen = []
-    monkeypatch.setattr(klaad, "tokenise", lambda model, part: seen.append(part) or tokenise(model, part))
-    edit = KLAAD.fit(model, given, KLAADConfig(trainable="attn_last", **{**QUICK, "batch_size": 40}))
+    monkeypatch.setattr(
+        klaad, "tokenise", lambda model, part: seen.append(part) or tokenise(model, part)
+    )
+    edit = KLAAD.fit(
+        model, given, KLAADConfig(trainable="attn_last", **{**QUICK, "batch_size": 40})
+    )
     train, dev = seen
     assert sorted(r.id for r in [*train, *dev]) == sorted(r.id for r in given)
     for part in (train, dev):
@@ -130,7 +155,8 @@ def test_a_fit_of_something_else_is_not_taken_up(model, tmp_path, monkeypatch, c
     assert len(taken) == 2
 
 
-# --- what is left as it was ---------------------------------------------------------------------------------------
+# --- what is left as it was
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -168,7 +194,8 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
     assert back.settings()["config"] == asdict(edit.config)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,7 +205,10 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
         ({"align": "words"}, "unknown align 'words': choose one of match, pad, equal_only"),
         ({"pool": "first"}, "unknown pool 'first': choose one of last, mean"),
         ({"trainable": "mlp"}, "unknown trainable 'mlp': choose one of all, attn_last"),
-        ({"lam2": -0.1}, r"lam1, lam2 and lam3 are at least 0 and not all 0: not \(0.7, -0.1, 0.15\)"),
+        (
+            {"lam2": -0.1},
+            r"lam1, lam2 and lam3 are at least 0 and not all 0: not \(0.7, -0.1, 0.15\)",
+        ),
         ({"lam3": float("nan")}, r"not \(0.7, 0.15, nan\)"),
         ({"lam1": float("inf")}, r"not \(inf, 0.15, 0.15\)"),
         (dict.fromkeys(LAMS.values(), 0.0), r"not all 0: not \(0.0, 0.0, 0.0\)"),
@@ -212,14 +242,16 @@ def test_a_model_whose_attention_cannot_be_read_is_refused_before_any_work(tiny,
         monkeypatch.setattr(klaad, name, work)
     with pytest.raises(
         TracelabError,
-        match=r"^blocks\.3\.attn\.hook_pattern cannot be used on tiny-gpt2: it does not fire on this architecture$",
+        match=r"^blocks\.3\.attn\.hook_pattern cannot be used on tiny-gpt2: it does not fire on this architecture$",  # noqa: E501
     ):
         KLAAD.fit(tiny("gpt2"), GIVEN)
 
 
 def test_a_model_whose_last_hidden_state_cannot_be_read_is_refused(tiny, monkeypatch):
     with_fault(tiny("gpt2"), monkeypatch, "final_norm")
-    with pytest.raises(TracelabError, match=r"^ln_final\.hook_out cannot be used on tiny-gpt2: it does not fire"):
+    with pytest.raises(
+        TracelabError, match=r"^ln_final\.hook_out cannot be used on tiny-gpt2: it does not fire"
+    ):
         fit(tiny("gpt2"))
 
 
@@ -231,13 +263,21 @@ def test_records_that_cannot_be_trained_on_are_refused(model):
 
 
 def test_a_loss_that_is_not_finite_at_the_first_step_is_refused(model, monkeypatch):
-    monkeypatch.setattr(klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan"))
-    with pytest.raises(TracelabError, match=r"the loss is nan before the first step: lower the learning rate"):
+    monkeypatch.setattr(
+        klaad, "language_loss", lambda scores, tokens, mask: scores.sum() * float("nan")
+    )
+    with pytest.raises(
+        TracelabError, match=r"the loss is nan before the first step: lower the learning rate"
+    ):
         fit(model)
 
 
 @pytest.mark.parametrize("lr", [1e3, 1e9])
-def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(model, lr, tmp_path):
-    with pytest.raises(TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"):
+def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(
+    model, lr, tmp_path
+):
+    with pytest.raises(
+        TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"
+    ):
         fit(model, lr=lr, partial=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

@@ -24,12 +24,15 @@ from tracelab.interventions.klaad.klaad import KLAADLoss
 from tracelab.interventions.training.finetune import frozen
 from tracelab.model.hook_points import LINEAR_MAPS
 
-# --- the losses of a batch ----------------------------------------------------------------------------------------
+# --- the losses of a batch
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first_layer", [0, LAST])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_has_the_losses_and_gradients_of_its_sentences_run_one_by_one(tiny, kind, first_layer):
+def test_a_batch_has_the_losses_and_gradients_of_its_sentences_run_one_by_one(
+    tiny, kind, first_layer
+):
     model, batch = tiny(kind), [3, 9, 5, 10]
     config = {"lam1": 0.5, "lam2": 2.0, "lam3": 1.5, "margin": 0.8}
     edit = random_delta(model, modules=("attn.q", "attn.k"), layers=(LAST,), scale=0.3)
@@ -39,7 +42,9 @@ def test_a_batch_has_the_losses_and_gradients_of_its_sentences_run_one_by_one(ti
     with frozen(model):
         expected = one_by_one(model, edit, [GIVEN[i] for i in batch], KLAADConfig(**config))
         expected["loss"].backward()
-    assert parts == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-4)
+    assert parts == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, abs=1e-4
+    )
     assert min(parts.values()) > 0.01
     for mine, slow in zip(found, gradients(edit), strict=True):
         assert slow.abs().max() > 1e-4
@@ -82,10 +87,14 @@ def test_with_one_weight_the_total_is_that_loss(model, name):
 def test_gradients_of_the_losses_add_up_as_weighted(model):
     edit = random_delta(model, layers=(1,), scale=0.1)
     _, mixed = backward(loss_of(model, lam1=0.7, lam2=3.0, lam3=0.2, margin=1.0), edit, range(4))
-    single = [backward(loss_of(model, margin=1.0, **only(name)), edit, range(4))[1] for name in LAMS]
+    single = [
+        backward(loss_of(model, margin=1.0, **only(name)), edit, range(4))[1] for name in LAMS
+    ]
     for whole, *each in zip(mixed, *single, strict=True):
         assert all(gradient.any() for gradient in each)
-        torch.testing.assert_close(whole, 0.7 * each[0] + 3.0 * each[1] + 0.2 * each[2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            whole, 0.7 * each[0] + 3.0 * each[1] + 0.2 * each[2], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_attention_and_triplet_losses_are_means_over_triples_whatever_the_chunks(model):
@@ -95,7 +104,13 @@ def test_attention_and_triplet_losses_are_means_over_triples_whatever_the_chunks
         loss = loss_of(model, lam1=0.0, lam2=1.0, lam3=1.0, margin=1.0)
         loss._chunked.size = size
         parts, found = backward(loss, edit, range(2, 7))
-        made.append(([parts[name] for name in ("loss", "kl", "triplet")], loss.measure(edit, range(2, 7)), found))
+        made.append(
+            (
+                [parts[name] for name in ("loss", "kl", "triplet")],
+                loss.measure(edit, range(2, 7)),
+                found,
+            )
+        )
     (whole, whole_measured, whole_gradients), (parts, measured, found) = made
     assert parts == pytest.approx(whole, rel=1e-4)
     for name in ("loss", "kl", "triplet", "ss", "lms", "gap"):
@@ -127,7 +142,8 @@ def test_out_of_memory_a_batch_begins_again_in_halves(model, monkeypatch):
         torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-3)
 
 
-# --- what gradients reach -----------------------------------------------------------------------------------------
+# --- what gradients reach
+# -----------------------------------------------------------------------------------------
 
 
 def test_the_attention_loss_gives_the_last_layers_own_values_outputs_and_mlp_no_gradient(model):
@@ -153,7 +169,10 @@ def test_attn_last_has_deltas_of_the_last_layers_query_and_key_maps_alone(tiny, 
 
 
 def test_all_has_deltas_of_every_linear_map_that_the_architecture_has(tiny):
-    for kind, modules in (("llama", LINEAR_MAPS), ("gpt2", [m for m in LINEAR_MAPS if m != "mlp.gate"])):
+    for kind, modules in (
+        ("llama", LINEAR_MAPS),
+        ("gpt2", [m for m in LINEAR_MAPS if m != "mlp.gate"]),
+    ):
         edit = fit(tiny(kind), GIVEN[:4])
         assert {(shape.module, shape.layer) for shape in edit.spec().maps} == {
             (module, layer) for module in modules for layer in range(LAST + 1)

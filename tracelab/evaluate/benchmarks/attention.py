@@ -1,12 +1,14 @@
-"""KLAAD's attention gap as a benchmark: one unit a pair, so that it is compared before and under an edit.
+"""KLAAD's attention gap as a benchmark: one unit a pair, so that it is compared before and under an
+edit.
 
     sensitive     mean gap of the positions in which the sentences of a pair differ
     other         mean gap of the other positions
     hit_rate      % of pairs whose largest gap lies on a sensitive position
 
-See :mod:`~tracelab.localize.attention.attention_gap` for what a gap is and for the controls; of the pairs only the
-selection to quote counts (those of equal token count, where there are any). An ideal value is not defined: attention
-has to differ where the words do.
+See :mod:`~tracelab.localize.attention.attention_gap` for what a gap is and for the controls; of the
+pairs only the selection to quote counts (those of equal token count, where there are any). An ideal
+value is not
+defined: attention has to differ where the words do.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def attention_scores(
         TracelabError: unknown reduction, layer out of range, no usable pair.
     """
     require_seed(seed)
-    gap = attention_gap(model, pairs, layer=layer, reduce=reduce, control="none", keep_maps=0, seed=seed)
+    gap = attention_gap(
+        model, pairs, layer=layer, reduce=reduce, control="none", keep_maps=0, seed=seed
+    )
     rows = gap.pairs[gap.pairs["selection"] == gap.selection].reset_index(drop=True)
     table = score_table(_samples(rows), benchmark="attention", edit=edit, seed=seed)
     return AttentionScores(gap.settings | {"benchmark": "attention"}, table, rows)
@@ -69,5 +73,7 @@ def attention_scores(
 def _samples(pairs: pd.DataFrame) -> list[Sample]:
     units = pairs.assign(hit=100.0 * pairs["hit"].astype(float))
     metrics = {name: column(index) for index, name in enumerate(METRICS)}
-    parts = ((bias, part[["sensitive", "other", "hit"]].to_numpy(float)) for bias, part in by_bias(units))
+    parts = (
+        (bias, part[["sensitive", "other", "hit"]].to_numpy(float)) for bias, part in by_bias(units)
+    )
     return [Sample(bias, (values,), metrics) for bias, values in parts]

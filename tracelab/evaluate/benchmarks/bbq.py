@@ -2,8 +2,9 @@
 
     s(answer) = log p(answer | context, question),    summed over its tokens or their mean
 
-and the answer with the largest s is the model's (of equal ones the first). What comes of the answers is in
-:mod:`.bbq_metrics`. No protocol is official for causal models; three are here, each by its name:
+and the answer with the largest s is the model's (of equal ones the first). What comes of the
+answers is in :mod:`.bbq_metrics`. No protocol is official for causal models; three are here, each
+by its name:
 
 | format | prompt | choices | s | BOS |
 |---|---|---|---|---|
@@ -11,12 +12,13 @@ and the answer with the largest s is the model's (of equal ones the first). What
 | ``fairmed`` | as FairMed's code: the choices are listed, an answer ends its line | the three | mean | none |
 | ``lm-eval`` | that of ``plain`` | two answers, ten ways to say UNKNOWN | sum | as the model |
 
-They do not give the same figures. A sum favours short answers, and with them UNKNOWN: a random model is right in nine
-of ten ambiguous items of ``lm-eval``. FairMed's code encodes an answer on its own, which with some tokenizers scores a
-token that is not in the text; here the tokens are always those of prompt and answer together. lm-evaluation-harness
-(0.4.13) gives bias scores as fractions, 0 where n_biased is 0, and keeps items whose biased answer is not known; here
-they are percent, not a number where undefined and only there, and those items are left out.
-"""
+They do not give the same figures. A sum favours short answers, and with them UNKNOWN: a random
+model is right in nine of ten ambiguous items of ``lm-eval``. FairMed's code encodes an answer on
+its own, which with some tokenizers scores a token that is not in the text; here the tokens are
+always those of prompt and answer together. lm-evaluation-harness (0.4.13) gives bias scores as
+fractions, 0 where n_biased is 0, and keeps items whose biased answer is not known; here they are
+percent, not a number where undefined and only there, and those items are left out.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.bbq import BBQItem
 from tracelab.errors import require_choice
-from tracelab.evaluate.benchmarks.bbq_metrics import BBQScores, answer_table, bbq_samples, score_predictions
+from tracelab.evaluate.benchmarks.bbq_metrics import (
+    BBQScores,
+    answer_table,
+    bbq_samples,
+    score_predictions,
+)
 from tracelab.evaluate.scores import score_table
 from tracelab.model.continuations import continuation_logprobs, encode_continuations
 from tracelab.model.load import model_facts
@@ -39,7 +46,14 @@ from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_seed
 
-__all__ = ["FORMATS", "BBQScores", "PromptFormat", "bbq_scores", "choice_scores", "score_predictions"]
+__all__ = [
+    "FORMATS",
+    "BBQScores",
+    "PromptFormat",
+    "bbq_scores",
+    "choice_scores",
+    "score_predictions",
+]
 
 UNKNOWNS = (
     "Unknown",
@@ -65,8 +79,10 @@ class PromptFormat:
     Attributes:
         prompt: text before the answer.
         choices: continuations of the prompt, each with the index of the answer that it stands for.
-        normalisation: ``"mean"`` or ``"sum"`` over an answer's tokens, unless a call says otherwise.
-        prepend_bos: whether BOS comes first, unless a call says otherwise; None: if the model's texts get one.
+        normalisation: ``"mean"`` or ``"sum"`` over an answer's tokens, unless a call says
+            otherwise.
+        prepend_bos: whether BOS comes first, unless a call says otherwise; None: if the model's
+            texts get one.
     """
 
     prompt: Callable[[BBQItem], str]
@@ -91,8 +107,12 @@ def _two_and_ten(item: BBQItem) -> list[tuple[int, str]]:
 
 FORMATS = {
     # A space at the end, which 124 answers have, would be a token to score.
-    "plain": PromptFormat(_question, lambda item: [(k, f" {a.strip()}") for k, a in enumerate(item.answers)], "mean"),
-    "fairmed": PromptFormat(_listed, lambda item: [(k, f"{a}\n") for k, a in enumerate(item.answers)], "mean", False),
+    "plain": PromptFormat(
+        _question, lambda item: [(k, f" {a.strip()}") for k, a in enumerate(item.answers)], "mean"
+    ),
+    "fairmed": PromptFormat(
+        _listed, lambda item: [(k, f"{a}\n") for k, a in enumerate(item.answers)], "mean", False
+    ),
     "lm-eval": PromptFormat(_question, _two_and_ten, "sum"),
 }
 
@@ -115,14 +135,15 @@ def bbq_scores(
         format: one of :data:`FORMATS`.
         normalisation: ``"mean"`` or ``"sum"``; default: the format's.
         prepend_bos: whether BOS comes before each prompt; default: the format's, else the model's.
-        share_prefix: whether a prompt is run once for all its choices; default: if that changes nothing
-            (:func:`~tracelab.model.continuations.continuation_logprobs`).
+        share_prefix: whether a prompt is run once for all its choices; default: if that changes
+            nothing (:func:`~tracelab.model.continuations.continuation_logprobs`).
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples blocks of four.
 
     Raises:
-        TracelabError: no items, or none whose biased answer is known; an unknown format or normalisation; a
-            prompt beyond the model's context, or log-probabilities that are not finite.
+        TracelabError: no items, or none whose biased answer is known; an unknown format or
+            normalisation; a prompt beyond the model's context, or log-probabilities that are not
+            finite.
     """
     require_seed(seed)
     items = as_records(items, "item")
@@ -143,13 +164,20 @@ def bbq_scores(
     picks, answers = [], np.full((len(items), 3), -np.inf)
     for row, (item, values) in enumerate(zip(items, scores, strict=True)):
         owners = [owner for owner, _ in made.choices(item)]
-        np.maximum.at(answers[row], owners, values)  # an answer is as likely as the likeliest way to say it
+        # an answer is as likely as the likeliest way to say it
+        np.maximum.at(answers[row], owners, values)
         picks.append(owners[int(values.argmax())])
     table["chosen"] = picks
-    table = pd.concat([table, pd.DataFrame(answers, columns=[f"score_{k}" for k in range(3)])], axis=1)
+    table = pd.concat(
+        [table, pd.DataFrame(answers, columns=[f"score_{k}" for k in range(3)])], axis=1
+    )
     name = "bbq" if format == "plain" else f"bbq-{format}"
-    settings = run_settings(model, items, benchmark=name, format=format, normalisation=how, prepend_bos=bos, seed=seed)
-    return BBQScores(settings, score_table(bbq_samples(table), benchmark=name, edit=edit, seed=seed), table)
+    settings = run_settings(
+        model, items, benchmark=name, format=format, normalisation=how, prepend_bos=bos, seed=seed
+    )
+    return BBQScores(
+        settings, score_table(bbq_samples(table), benchmark=name, edit=edit, seed=seed), table
+    )
 
 
 def choice_scores(
@@ -165,10 +193,15 @@ def choice_scores(
     """Mean or summed log-probability, in nats, of each choice of each item."""
     prompts = [
         encode_continuations(
-            model, format.prompt(item), [text for _, text in format.choices(item)], prepend_bos=prepend_bos
+            model,
+            format.prompt(item),
+            [text for _, text in format.choices(item)],
+            prepend_bos=prepend_bos,
         )
         for item in items
     ]
-    found = continuation_logprobs(model, prompts, share_prefix=share_prefix, batch_tokens=batch_tokens)
+    found = continuation_logprobs(
+        model, prompts, share_prefix=share_prefix, batch_tokens=batch_tokens
+    )
     reduce = np.mean if normalisation == "mean" else np.sum
     return [np.array([reduce(values.double().numpy()) for values in choices]) for choices in found]

@@ -1,14 +1,14 @@
 """The model's own choice of a social group after a prompt: how far from even?
 
-After a prompt that names a stereotyped concept and stops before the group (the probers' corpus), with ``p_g`` the
-probability of group g's words among the words of G groups,
+After a prompt that names a stereotyped concept and stops before the group (the probers' corpus),
+with ``p_g`` the probability of group g's words among the words of G groups,
 
     distance = ½ Σ_g | p_g - 1/G |          (total variation from uniform; 0 is ideal)
     mass     = the probability of all these words together
 
-averaged over concepts, then prompts. This is what FairMed's soft labels are made of, asked of the language model and
-not of a prober: an edit that satisfies its probers may leave it as it was. Mass tells whether the model still speaks
-of groups at all.
+averaged over concepts, then prompts. This is what FairMed's soft labels are made of, asked of the
+language model and not of a prober: an edit that satisfies its probers may leave it as it was. Mass
+tells whether the model still speaks of groups at all.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def group_bias(
     edit: str | None = None,
     seed: int = 0,
 ) -> GroupBiasScores:
-    """Score the model's next-token distribution over groups; pass prompts that no prober was trained on.
+    """Score the model's next-token distribution over groups; pass prompts that no prober was
+    trained on.
 
     Args:
         groups: those between which the distribution should be even; default: all of the corpus.
@@ -64,13 +65,16 @@ def group_bias(
     require_seed(seed)
     names = list(corpus.group_names) if groups is None else as_texts(groups, "group")
     if len(names) < 2 or not set(names) <= set(corpus.group_names):
-        raise TracelabError(f"two or more of the groups {', '.join(corpus.group_names)} are needed, not {names}")
+        raise TracelabError(
+            f"two or more of the groups {', '.join(corpus.group_names)} are needed, not {names}"
+        )
     found = harvest(model, corpus, group_token_ids(model, corpus))
     p = found.labels[:, [corpus.group_names.index(name) for name in names]]
     share = p.sum(dim=1)
     distance = (p / share[:, None] - 1 / len(names)).abs().sum(dim=1) / 2
     prompts = pd.DataFrame(
-        [(q.id, q.bias_type, q.concept) for q in corpus.prompts], columns=["id", "bias_type", "concept"]
+        [(q.id, q.bias_type, q.concept) for q in corpus.prompts],
+        columns=["id", "bias_type", "concept"],
     )
     prompts["distance"], prompts["mass"] = distance.numpy(), (found.mass * share).numpy()
     settings = run_settings(model, [corpus], benchmark="group-bias", groups=names, seed=seed)
@@ -80,5 +84,8 @@ def group_bias(
 
 def _samples(prompts: pd.DataFrame) -> list[Sample]:
     (bias,) = prompts["bias_type"].unique()
-    groups = tuple(part[["distance", "mass"]].to_numpy(float) for _, part in prompts.groupby("concept", sort=True))
+    groups = tuple(
+        part[["distance", "mass"]].to_numpy(float)
+        for _, part in prompts.groupby("concept", sort=True)
+    )
     return [Sample(bias, groups, {"distance": column(0), "mass": column(1)})]

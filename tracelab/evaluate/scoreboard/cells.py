@@ -1,7 +1,8 @@
 """One cell of a scoreboard: the scores of a benchmark on one bias type under one edit.
 
-A cell that fails tells why and stops nothing; one that is done is kept in a folder under everything it depends on
-(model, edit with its tensors, benchmark, records, options, seed, versions) and not measured again.
+A cell that fails tells why and stops nothing; one that is done is kept in a folder under everything
+it depends on (model, edit with its tensors, benchmark, records, options, seed, versions) and not
+measured again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from tracelab.storage.kept import kept
 from tracelab.storage.ownership import file_name
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
-"""What makes a cell fail: everything but being interrupted. A TracelabError is a ValueError, a full memory a
-RuntimeError."""
+"""What makes a cell fail: everything but being interrupted. A TracelabError is a ValueError, a full
+memory a RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Question:
     reason: str = ""
 
     @classmethod
-    def read(cls, benchmark: Benchmark, bias: str, limit: int | None, options: Mapping[str, Any]) -> Question:
+    def read(
+        cls, benchmark: Benchmark, bias: str, limit: int | None, options: Mapping[str, Any]
+    ) -> Question:
         """Read the records; what goes wrong becomes the reason."""
         try:
             return cls(benchmark, bias, benchmark.read(bias or None, limit), options)
@@ -82,14 +85,19 @@ def measure_cell(
 
     def make() -> BenchmarkScores:
         with nullcontext() if edit is None else edit.applied(model):
-            return benchmark.score(model, question.records, edit=name, seed=seed, **question.options)
+            return benchmark.score(
+                model, question.records, edit=name, seed=seed, **question.options
+            )
 
     try:
         if folder is None:
             return Cell(make())
         request = run_settings(
             model,
-            [Sentence(str(k), each) if isinstance(each, str) else each for k, each in enumerate(question.records)],
+            [
+                Sentence(str(k), each) if isinstance(each, str) else each
+                for k, each in enumerate(question.records)
+            ],
             benchmark=benchmark.name,
             bias=question.bias,
             options={key: repr(value) for key, value in question.options.items()},

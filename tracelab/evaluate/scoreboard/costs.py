@@ -3,9 +3,11 @@
     latency_scoring   seconds of a forward pass over a full batch, edited / unedited
     latency_decode    seconds of greedy decoding with a cache, edited / unedited
 
-Both run in turn, ``repeats`` times after one run that is not counted, and the median of the ratios stands with their
-range: a range, not an interval. ``activation_mib`` is the largest sum of tensors that are alive at once during the
-scoring pass, weights not counted, the same on every device; scratch memory inside a kernel is not seen.
+Both run in turn, ``repeats`` times after one run that is not counted, and the median of the ratios
+stands with their
+range: a range, not an interval. ``activation_mib`` is the largest sum of tensors that are alive at
+once during the scoring pass, weights not counted, the same on every device; scratch memory inside a
+kernel is not seen.
 """
 
 from __future__ import annotations
@@ -58,25 +60,33 @@ def edit_costs(
     """Measure the costs of an edit on random tokens.
 
     Args:
-        batch, length: tokens of the scoring pass, no longer than the context; one row of them is the prompt of
-            decoding.
+        batch, length: tokens of the scoring pass, no longer than the context; one row of them is
+            the prompt of decoding.
         new_tokens: decoded after it.
         repeats: pairs of runs, edited and not, of each kind.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
 
     Returns:
-        By :data:`COLUMNS`. ``fit_seconds`` is not a number for an edit that does not say how long its fit took.
+        By :data:`COLUMNS`. ``fit_seconds`` is not a number for an edit that does not say how long
+        its fit took.
 
     Raises:
         TracelabError: the edit was made for another model, or hooks are on the model.
     """
-    for name, count in (("batch", batch), ("length", length), ("new_tokens", new_tokens), ("repeats", repeats)):
+    for name, count in (
+        ("batch", batch),
+        ("length", length),
+        ("new_tokens", new_tokens),
+        ("repeats", repeats),
+    ):
         require_int(name, count)
     require_unedited(model, "a measurement of costs", allow_hooks=allow_hooks)
     edit.hooks(model)
     length = min(length, context_length(model) or length)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary_size(model), (batch, length), generator=generator, device="cpu")
+    tokens = torch.randint(
+        vocabulary_size(model), (batch, length), generator=generator, device="cpu"
+    )
     tokens[:, 0] = bos_id(model)
     tokens = tokens.to(model.cfg.device)
 
@@ -102,20 +112,30 @@ def edit_costs(
     }
     for name, run in (("latency_scoring", scoring), ("latency_decode", decoding)):
         ratios = _ratios(model, edit, run, repeats)
-        found |= {name: float(np.median(ratios)), f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
-    with edit.applied(model), _peak_memory([*model.parameters(), *model.buffers(), *edit.parameters()]) as peak:
+        found |= {
+            name: float(np.median(ratios)),
+            f"{name}_low": min(ratios),
+            f"{name}_high": max(ratios),
+        }
+    with (
+        edit.applied(model),
+        _peak_memory([*model.parameters(), *model.buffers(), *edit.parameters()]) as peak,
+    ):
         scoring()
     return found | {"activation_mib": peak[0] / 2**20}
 
 
 def fit_seconds(edit: Intervention) -> float:
-    """How long an edit, or all members of a stack, took to fit; not a number if one does not say."""
+    """How long an edit, or all members of a stack, took to fit; not a number if one does not
+    say."""
     if isinstance(edit, Stack):
         return float(sum(fit_seconds(member) for member in edit))
     return float(edit.notes.get("fit_seconds", np.nan))
 
 
-def _ratios(model: TransformerBridge, edit: Intervention, run: Callable[[], None], repeats: int) -> list[float]:
+def _ratios(
+    model: TransformerBridge, edit: Intervention, run: Callable[[], None], repeats: int
+) -> list[float]:
     ratios = []
     for number in range(repeats + 1):
         seconds = []
@@ -161,7 +181,8 @@ class _Alive(TorchDispatchMode):
 
 @contextmanager
 def _peak_memory(known: list[Tensor]) -> Iterator[list[int]]:
-    """Bytes of the tensors made inside the block that were alive at once, at most; in the list when it ends."""
+    """Bytes of the tensors made inside the block that were alive at once, at most; in the list when
+    it ends."""
     mode = _Alive(known)
     with mode:
         yield mode.peak

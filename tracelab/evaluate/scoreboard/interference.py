@@ -1,11 +1,13 @@
 """Do edits applied together do what each does alone?
 
-With d(E) the change of a metric under the edit E against the unedited model, for a stack of edits A, B, …
+With d(E) the change of a metric under the edit E against the unedited model, for a stack of edits
+A, B, …
 
     interaction = d(A + B + …) − ( d(A) + d(B) + … )
 
-0: they add up. Of the sign of d(A): they strengthen each other; of the other: one undoes the other. All are measured
-on the same units, and the interval is that of the interaction over bootstrap resamples applied to all alike.
+0: they add up. Of the sign of d(A): they strengthen each other; of the other: one undoes the other.
+All are measured on the same units, and the interval is that of the interaction over bootstrap
+resamples applied to all alike.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from tracelab.statistics import percentile_interval, two_stage_means
 
 
 def interference(
-    unedited: BenchmarkScores, members: Sequence[BenchmarkScores], stack: BenchmarkScores, *, seed: int = 0
+    unedited: BenchmarkScores,
+    members: Sequence[BenchmarkScores],
+    stack: BenchmarkScores,
+    *,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """The interaction of the edits of a stack, one row a metric and bias type.
 
@@ -32,7 +38,8 @@ def interference(
         stack: under all of them.
 
     Returns:
-        ``benchmark, bias, metric, sum_of_members, stack, interaction, low, high, n``: changes against ``unedited``.
+        ``benchmark, bias, metric, sum_of_members, stack, interaction, low, high, n``: changes
+        against ``unedited``.
 
     Raises:
         TracelabError: results of different benchmarks, data or ways to score.
@@ -43,13 +50,17 @@ def interference(
         require_comparable(unedited, result)
     rows: list[dict[str, Any]] = []
     for samples in zip(*(result.samples() for result in results), strict=True):
-        stacked = [np.hstack(groups) for groups in zip(*(sample.groups for sample in samples), strict=True)]
+        stacked = [
+            np.hstack(groups) for groups in zip(*(sample.groups for sample in samples), strict=True)
+        ]
         draws = np.split(two_stage_means(stacked, seed=seed), len(results), axis=1)
         first = samples[0]
         for metric, function in first.metrics.items():
             values = [float(function(sample.means)) for sample in samples]
             resampled = [function(means) for means in draws]
-            low, high = percentile_interval(_interaction(resampled)) if first.n > 1 else (np.nan, np.nan)
+            low, high = (
+                percentile_interval(_interaction(resampled)) if first.n > 1 else (np.nan, np.nan)
+            )
             rows.append(
                 {
                     "benchmark": unedited.settings["benchmark"],

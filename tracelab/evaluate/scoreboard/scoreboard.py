@@ -1,11 +1,13 @@
-"""Edits beside each other: every benchmark, before and under each edit, with paired statistics and costs.
+"""Edits beside each other: every benchmark, before and under each edit, with paired statistics and
+costs.
 
-    board = tracelab.evaluate(model, {"fairmed": fairmed, "both": Stack([fairmed, experts])}, bias="gender")
-    board.plot()
+    board = tracelab.evaluate(model, {"fairmed": fairmed, "both": Stack([fairmed, experts])},
+    bias="gender") board.plot()
 
 Each row is measured on the same records as the unedited model and compared with it unit by unit
-(:mod:`.paired`). ``p_holm`` is corrected over all comparisons of the table (Holm, 1979), so that one row in twenty is
-not "significant" by itself. Bias types that the edits were not made for are shown too: an edit may move them.
+(:mod:`.paired`). ``p_holm`` is corrected over all comparisons of the table (Holm, 1979), so that
+one row in twenty is not "significant" by itself. Bias types that the edits were not made for are
+shown too: an edit may move them.
 """
 
 from __future__ import annotations
@@ -67,12 +69,13 @@ class Scoreboard(Result):
     """The table; see the module's docstring.
 
     Attributes:
-        table: one row an (edit, benchmark, bias, metric): ``value`` with its bootstrap interval ``low, high`` over
-            ``n`` units; of an edit also the ``difference`` to the unedited model with its paired interval, the
-            standardised ``effect``, ``p_paired`` (permutation) and ``p_holm`` (corrected over the table). Where a cell
-            failed, one row with the ``reason``.
+        table: one row an (edit, benchmark, bias, metric): ``value`` with its bootstrap interval
+            ``low, high`` over ``n`` units; of an edit also the ``difference`` to the unedited model
+            with its paired interval, the standardised ``effect``, ``p_paired`` (permutation) and
+            ``p_holm`` (corrected over the table). Where a cell failed, one row with the ``reason``.
         costs: one row an edit; see :mod:`.costs`.
-        interactions: for stacks whose members are rows too, whether their changes add up; see :mod:`.interference`.
+        interactions: for stacks whose members are rows too, whether their changes add up; see
+            :mod:`.interference`.
     """
 
     table: pd.DataFrame
@@ -97,7 +100,11 @@ class Scoreboard(Result):
     def text(self) -> str:
         """The wide table, the costs, and why cells failed."""
         parts = [self.to_markdown()]
-        for table in (self.costs.drop(columns="reason", errors="ignore"), self.interactions, self.failed):
+        for table in (
+            self.costs.drop(columns="reason", errors="ignore"),
+            self.interactions,
+            self.failed,
+        ):
             if len(table):
                 parts.append(markdown_table(table, index=False, floatfmt=".3g"))
         return "\n\n".join(parts)
@@ -109,7 +116,8 @@ class Scoreboard(Result):
         return scoreboard(self)
 
     def plot_tradeoff(self, bias_metric: str = "ss", capability: str = "perplexity") -> go.Figure:
-        """Distance of a bias metric from its ideal value against a capability metric, one point an edit."""
+        """Distance of a bias metric from its ideal value against a capability metric, one point an
+        edit."""
         from tracelab.figures import tradeoff
 
         return tradeoff(self, bias_metric, capability)
@@ -122,7 +130,8 @@ class Scoreboard(Result):
         return made
 
     def wide(self) -> pd.DataFrame:
-        """One row an edit, one column a metric: ``value [low, high]``, with ``*`` where ``p_holm`` is under 0.05.
+        """One row an edit, one column a metric: ``value [low, high]``, with ``*`` where ``p_holm``
+        is under 0.05.
 
         A cell without scores says ``failed``; :attr:`failed` says why.
         """
@@ -130,7 +139,9 @@ class Scoreboard(Result):
         prefixes = [" ".join(filter(None, (row["benchmark"], row["bias"]))) for row in rows]
         made: dict[str, dict[str, str]] = {row["edit"]: {} for row in rows}
         columns = dict.fromkeys(
-            f"{prefix} {row['metric']}" for prefix, row in zip(prefixes, rows, strict=True) if not row["reason"]
+            f"{prefix} {row['metric']}"
+            for prefix, row in zip(prefixes, rows, strict=True)
+            if not row["reason"]
         )
         for prefix, row in zip(prefixes, rows, strict=True):
             if row["reason"]:
@@ -167,20 +178,24 @@ def evaluate(
 
     Args:
         interventions: edits by the name of their row; a sequence takes the edits' own names.
-        benchmarks: names (:data:`~tracelab.evaluate.registry.BENCHMARKS`, ``lm-eval/TASK``), or benchmarks.
-        bias: type that the edits were made for (:data:`~tracelab.evaluate.registry.BIAS_TYPES`); None: all of them.
+        benchmarks: names (:data:`~tracelab.evaluate.registry.BENCHMARKS`, ``lm-eval/TASK``), or
+            benchmarks.
+        bias: type that the edits were made for (:data:`~tracelab.evaluate.registry.BIAS_TYPES`);
+            None: all of them.
         limit: at most so many records of each benchmark, evenly spread, or by benchmark.
         options: keyword arguments of scorers, by benchmark.
-        off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias types too.
+        off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias
+            types too.
         costs: whether to measure what the edits cost.
         folder: where finished cells are kept; the same call takes them up.
-        allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells measured under a hook
-            that is no edit of tracelab's are never taken up.
+        allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells
+            measured under a hook that is no edit of tracelab's are never taken up.
         seed: of the bootstrap and the permutations; seeds of sampling are an option of ``bold``.
 
     Raises:
-        TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for another model, hooks
-            on the model. What goes wrong in one cell is told in the table instead.
+        TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for
+            another model, hooks on the model. What goes wrong in one cell is told in the table
+            instead.
     """
     require_seed(seed)
     for most in limit.values() if isinstance(limit, Mapping) else [limit]:
@@ -218,12 +233,17 @@ def evaluate(
         benchmarks=[item.name for item in chosen],
         bias=bias,
         limit=dict(limit) if isinstance(limit, Mapping) else limit,
-        options={name: {key: repr(value) for key, value in given.items()} for name, given in (options or {}).items()},
+        options={
+            name: {key: repr(value) for key, value in given.items()}
+            for name, given in (options or {}).items()
+        },
         edits={name: edit.settings() for name, edit in edits.items()},
         seed=seed,
     )
     joined = pd.concat(interactions, ignore_index=True) if interactions else pd.DataFrame()
-    return Scoreboard(settings, table, _costs(model, edits, allow_hooks) if costs else pd.DataFrame(), joined)
+    return Scoreboard(
+        settings, table, _costs(model, edits, allow_hooks) if costs else pd.DataFrame(), joined
+    )
 
 
 def _named(
@@ -236,7 +256,8 @@ def _named(
         named = {edit.name: edit for edit in edits}
         if len(named) < len(edits):
             raise TracelabError(
-                f"two edits have one name among {', '.join(edit.name for edit in edits)}: give a mapping from names"
+                f"two edits have one name among {', '.join(edit.name for edit in edits)}: give a "
+                "mapping from names"
             )
     if UNEDITED in named:
         raise TracelabError(f"{UNEDITED!r} is the model as it is: call the edit something else")
@@ -260,7 +281,9 @@ def _questions(
     for item in benchmarks:
         most = limit.get(item.name) if isinstance(limit, Mapping) else limit
         targeted = [b for b in item.biases if bias in (None, b)]
-        others = [b for b in item.biases if b not in targeted] if item.every_bias and off_target else []
+        others = (
+            [b for b in item.biases if b not in targeted] if item.every_bias and off_target else []
+        )
         for each in targeted + others if item.biases else [""]:
             questions.append(Question.read(item, each, most, options.get(item.name, {})))
         if item.biases and not targeted:
@@ -269,7 +292,9 @@ def _questions(
     return questions
 
 
-def _rows(question: Question, cell: Cell, before: Cell | None, name: str, seed: int) -> pd.DataFrame:
+def _rows(
+    question: Question, cell: Cell, before: Cell | None, name: str, seed: int
+) -> pd.DataFrame:
     """The rows of one cell, with differences where there is a ``before`` with scores."""
     own = {"edit": name, "benchmark": question.benchmark.name, "bias": question.bias}
     if cell.scores is None:
@@ -277,27 +302,42 @@ def _rows(question: Question, cell: Cell, before: Cell | None, name: str, seed: 
     table = _headline(cell.scores.table, question)
     if before is not None and before.scores is not None:
         names = {"low": "difference_low", "high": "difference_high", "p": "p_paired"}
-        change = _headline(paired(before.scores, cell.scores, seed=seed).rename(columns=names), question)
-        table = table.merge(change[["metric", "difference", *names.values(), "effect"]], on="metric", validate="1:1")
+        change = _headline(
+            paired(before.scores, cell.scores, seed=seed).rename(columns=names), question
+        )
+        table = table.merge(
+            change[["metric", "difference", *names.values(), "effect"]], on="metric", validate="1:1"
+        )
     return table.assign(**own, reason="")
 
 
 def _headline(table: pd.DataFrame, question: Question) -> pd.DataFrame:
-    """The rows that belong on a scoreboard: of all records together, not of the parts that some tables have too."""
+    """The rows that belong on a scoreboard: of all records together, not of the parts that some
+    tables have too."""
     table = table[table["bias"] == table.loc[table["n"].idxmax(), "bias"]]
     shown = question.benchmark.metrics
     return table[table["metric"].isin(shown)] if shown else table
 
 
 def _interactions(
-    question: Question, before: Cell, cells: Mapping[str, Cell], edits: Mapping[str, Intervention], seed: int
+    question: Question,
+    before: Cell,
+    cells: Mapping[str, Cell],
+    edits: Mapping[str, Intervention],
+    seed: int,
 ) -> list[pd.DataFrame]:
     found = []
     for name, edit in edits.items():
-        members = [key for member in edit for key in edits if edits[key] is member] if isinstance(edit, Stack) else []
+        members = (
+            [key for member in edit for key in edits if edits[key] is member]
+            if isinstance(edit, Stack)
+            else []
+        )
         if len(members) < 2 or len(members) < len(list(edit)):  # type: ignore[call-overload]
             continue
-        scores = [cell.scores for cell in (before, *(cells[member] for member in members), cells[name])]
+        scores = [
+            cell.scores for cell in (before, *(cells[member] for member in members), cells[name])
+        ]
         if any(each is None for each in scores):
             continue
         known = [each for each in scores if each is not None]
@@ -315,11 +355,15 @@ def _holm(p: pd.Series) -> np.ndarray:
     return corrected
 
 
-def _costs(model: TransformerBridge, edits: Mapping[str, Intervention], allow_hooks: bool) -> pd.DataFrame:
+def _costs(
+    model: TransformerBridge, edits: Mapping[str, Intervention], allow_hooks: bool
+) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, edit in itertools.chain([(UNEDITED, Stack([]))], edits.items()):
         try:
-            rows.append({"edit": name, **edit_costs(model, edit, allow_hooks=allow_hooks), "reason": ""})
+            rows.append(
+                {"edit": name, **edit_costs(model, edit, allow_hooks=allow_hooks), "reason": ""}
+            )
         except FAILURES as error:
             rows.append({"edit": name, "reason": " ".join(str(error).split())})
     return pd.DataFrame(rows).reindex(columns=["edit", *COST_COLUMNS, "reason"])

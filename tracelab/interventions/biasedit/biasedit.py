@@ -1,16 +1,18 @@
-"""BiasEdit: weight shifts of a few MLP output maps, made by an editor network from stereotype triples.
+"""BiasEdit: weight shifts of a few MLP output maps, made by an editor network from stereotype
+triples.
 
-The editor (:mod:`.editor`) is trained so that the shift it makes from a group of triples brings stereotype and
-anti-stereotype to the same likelihood and leaves the model elsewhere as it was (:mod:`.triple_losses`,
-:mod:`.biasedit_training`). Two protocols, never to be read in one column:
+The editor (:mod:`.editor`) is trained so that the shift it makes from a group of triples brings
+stereotype and anti-stereotype to the same likelihood and leaves the model elsewhere as it was
+(:mod:`.triple_losses`, :mod:`.biasedit_training`). Two protocols, never to be read in one column:
 
     inductive      one edit, made from training triples, applied to text it has not seen (this class; can be saved)
     transductive   the paper's: for each group of test triples an edit made from those labelled triples themselves
                    (:func:`tracelab.evaluate.transductive_scores`)
 
-Only the shift is an intervention. The editor stays in :attr:`BiasEdit.editors` of the process that fitted it, and is
-not part of a bundle. Source: arXiv 2503.08588 and its code; ``BiasEditConfig.reference()`` has the code's settings.
-"""
+Only the shift is an intervention. The editor stays in :attr:`BiasEdit.editors` of the process that
+fitted it, and is not part of a bundle. Source: arXiv 2503.08588 and its code;
+``BiasEditConfig.reference()`` has the code's settings.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -69,10 +71,14 @@ class BiasEdit(WeightDelta):
     kind = "biasedit"
     Spec = BiasEditSpec
 
-    def __init__(self, spec: BiasEditSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: BiasEditSpec, origin: Origin | None, notes: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(spec, origin, notes)
         self.config, self.bias = spec.config, spec.bias
-        self._editors: list[Editors] = []  # in a list, so that they are no part of the edit's tensors
+        self._editors: list[
+            Editors
+        ] = []  # in a list, so that they are no part of the edit's tensors
 
     @classmethod
     @learning()
@@ -89,32 +95,38 @@ class BiasEdit(WeightDelta):
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
 
-        The strength of the edit is the one of :data:`STRENGTHS` whose SS on the development triples is nearest to 50
-        among those that cost at most :data:`LMS_LOSS` points of LMS there.
+        The strength of the edit is the one of :data:`STRENGTHS` whose SS on the development triples
+        is nearest to 50 among those that cost at most :data:`LMS_LOSS` points of LMS there.
 
         Args:
-            data: training records, of which ``n_support`` at most are used; not those the edit will be scored on.
-            layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end; or ``"auto"``: the
-                three whose MLP has the largest effect in causal tracing of training pairs.
-            dev: development records, which end the training and choose the strength; default: those of a fifth of
-                the target terms of ``data``.
+            data: training records, of which ``n_support`` at most are used; not those the edit will
+                be scored on.
+            layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end;
+                or ``"auto"``: the three whose MLP has the largest effect in causal tracing of
+                training pairs.
+            dev: development records, which end the training and choose the strength; default: those
+                of a fifth of the target terms of ``data``.
             partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable triple, a layer without the map, a loss that is not finite at the first step, or
-                training that diverges.
+            TracelabError: no usable triple, a layer without the map, a loss that is not finite at
+                the first step, or training that diverges.
         """
         began = perf_counter()
         require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
         require_partial(partial)
         config = config or BiasEditConfig()
         records, held_out = (
-            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+            split_by_target(data, seed=config.seed)
+            if dev is None
+            else (as_records(data), as_records(dev))
         )
         chosen = edited_layers(model, layers, records)
         rank = config.delta_rank if config.shift == "direct" else None
-        zero = WeightDelta.low_rank(model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed)
+        zero = WeightDelta.low_rank(
+            model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed
+        )
         shapes = zero.spec().maps
         order = np.random.default_rng(config.seed)
         samples = [
@@ -126,7 +138,9 @@ class BiasEdit(WeightDelta):
         edit = cls(BiasEditSpec(maps=shapes, config=config, bias=bias), zero.origin)
         edit.load_state_dict(zero.state_dict())
         edit.to(model.cfg.device)
-        trained, measured = (TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples))
+        trained, measured = (
+            TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples)
+        )
         learner = (DirectShift if config.shift == "direct" else EditorShift)(edit, trained, config)
 
         def evaluate() -> dict[str, float]:
@@ -134,7 +148,12 @@ class BiasEdit(WeightDelta):
             figures = measured.measure(edit, range(len(measured)))
             return figures | {"score": figures["loss"]}
 
-        key = {"data": data_hash(records), "dev": data_hash(held_out), "config": asdict(config), "layers": chosen}
+        key = {
+            "data": data_hash(records),
+            "dev": data_hash(held_out),
+            "config": asdict(config),
+            "layers": chosen,
+        }
         curves = train(
             learner.module,
             torch.optim.Adam(learner.groups()),
@@ -154,15 +173,25 @@ class BiasEdit(WeightDelta):
         strength, table = _strength(edit, measured)
         if not strength:
             warnings.warn(
-                f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the development triples without "
-                f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, or on more triples',
+                f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the "
+                "development triples without "
+                f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, '
+                "or on more triples",
                 stacklevel=3,
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
-        edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
-        edit.notes |= {"strength": strength, "strengths": table, "fit_seconds": round(perf_counter() - began, 1)}
+        edit.notes |= {
+            "left_out": train_triples.left_out,
+            "n_train": len(trained),
+            "n_dev": len(measured),
+        }
+        edit.notes |= {
+            "strength": strength,
+            "strengths": table,
+            "fit_seconds": round(perf_counter() - began, 1),
+        }
         return edit
 
     @property
@@ -174,21 +203,25 @@ class BiasEdit(WeightDelta):
         """
         if not self._editors:
             raise TracelabError(
-                "this edit has no editor network: a bundle holds none, nor has a direct shift; fit one in this process"
+                "this edit has no editor network: a bundle holds none, nor has a direct shift; fit "
+                "one in this process"
             )
         return self._editors[0]
 
     def for_groups(
         self, model: TransformerBridge, records: Iterable[StereoSetRecord]
     ) -> Iterator[tuple[list[StereoSetRecord], WeightDelta]]:
-        """The transductive protocol: records in groups of ``n_edits``, in order, each with the edit made from it.
+        """The transductive protocol: records in groups of ``n_edits``, in order, each with the edit
+        made from it.
 
         Raises:
             TracelabError: this edit was loaded and has no editor, or a group has no usable triple.
         """
         editors, size, records = self.editors, self.config.n_edits, as_records(records)
         with measuring():
-            shift = WeightDelta(WeightDeltaSpec(maps=self._spec.maps), self.origin).to(model.cfg.device)
+            shift = WeightDelta(WeightDeltaSpec(maps=self._spec.maps), self.origin).to(
+                model.cfg.device
+            )
         for start in range(0, len(records), size):
             group = list(records[start : start + size])
             made_from = TripleModel(model, tokenise(model, group), self._spec.maps, self.config)
@@ -226,7 +259,9 @@ def edited_layers(
         trace = causal_trace(model, records, components=("mlp",), window=3, max_cases=16)
         effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
         return sorted(int(layer) for layer in effects.index[:3])
-    found = sorted({n_layers - int(digit) for digit in require_layer_words(layers).removeprefix("last")})
+    found = sorted(
+        {n_layers - int(digit) for digit in require_layer_words(layers).removeprefix("last")}
+    )
     if found[0] < 0:
         raise TracelabError(f"layers {layers!r}: the model has {n_layers}")
     return found
@@ -239,7 +274,9 @@ def require_layer_words(layers: str) -> str:
         TracelabError: it is neither.
     """
     if not re.fullmatch(r"auto|last[1-9]+", layers):
-        raise TracelabError(f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …')
+        raise TracelabError(
+            f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …'
+        )
     return layers
 
 
@@ -257,7 +294,9 @@ def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[in
         else:
             half = order.permutation(terms)[: len(terms) // 2]
             first = np.isin(targets, half)
-            made_from, judged_on = (order.permutation(np.flatnonzero(rows)) for rows in (first, ~first))
+            made_from, judged_on = (
+                order.permutation(np.flatnonzero(rows)) for rows in (first, ~first)
+            )
             yield made_from[: config.n_edits].tolist(), judged_on[: config.n_query].tolist()
 
 
@@ -272,6 +311,10 @@ def _strength(edit: BiasEdit, measured: TripleModel) -> tuple[float, list[dict[s
         table.append({"strength": factor, **measured.measure(edit, group)})
         edit.load_state_dict(whole)
     # Never true of a figure that is not a number.
-    allowed = [row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS and 0 <= row["ss"] <= 100]
+    allowed = [
+        row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS and 0 <= row["ss"] <= 100
+    ]
     best = min(allowed, key=lambda row: abs(row["ss"] - 50))
-    return best["strength"], [{name: round(value, 4) for name, value in row.items()} for row in table]
+    return best["strength"], [
+        {name: round(value, 4) for name, value in row.items()} for row in table
+    ]

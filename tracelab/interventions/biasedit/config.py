@@ -22,23 +22,29 @@ class BiasEditConfig:
     """How the editor is trained and what shift it makes.
 
     Attributes:
-        shift: ``editor`` (the paper's), or ``direct``: no editor; low-rank shifts are trained on the same losses
-            themselves (tracelab's, to see what the editor adds; it has no transductive protocol).
+        shift: ``editor`` (the paper's), or ``direct``: no editor; low-rank shifts are trained on
+            the same losses themselves (tracelab's, to see what the editor adds; it has no
+            transductive protocol).
         delta_rank, delta_lr: of direct shifts, with Adam.
         loss, beta, margin, retention: see :mod:`.triple_losses`.
         span: what the loss compares: the whole ``sentence`` (as SS does) or the ``filler``.
         lam: weight of the retention loss (``loc_coef`` in the released code).
-        retain_on: sentences on which the unedited model is retained: ``unrelated`` (the paper's) or ``all`` three.
-        positions: cached tokens: ``predicting`` (whose logits are scored) or ``ans_ref`` (as released: one later).
-        query: triples on which a step's shift is judged: ``same`` as it was made from (the paper's) or of other target
-            terms (``held_out``), which is what an edit that is carried to unseen text has to stand.
+        retain_on: sentences on which the unedited model is retained: ``unrelated`` (the paper's) or
+            ``all`` three.
+        positions: cached tokens: ``predicting`` (whose logits are scored) or ``ans_ref`` (as
+            released: one later).
+        query: triples on which a step's shift is judged: ``same`` as it was made from (the paper's)
+            or of other target terms (``held_out``), which is what an edit that is carried to unseen
+            text has to stand.
         n_edits: triples a shift is made from; at most all there are.
         n_query: triples a step's shift is judged on.
         n_support: at most so many training triples are used.
         batch_size: micro-batch; losses are means over it and summed over a group's micro-batches.
-        rank, n_blocks, lr, ridge, init: of the :class:`~tracelab.interventions.biasedit.editor.Editor`.
+        rank, n_blocks, lr, ridge, init: of the
+            :class:`~tracelab.interventions.biasedit.editor.Editor`.
         meta_lr: Adam's learning rate of the editor.
-        step_lr: Adam's learning rate of eta, as a share of ``lr`` (released: ``meta_lr / lr``, ten times eta a step).
+        step_lr: Adam's learning rate of eta, as a share of ``lr`` (released: ``meta_lr / lr``, ten
+            times eta a step).
         steps: at most so many groups.
         eval_every: groups between two looks at the development triples.
         patience: looks without improvement after which training ends.
@@ -86,7 +92,15 @@ class BiasEditConfig:
             ("init", INITS),
         ):
             require_choice(name, getattr(self, name), choices)
-        for name in ("n_edits", "n_query", "n_support", "batch_size", "n_blocks", "eval_every", "patience"):
+        for name in (
+            "n_edits",
+            "n_query",
+            "n_support",
+            "batch_size",
+            "n_blocks",
+            "eval_every",
+            "patience",
+        ):
             require_int(name, getattr(self, name))
         for name in ("delta_rank", "rank"):
             require_int(name, getattr(self, name), most=WIDTH_MOST)
@@ -105,7 +119,8 @@ class BiasEditConfig:
 
     @classmethod
     def reference(cls, **changes: object) -> BiasEditConfig:
-        """The released settings of GPT2-medium, up to the number of steps: losses, positions, sizes, initialisation."""
+        """The released settings of GPT2-medium, up to the number of steps: losses, positions,
+        sizes, initialisation."""
         released: dict = {
             "loss": "reference",
             "retention": "reference",

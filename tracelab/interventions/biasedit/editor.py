@@ -1,18 +1,21 @@
-"""BiasEdit's editor network: from what a linear map sees and is told to change, to a shift of its weights.
+"""BiasEdit's editor network: from what a linear map sees and is told to change, to a shift of its
+weights.
 
 For each cached token, with input u of the map and gradient g of the debiasing loss at its output,
 
     (k~, g~) = editor(u, g)          D_row = -eta <u, k~> g~
     S = (K^T K + e^l I)^-1 K^T D     the shift [d_k, d_v] that lets each key produce its wanted change (ridge)
 
-One network serves all maps of one shape; which map it works for enters by a scale and a shift per block, and each map
-has a step size eta and a ridge e^l of its own. Two blocks ``x + scale * ReLU(x A B + b) + shift`` act on the
-concatenated pair, normalised by running means and deviations. With B = 0, at first, the editor is the
-normaliser alone. Source: BiasEdit (arXiv 2503.08588) and MALMEN (arXiv 2311.04661), whose solve it is.
+One network serves all maps of one shape; which map it works for enters by a scale and a shift per
+block, and each map has a step size eta and a ridge e^l of its own. Two blocks ``x + scale * ReLU(x
+A B + b) + shift`` act on the concatenated pair, normalised by running means and deviations. With B
+= 0, at first, the editor is the normaliser alone. Source: BiasEdit (arXiv 2503.08588) and MALMEN
+(arXiv 2311.04661), whose solve it is.
 
-The ridge has two equal forms. ``S = K^T (K K^T + e^l I)^-1 D`` solves n × n, the one above d_k × d_k; the smaller
-is taken. It is differentiable: a loss of the shifted model is backpropagated through the solve into the editor.
-"""
+The ridge has two equal forms. ``S = K^T (K K^T + e^l I)^-1 D`` solves n × n, the one above d_k ×
+d_k; the smaller is taken. It is differentiable: a loss of the shifted model is backpropagated
+through the solve into the editor.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -58,7 +61,9 @@ class Normaliser(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, size: int, n_maps: int, rank: int, init: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, size: int, n_maps: int, rank: int, init: str, generator: torch.Generator
+    ) -> None:
         super().__init__()
         a = torch.randn(size, rank, generator=generator, dtype=torch.float32, device="cpu")
         self.A = nn.Parameter(a / size**0.5 if init == "scaled" else a)
@@ -79,10 +84,11 @@ class Editor(nn.Module):
         n_maps: how many there are.
         rank: width of the hidden layer of each block (1920 in the paper).
         lr: initial step size eta of each map.
-        ridge: initial e^l of each map (1 in the paper). Small, the shift gives each key its own change; large, it is
-            what the keys have in common that is changed, in proportion to K^T D.
-        init: ``"normal"``: A ~ N(0, 1) as released; ``"scaled"``: divided by √(d_k + d_v), so that a step of the
-            optimiser moves the output by as much whatever the width.
+        ridge: initial e^l of each map (1 in the paper). Small, the shift gives each key its own
+            change; large, it is what the keys have in common that is changed, in proportion to K^T
+            D.
+        init: ``"normal"``: A ~ N(0, 1) as released; ``"scaled"``: divided by √(d_k + d_v), so that
+            a step of the optimiser moves the output by as much whatever the width.
     """
 
     def __init__(
@@ -104,11 +110,12 @@ class Editor(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.d_k = d_k
         self.normaliser = Normaliser(d_k + d_v)
-        self.blocks = nn.ModuleList(_Block(d_k + d_v, n_maps, rank, init, generator) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(
+            _Block(d_k + d_v, n_maps, rank, init, generator) for _ in range(n_blocks)
+        )
         self.lr = lr
-        self.step = nn.Parameter(
-            torch.ones(n_maps, dtype=torch.float32)
-        )  # eta / lr, so that it is trained in relative steps
+        # eta / lr, so that it is trained in relative steps
+        self.step = nn.Parameter(torch.ones(n_maps, dtype=torch.float32))
         self.log_ridge = nn.Parameter(torch.full((n_maps,), log(ridge), dtype=torch.float32))
 
     def forward(
@@ -119,9 +126,16 @@ class Editor(nn.Module):
         for block in self.blocks:
             x = block(x, index)
         pseudo_keys, pseudo_grads = x.split([self.d_k, x.shape[1] - self.d_k], dim=1)
-        return -self.lr * self.step[index] * (keys * pseudo_keys).sum(dim=1, keepdim=True) * pseudo_grads
+        return (
+            -self.lr
+            * self.step[index]
+            * (keys * pseudo_keys).sum(dim=1, keepdim=True)
+            * pseudo_grads
+        )
 
-    def shift(self, keys: Float[Tensor, "n d_k"], grads: Float[Tensor, "n d_v"], index: int) -> Tensor:
+    def shift(
+        self, keys: Float[Tensor, "n d_k"], grads: Float[Tensor, "n d_v"], index: int
+    ) -> Tensor:
         """The shift S ``[d_k, d_v]`` of map ``index``."""
         return ridge(keys, self(keys, grads, index), self.log_ridge[index])
 
@@ -132,34 +146,41 @@ def ridge(
     log_ridge: Float[Tensor, ""],
     form: str = "auto",
 ) -> Float[Tensor, "d_k d_v"]:
-    """``argmin_S ‖K S - D‖² + e^l ‖S‖²``, by the smaller of the two equal forms unless one is named.
+    """``argmin_S ‖K S - D‖² + e^l ‖S‖²``, by the smaller of the two equal forms unless one is
+    named.
 
     Differentiable in D and l; the keys are constants.
 
     Raises:
-        TracelabError: the system cannot be solved (values that are not finite, or a ridge too small).
+        TracelabError: the system cannot be solved (values that are not finite, or a ridge too
+            small).
     """
     n, d_k = keys.shape
     dual = n <= d_k if form == "auto" else form == "dual"
     values, log_ridge, dtype = values.double(), log_ridge.double(), values.dtype
     keys = keys.detach()  # constants: the factor below has no gradient
-    # The first tokens of texts have keys so large that a small ridge is lost in the rounding of fp32.
+    # The first tokens of texts have keys so large that a small ridge is lost in the rounding of
+    # fp32.
     rounding = torch.finfo(torch.float32).eps * float(keys.square().sum())
     if rounding > 1e-3 * float(log_ridge.detach().exp()):
         keys = keys.double()
     with measuring():
         gram = (keys @ keys.T if dual else keys.T @ keys).double()
-        system = gram + log_ridge.exp() * torch.eye(gram.shape[0], device=gram.device, dtype=gram.dtype)
+        system = gram + log_ridge.exp() * torch.eye(
+            gram.shape[0], device=gram.device, dtype=gram.dtype
+        )
         factor, fault = torch.linalg.cholesky_ex(system)
     if int(fault) or not torch.isfinite(factor).all():
         raise TracelabError(
-            f"the ridge solve of {n} keys failed with ridge {float(log_ridge.detach().exp()):.3g}: lower meta_lr, or "
+            f"the ridge solve of {n} keys failed with ridge {float(log_ridge.detach().exp()):.3g}: "
+            "lower meta_lr, or "
             "edit fewer triples at once (n_edits)"
         )
     keys = keys.double()
     solved = torch.cholesky_solve(values if dual else keys.T @ values, factor)
     if log_ridge.requires_grad:
-        # d/dl A^-1 y = -e^l A^-1 A^-1 y, given as a term of value 0: autograd through the factor costs far more.
+        # d/dl A^-1 y = -e^l A^-1 A^-1 y, given as a term of value 0: autograd through the factor
+        # costs far more.
         change = log_ridge.exp() - log_ridge.exp().detach()
         solved = solved - change * torch.cholesky_solve(solved.detach(), factor)
     return (keys.T @ solved if dual else solved).to(dtype)

@@ -1,6 +1,7 @@
 """The two ways to learn BiasEdit's shift: through an editor network, or directly.
 
-Both put the shift into the edit (:meth:`show`) and leave a step's gradients in the parameters of their ``module``.
+Both put the shift into the edit (:meth:`show`) and leave a step's gradients in the parameters of
+their ``module``.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ Batch = tuple[Sequence[int], Sequence[int]]
 
 
 class EditorShift:
-    """An editor makes the shift; the edit is the mean of its shifts over groups of ``n_edits`` training triples."""
+    """An editor makes the shift; the edit is the mean of its shifts over groups of ``n_edits``
+    training triples."""
 
     def __init__(self, edit: WeightDelta, trained: TripleModel, config: BiasEditConfig) -> None:
         self.edit, self.trained, self.config = edit, trained, config
         self.module = Editors(edit.spec().maps, config).to(trained.model.cfg.device)
         self.editors = [self.module]
         n_groups = ceil(len(trained) / config.n_edits)
-        self._groups = [group.tolist() for group in np.array_split(np.arange(len(trained)), n_groups)]
+        self._groups = [
+            group.tolist() for group in np.array_split(np.arange(len(trained)), n_groups)
+        ]
         for group in self._groups:
             self.module.update(trained.cached(group))
 
@@ -39,7 +43,8 @@ class EditorShift:
 
     @learning()
     def step(self, batch: Batch) -> dict[str, float]:
-        """Shift from one group, loss on another; backpropagated through the edit's tensors into the editor."""
+        """Shift from one group, loss on another; backpropagated through the edit's tensors into the
+        editor."""
         made_from, judged_on = batch
         rows = self.trained.cached(made_from)
         self.module.update(rows)

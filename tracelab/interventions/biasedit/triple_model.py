@@ -1,8 +1,10 @@
-"""How BiasEdit's editor is trained and used: what is cached of a group of triples, the shift, the losses under it.
+"""How BiasEdit's editor is trained and used: what is cached of a group of triples, the shift, the
+losses under it.
 
-One step, for a group of triples (MALMEN's scheme): the unedited model's debiasing loss gives each edited map its keys
-and output gradients; the editor turns them into shifts; the loss of the shifted model, on the same or on other
-triples, is backpropagated through shift, ridge and editor. The model's weights take part as constants.
+One step, for a group of triples (MALMEN's scheme): the unedited model's debiasing loss gives each
+edited map its keys and output gradients; the editor turns them into shifts; the loss of the shifted
+model, on the same or on other triples, is backpropagated through shift, ridge and editor. The
+model's weights take part as constants.
 """
 
 from __future__ import annotations
@@ -65,7 +67,11 @@ class Editors(nn.Module):
     def groups(self, config: BiasEditConfig) -> list[dict[str, Any]]:
         """The parameters with their learning rates, for the optimiser."""
         steps = [network.step for network in self.networks.values()]
-        others = [parameter for parameter in self.parameters() if not any(parameter is step for step in steps)]
+        others = [
+            parameter
+            for parameter in self.parameters()
+            if not any(parameter is step for step in steps)
+        ]
         return [{"params": others, "lr": config.meta_lr}, {"params": steps, "lr": config.step_lr}]
 
     def update(self, cached: Cached) -> None:
@@ -89,7 +95,11 @@ class TripleModel:
     """A model's losses and scores on fixed triples, from the first edited block on."""
 
     def __init__(
-        self, model: TransformerBridge, triples: Triples, shapes: Sequence[MapShape], config: BiasEditConfig
+        self,
+        model: TransformerBridge,
+        triples: Triples,
+        shapes: Sequence[MapShape],
+        config: BiasEditConfig,
     ) -> None:
         self.model, self.triples, self.shapes, self.config = model, triples, shapes, config
         self.runner = SuffixRunner(model, triples.sequences, min(shape.layer for shape in shapes))
@@ -100,7 +110,8 @@ class TripleModel:
         return len(self.triples.records)
 
     def cached(self, group: Sequence[int]) -> Cached:
-        """Keys and output gradients of the unedited model's debiasing loss at the cached positions, by map.
+        """Keys and output gradients of the unedited model's debiasing loss at the cached positions,
+        by map.
 
         Both are constants of a triple, so each triple's are computed once and kept in memory.
         """
@@ -109,7 +120,8 @@ class TripleModel:
         rows = [self._rows_of[i] for i in group]
         device = self.model.cfg.device
         keys, grads = (
-            [torch.cat([row[side][m] for row in rows]).to(device) for m in range(len(self.shapes))] for side in (0, 1)
+            [torch.cat([row[side][m] for row in rows]).to(device) for m in range(len(self.shapes))]
+            for side in (0, 1)
         )
         return keys, grads
 
@@ -118,12 +130,18 @@ class TripleModel:
         names = [str(shape.point) for shape in self.shapes]
         with frozen(self.model), self.model.hooks(fwd_hooks=self._recorders(seen)):
             loss, _, mask = self._debias(chunk)
-            grads = torch.autograd.grad(loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names])
+            grads = torch.autograd.grad(
+                loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names]
+            )
         chosen = _positions(mask, self.config.positions)
         for row, i in enumerate(chunk):
-            own = [(r, chosen[r]) for r in (row, row + len(chunk))]  # the anti-stereotype, then the stereotype
+            # the anti-stereotype, then the stereotype
+            own = [(r, chosen[r]) for r in (row, row + len(chunk))]
             self._rows_of[i] = (
-                [torch.cat([seen[f"{n}.key"][r][at].float() for r, at in own]).cpu() for n in names],
+                [
+                    torch.cat([seen[f"{n}.key"][r][at].float() for r, at in own]).cpu()
+                    for n in names
+                ],
                 [torch.cat([grad[r][at].float() for r, at in own]).cpu() for grad in grads],
             )
 
@@ -132,7 +150,8 @@ class TripleModel:
             seen[hook.name.replace(".hook_in", ".key")] = value.detach()
 
         def output(value: Tensor, hook: Any) -> Tensor:
-            probe = torch.zeros_like(value, requires_grad=True)  # the gradient at the output, blocks before it constant
+            # the gradient at the output, blocks before it constant
+            probe = torch.zeros_like(value, requires_grad=True)
             seen[hook.name.replace(".hook_out", ".grad")] = probe
             return value + probe
 
@@ -140,14 +159,19 @@ class TripleModel:
         return [hook for n in names for hook in ((f"{n}.hook_in", key), (f"{n}.hook_out", output))]
 
     def backward(self, delta: WeightDelta, group: Sequence[int]) -> dict[str, float]:
-        """Losses of a group under a delta, of weight 0 as 0; their gradients are left in the delta's parameters."""
+        """Losses of a group under a delta, of weight 0 as 0; their gradients are left in the
+        delta's parameters."""
         totals = np.zeros(2)
 
         def accumulate(chunk: Sequence[int]) -> None:
             before = self._retained_logits(chunk) if self.config.lam else None
             with frozen(self.model), delta.applied(self.model):
                 debias, _, _ = self._debias(chunk)
-                retention = torch.zeros_like(debias) if before is None else self._retention(chunk, before)[0]
+                retention = (
+                    torch.zeros_like(debias)
+                    if before is None
+                    else self._retention(chunk, before)[0]
+                )
                 ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
             totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
 
@@ -160,7 +184,8 @@ class TripleModel:
 
     @measuring()
     def measure(self, delta: WeightDelta | None, group: Sequence[int]) -> dict[str, float]:
-        """Losses of a group under a delta, and its ``ss``, ``lms`` and ``gap`` by mean log-probability a token."""
+        """Losses of a group under a delta, and its ``ss``, ``lms`` and ``gap`` by mean
+        log-probability a token."""
         totals = np.zeros(2)
         lbars: list[Tensor] = []
 
@@ -178,19 +203,27 @@ class TripleModel:
 
         self._chunked(add, group, restart)
         found = hits(*torch.cat(lbars, dim=1).double())
-        return _figures(totals / len(group), self.config) | {name: value.item() for name, value in found.items()}
+        return _figures(totals / len(group), self.config) | {
+            name: value.item() for name, value in found.items()
+        }
 
     def _rows(self, chunk: Sequence[int], label: str) -> list[int]:
         return [self.triples.index(i, label) for i in chunk]
 
     def _debias(self, chunk: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """The debiasing loss of each triple, both mean log-probabilities, and the mask of [anti; stereo] rows."""
-        anti_rows, stereo_rows = self._rows(chunk, "anti_stereotype"), self._rows(chunk, "stereotype")
+        """The debiasing loss of each triple, both mean log-probabilities, and the mask of [anti;
+        stereo] rows."""
+        anti_rows, stereo_rows = (
+            self._rows(chunk, "anti_stereotype"),
+            self._rows(chunk, "stereotype"),
+        )
         rows = [*anti_rows, *stereo_rows]  # the reference's order
         tokens, mask, logits = self.runner(rows)
         logprobs = token_logprobs(logits, tokens)
         every = scored(mask)
-        fillers = None if self.config.span == "sentence" else [self.triples.fillers[i] for i in rows]
+        fillers = (
+            None if self.config.span == "sentence" else [self.triples.fillers[i] for i in rows]
+        )
         chosen = scored(mask, fillers)
         n = len(chunk)
         loss = debias_loss(
@@ -214,11 +247,13 @@ class TripleModel:
         return self.runner(self._retained_rows(chunk))[2]
 
     def _retention(self, chunk: Sequence[int], before: Tensor) -> tuple[Tensor, Tensor]:
-        """The retention loss of each triple, and the mean log-probability of its unrelated sentence."""
+        """The retention loss of each triple, and the mean log-probability of its unrelated
+        sentence."""
         tokens, mask, after = self.runner(self._retained_rows(chunk))
         each = retention_loss(self.config.retention, before, after, tokens, mask)
         lbar = mean_over(token_logprobs(after, tokens), scored(mask))
-        return each.reshape(-1, len(chunk)).mean(dim=0), lbar[-len(chunk) :]  # the unrelated ones come last
+        # the unrelated ones come last
+        return each.reshape(-1, len(chunk)).mean(dim=0), lbar[-len(chunk) :]
 
 
 def _figures(means: np.ndarray, config: BiasEditConfig) -> dict[str, float]:

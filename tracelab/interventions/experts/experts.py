@@ -2,17 +2,18 @@
 
     z̃ = z + α (z⁺ - z⁻)
 
-``z`` are the target's logits, ``z⁺`` those of an expert tuned on anti-biased text, ``z⁻`` those of an anti-expert tuned
-on biased text; all before the softmax, at every position (arXiv 2412.01711; DExperts, arXiv 2105.03023). Where
-one is missing, the target's own logits stand in for it. The log-odds of two tokens move by ``α (Δz⁺ - Δz⁻)``.
+``z`` are the target's logits, ``z⁺`` those of an expert tuned on anti-biased text, ``z⁻`` those of
+an anti-expert tuned on biased text; all before the softmax, at every position (arXiv 2412.01711;
+DExperts, arXiv 2105.03023). Where one is missing, the target's own logits stand in for it. The
+log-odds of two tokens move by ``α (Δz⁺ - Δz⁻)``.
 
-Both experts are weight deltas of one small model with the target's vocabulary; by default the target itself. They
-run as one batch and keep their keys and values along with the target's own (:mod:`.expert_runner`). Other edits of
-the target do not act inside its experts.
+Both experts are weight deltas of one small model with the target's vocabulary; by default the
+target itself. They run as one batch and keep their keys and values along with the target's own
+(:mod:`.expert_runner`). Other edits of the target do not act inside its experts.
 
-``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler. ``"base_first"``
-(DExperts): the target's own distribution, before the difference is added, by the edit itself; sample with
-``top_p=1`` then. When given tokens are scored nothing is cut.
+``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler.
+``"base_first"`` (DExperts): the target's own distribution, before the difference is added, by the
+edit itself; sample with ``top_p=1`` then. When given tokens are scored nothing is cut.
 """
 
 from __future__ import annotations
@@ -47,7 +48,14 @@ from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_info, model_key
 from tracelab.model.texts import Texts
-from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_number, require_seed
+from tracelab.ranges import (
+    EPOCHS_MOST,
+    INT_MOST,
+    WIDTH_MOST,
+    require_int,
+    require_number,
+    require_seed,
+)
 from tracelab.storage.data_hash import data_hash
 from tracelab.storage.kept import kept
 from tracelab.storage.ownership import require_folder
@@ -80,10 +88,12 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts line by line.
+    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts
+    line by line.
 
-    The paper's recipe is not public. On the embedded model these values give each gender expert alone 1.8 times the
-    base's perplexity on neutral text (``analyses/03_experts.ipynb``); the authors' own have 1.2 to 2 times.
+    The paper's recipe is not public. On the embedded model these values give each gender expert
+    alone 1.8 times the base's perplexity on neutral text (``analyses/03_experts.ipynb``); the
+    authors' own have 1.2 to 2 times.
     """
 
     rank: int = 16
@@ -95,7 +105,12 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        most = {"rank": WIDTH_MOST, "epochs": EPOCHS_MOST, "batch_size": INT_MOST, "block_size": INT_MOST}
+        most = {
+            "rank": WIDTH_MOST,
+            "epochs": EPOCHS_MOST,
+            "batch_size": INT_MOST,
+            "block_size": INT_MOST,
+        }
         for name, largest in most.items():
             require_int(f"{name} of the fine-tuning", getattr(self, name), most=largest)
         require_number("the learning rate", self.lr, above=0)
@@ -120,11 +135,12 @@ class Experts(Intervention):
     >>> with edit.with_alpha(0.5).applied(model):
     ...     tracelab.generate(model, ["The nurse said that"]).frame
 
-    Several directions at once are a :class:`~tracelab.interventions.stack.Stack` of them: the differences add up.
+    Several directions at once are a :class:`~tracelab.interventions.stack.Stack` of them: the
+    differences add up.
 
     Attributes:
-        expert_base: the model that the experts are deltas of, where it is not the edited model itself; set it to
-            the loaded small model.
+        expert_base: the model that the experts are deltas of, where it is not the edited model
+            itself; set it to the loaded small model.
     """
 
     kind = "experts"
@@ -145,12 +161,16 @@ class Experts(Intervention):
             raise TracelabError("experts need an expert, an anti-expert or both")
         prints = {delta.origin.fingerprint for delta in given if delta.origin is not None}
         if len(prints) > 1:
-            raise TracelabError("the expert and the anti-expert are deltas of different models: tune both on one")
+            raise TracelabError(
+                "the expert and the anti-expert are deltas of different models: tune both on one"
+            )
         super().__init__(origin or _origin_of_all(given), notes)
         self.expert, self.anti_expert = expert, anti_expert
         self.config = config or ExpertsConfig()
         self.bias = bias
-        self._bases: list[TransformerBridge] = []  # in a list, as a module's attribute would be saved with it
+        self._bases: list[
+            TransformerBridge
+        ] = []  # in a list, as a module's attribute would be saved with it
         self._runners: WeakKeyDictionary[nn.Module, ExpertRunner] = WeakKeyDictionary()
 
     @classmethod
@@ -169,11 +189,13 @@ class Experts(Intervention):
 
         Args:
             model: the small model; the edited model itself, or one with its vocabulary.
-            partial: folder where each finished expert is kept, so that an interrupted fit goes on from there.
+            partial: folder where each finished expert is kept, so that an interrupted fit goes on
+                from there.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable text, hooks on the model, or training that diverges (lower ``lr``).
+            TracelabError: no usable text, hooks on the model, or training that diverges (lower
+                ``lr``).
         """
         began = perf_counter()
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
@@ -184,16 +206,33 @@ class Experts(Intervention):
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
             tune = partial_function(_tuned, model, texts, training, what)
-            tuned[what] = tune() if partial is None else kept(Path(partial), what, _load_delta, key, tune)
+            tuned[what] = (
+                tune() if partial is None else kept(Path(partial), what, _load_delta, key, tune)
+            )
         losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
-        notes: dict[str, Any] = {"data_hash": key["data_hash"], "training": key["training"], "losses": losses}
+        notes: dict[str, Any] = {
+            "data_hash": key["data_hash"],
+            "training": key["training"],
+            "losses": losses,
+        }
         notes["fit_seconds"] = round(perf_counter() - began, 1)
         return cls(tuned["expert"], tuned["anti_expert"], config, bias=data.bias, notes=notes)
 
     def with_config(self, config: ExpertsConfig) -> Experts:
         """The same experts, mixed in another way."""
-        other = Experts(self.expert, self.anti_expert, config, bias=self.bias, origin=self.origin, notes=self.notes)
-        other._bases, other._runners, other.allow_mismatch = list(self._bases), self._runners, self.allow_mismatch
+        other = Experts(
+            self.expert,
+            self.anti_expert,
+            config,
+            bias=self.bias,
+            origin=self.origin,
+            notes=self.notes,
+        )
+        other._bases, other._runners, other.allow_mismatch = (
+            list(self._bases),
+            self._runners,
+            self.allow_mismatch,
+        )
         return other
 
     def with_alpha(self, alpha: float) -> Experts:
@@ -217,13 +256,16 @@ class Experts(Intervention):
         self._bases[:] = [] if model is None else [model]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "expert_base":  # torch would make the model a part of the edit, past the property
+        if (
+            name == "expert_base"
+        ):  # torch would make the model a part of the edit, past the property
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def require(self, model: TransformerBridge) -> None:
-        """Refuse a model with another vocabulary, or one that is not the experts' base if none is set."""
+        """Refuse a model with another vocabulary, or one that is not the experts' base if none is
+        set."""
         base = self.expert_base
         if base is None:
             try:
@@ -244,14 +286,17 @@ class Experts(Intervention):
             )
 
     def require_plain(self, hf_model: Any) -> None:
-        """Refuse a vocabulary of another size, or a model that is not the experts' base if none is set."""
+        """Refuse a vocabulary of another size, or a model that is not the experts' base if none is
+        set."""
         base = self.expert_base
         if base is None:
             super().require_plain(hf_model)
             return
         size, own = hf_model.config.get_text_config().vocab_size, base.cfg.d_vocab
         if size != own:
-            raise TracelabError(f"the experts have a vocabulary of {own} tokens, the model one of {size}")
+            raise TracelabError(
+                f"the experts have a vocabulary of {own} tokens, the model one of {size}"
+            )
 
     def paths(self) -> dict[str, str]:
         """None: logits are what the model returns."""
@@ -283,7 +328,11 @@ class Experts(Intervention):
             if config.alpha == 0 and not cut:
                 return logits
             mixed = logits.float() + config.alpha * (plus - minus)
-            return mixed.masked_fill(_nucleus(z, config.top_p).isinf(), float("-inf")) if cut else mixed
+            return (
+                mixed.masked_fill(_nucleus(z, config.top_p).isinf(), float("-inf"))
+                if cut
+                else mixed
+            )
 
         return [Edit(Point("logits"), mix)]
 
@@ -293,7 +342,8 @@ class Experts(Intervention):
         return super().identity() | ({} if base is None else {"expert_base": model_key(base)})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what runs the experts, which is made anew, and without their base: set it again where it was set."""
+        """Without what runs the experts, which is made anew, and without their base: set it again
+        where it was set."""
         return super().__getstate__() | {"_bases": [], "_runners": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -320,7 +370,8 @@ class Experts(Intervention):
     def build(cls, spec: ExpertsSpec, origin: Origin | None) -> Experts:
         """With zero deltas."""
         expert, anti = (
-            None if part is None else WeightDelta.build(part, origin) for part in (spec.expert, spec.anti_expert)
+            None if part is None else WeightDelta.build(part, origin)
+            for part in (spec.expert, spec.anti_expert)
         )
         return cls(expert, anti, spec.config, bias=spec.bias, origin=origin)
 
@@ -334,14 +385,20 @@ def _origin_of_all(deltas: Sequence[WeightDelta]) -> Origin | None:
 
 def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
     """Logits with all but the smallest set of tokens of probability ``top_p`` at -inf."""
-    flat = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long, device=z.device), z.flatten(0, 1))
+    flat = TopPLogitsWarper(top_p)(
+        torch.empty(0, dtype=torch.long, device=z.device), z.flatten(0, 1)
+    )
     return flat.reshape(z.shape)
 
 
-def _tuned(model: TransformerBridge, texts: Texts, training: FinetuneConfig, what: str) -> WeightDelta:
+def _tuned(
+    model: TransformerBridge, texts: Texts, training: FinetuneConfig, what: str
+) -> WeightDelta:
     """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
     layers = range(model_facts(model).n_layers)
-    delta = WeightDelta.low_rank(model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed)
+    delta = WeightDelta.low_rank(
+        model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed
+    )
     losses = finetune(
         model,
         delta,

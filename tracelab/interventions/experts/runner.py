@@ -1,8 +1,9 @@
 """Running experts beside a model: one batch for all of them, each with its own keys and values.
 
-The experts of one small model are weight deltas on it, so ``n`` experts are one forward pass of that model on ``n``
-copies of the rows, copy ``i`` with delta ``i``. They run on a plain *twin* of the small model, which shares its
-weights but not its modules: a hook on the model itself (another edit, a cache) is not fired by its experts.
+The experts of one small model are weight deltas on it, so ``n`` experts are one forward pass of
+that model on ``n`` copies of the rows, copy ``i`` with delta ``i``. They run on a plain *twin* of
+the small model, which shares its weights but not its modules: a hook on the model itself (another
+edit, a cache) is not fired by its experts.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ from tracelab.model.plain import plain_weights
 
 @measuring()
 def plain_twin(hf_model: Any) -> Any:
-    """A second ``transformers`` model with the same weights (shared, not copied) and modules of its own.
+    """A second ``transformers`` model with the same weights (shared, not copied) and modules of its
+    own.
 
     ``hf_model`` may have been wrapped by a bridge, which renames its parameters.
 
     Raises:
-        TracelabError: its weights are not those of its configuration (adapters, quantised or exchanged modules).
+        TracelabError: its weights are not those of its configuration (adapters, quantised or
+            exchanged modules).
     """
     config = type(hf_model.config).from_dict(hf_model.config.to_dict())
     config._attn_implementation = hf_model.config._attn_implementation
     with init_empty_weights(include_buffers=False):
-        twin = type(hf_model)._from_config(config)  # the class at hand: nothing is looked up, and no code fetched
+        # the class at hand: nothing is looked up, and no code fetched
+        twin = type(hf_model)._from_config(config)
     twin.load_state_dict(plain_weights(hf_model, twin.state_dict()), strict=True, assign=True)
     twin.tie_weights()
     return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)
@@ -52,7 +56,8 @@ class ExpertRunner:
         deltas: one an expert.
 
     Raises:
-        TracelabError: the model computes a map of the deltas together with others, or has other widths there.
+        TracelabError: the model computes a map of the deltas together with others, or has other
+            widths there.
     """
 
     def __init__(self, hf_model: Any, deltas: Sequence[WeightDelta]) -> None:
@@ -78,7 +83,12 @@ class ExpertRunner:
 
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             pairs = zip(parts, args[0].chunk(len(parts)), output.chunk(len(parts)), strict=True)
-            return torch.cat([y if part is None else (y + part(flat_input(x))).to(y.dtype) for part, x, y in pairs])
+            return torch.cat(
+                [
+                    y if part is None else (y + part(flat_input(x))).to(y.dtype)
+                    for part, x, y in pairs
+                ]
+            )
 
         return add
 
@@ -87,7 +97,8 @@ class ExpertRunner:
         """Logits, in fp32, at the last ``n_last`` columns of a forward pass.
 
         Raises:
-            TracelabError: the model was given embeddings, or a cache that this runner has not filled too.
+            TracelabError: the model was given embeddings, or a cache that this runner has not
+                filled too.
         """
         if self in call.made:  # two edits that mix the same experts
             return call.made[self]
@@ -96,13 +107,16 @@ class ExpertRunner:
         if call.attention_mask is not None and call.attention_mask.ndim != 2:
             raise TracelabError("experts need a mask of [batch, columns], not one a query")
         if call.chosen_columns:
-            raise TracelabError("experts need logits_to_keep as a number of last columns, not as indices")
+            raise TracelabError(
+                "experts need logits_to_keep as a number of last columns, not as indices"
+            )
         n = len(self.deltas)
         device = next(self.twin.parameters()).device
         cache = call.kept.get(self)
         if call.past_length and (cache is None or cache.get_seq_length() != call.past_length):
             raise TracelabError(
-                f"the cache holds {call.past_length} columns that were computed without the experts: "
+                f"the cache holds {call.past_length} columns that were computed without the "
+                "experts: "
                 "fill it with the edit applied"
             )
         if cache is None:
@@ -113,7 +127,11 @@ class ExpertRunner:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=n_last,
-            **{name: _copies(value, n).to(device) for name, value in inputs.items() if value is not None},
+            **{
+                name: _copies(value, n).to(device)
+                for name, value in inputs.items()
+                if value is not None
+            },
         )
         call.made[self] = output.logits.float().unflatten(0, (n, -1))
         return call.made[self]
@@ -124,7 +142,10 @@ class ExpertRunner:
 
 
 def _identity(hf_model: Any) -> tuple[Any, ...]:
-    return tuple((parameter.data_ptr(), parameter.dtype, parameter.device) for parameter in hf_model.parameters())
+    return tuple(
+        (parameter.data_ptr(), parameter.dtype, parameter.device)
+        for parameter in hf_model.parameters()
+    )
 
 
 def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:
@@ -132,7 +153,8 @@ def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:
 
 
 class _Rows(DynamicLayer):
-    """Keys and values of ``n`` copies of a batch, one after the other, that follow the batch's reordering."""
+    """Keys and values of ``n`` copies of a batch, one after the other, that follow the batch's
+    reordering."""
 
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """FairMed (Fairness Mediator): neutralise MLP activations against probers of social groups.
 
-At each chosen layer the MLP's contribution to the residual stream is moved, within a bounded distance, until the
-layer's prober gives every group the same probability (:mod:`.neutraliser`). Layers are edited
-within one forward pass, so later ones see what earlier ones changed. Source: arXiv 2504.07787 and its code;
-where this differs from the code (geometry, which positions, batches) ``FairMedConfig.published`` has the code's.
+At each chosen layer the MLP's contribution to the residual stream is moved, within a bounded
+distance, until the layer's prober gives every group the same probability (:mod:`.neutraliser`).
+Layers are edited within one forward pass, so later ones see what earlier ones changed. Source:
+arXiv 2504.07787 and its code; where this differs from the code (geometry, which positions, batches)
+``FairMedConfig.published`` has the code's.
 
-That a prober is neutral does not mean that the model is: compare with ``direction="random"``, look at the
-next-token distribution (``tracelab.inspect``), and at what the edit costs on neutral text.
+That a prober is neutral does not mean that the model is: compare with ``direction="random"``, look
+at the next-token distribution (``tracelab.inspect``), and at what the edit costs on neutral text.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _NOISE_BLOCK = 256
 
 
 class AttributeSpec(BaseModel):
-    """The probers of one attribute: its groups, those of them that enter F1, the layers, the sizes."""
+    """The probers of one attribute: its groups, those of them that enter F1, the layers, the
+    sizes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,18 +74,32 @@ class _AttributeProbers(nn.Module):
     def __init__(self, spec: AttributeSpec) -> None:
         super().__init__()
         n, d, hidden, groups = len(spec.layers), spec.d_model, spec.hidden, len(spec.groups)
-        shapes = {"w1": (n, d, hidden), "b1": (n, 1, hidden), "w2": (n, hidden, groups), "b2": (n, 1, groups)}
+        shapes = {
+            "w1": (n, d, hidden),
+            "b1": (n, 1, hidden),
+            "w2": (n, hidden, groups),
+            "b2": (n, 1, groups),
+        }
         for name, shape in {**shapes, "norm_std": (n,)}.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.spec = spec
 
     def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
-        """The prober of a layer; among some groups only, its distribution is the softmax of their logits."""
+        """The prober of a layer; among some groups only, its distribution is the softmax of their
+        logits."""
         row = self.spec.layers.index(layer)
-        among = {"all": self.spec.groups, "scored": self.spec.scored}.get(groups) if isinstance(groups, str) else groups
+        among = (
+            {"all": self.spec.groups, "scored": self.spec.scored}.get(groups)
+            if isinstance(groups, str)
+            else groups
+        )
         # An attribute of which no group is named keeps all of them.
-        chosen = [i for i, name in enumerate(self.spec.groups) if name in (among or ())] or slice(None)
-        return LayerProber(self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen])
+        chosen = [i for i, name in enumerate(self.spec.groups) if name in (among or ())] or slice(
+            None
+        )
+        return LayerProber(
+            self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen]
+        )
 
     def std(self, layer: int) -> float:
         return float(self.norm_std[self.spec.layers.index(layer)])
@@ -110,20 +126,29 @@ class FairMed(Intervention):
         super().__init__(origin, notes)
         _check_groups(config, {group for spec in attributes for group in spec.groups})
         names = [spec.attribute for spec in attributes]
-        if len(set(names)) < len(names) or any(len(set(spec.layers)) < len(spec.layers) for spec in attributes):
+        if len(set(names)) < len(names) or any(
+            len(set(spec.layers)) < len(spec.layers) for spec in attributes
+        ):
             raise TracelabError(f"each attribute once, and each of its layers once: not {names}")
-        if len({spec.d_model for spec in attributes}) > 1 or not all(spec.groups for spec in attributes):
-            raise TracelabError(f"the probers of {names} need groups to tell apart, and activations of one width")
+        if len({spec.d_model for spec in attributes}) > 1 or not all(
+            spec.groups for spec in attributes
+        ):
+            raise TracelabError(
+                f"the probers of {names} need groups to tell apart, and activations of one width"
+            )
         for spec in attributes:
             named = set(spec.groups) & set(() if isinstance(config.groups, str) else config.groups)
             if len(named) == 1:
                 raise TracelabError(
-                    f"a distribution over one group, {named.pop()!r}, is always uniform: name two or more of "
+                    f"a distribution over one group, {named.pop()!r}, is always uniform: name two "
+                    "or more of "
                     f"{spec.attribute}, or none"
                 )
         self.config = config
         self.attributes = tuple(attributes)
-        self.probers = nn.ModuleDict({spec.attribute: _AttributeProbers(spec) for spec in attributes})
+        self.probers = nn.ModuleDict(
+            {spec.attribute: _AttributeProbers(spec) for spec in attributes}
+        )
         self._noise: dict[tuple[int, int], Tensor] = {}
         self._cost: dict[int, list[float]] = {}
 
@@ -148,29 +173,44 @@ class FairMed(Intervention):
             probe_options: for :func:`~tracelab.probe_layers`.
 
         Raises:
-            TracelabError: a layer that does not exist, the same attribute twice, probes of another model, or hooks on
-                the model.
+            TracelabError: a layer that does not exist, the same attribute twice, probes of another
+                model, or hooks on the model.
         """
         require_unedited(model, "a fit of FairMed", allow_hooks=allow_hooks)
         items = [data] if isinstance(data, Corpus | LayerProbes) else list(data)
-        names = [item.attribute if isinstance(item, Corpus) else item.settings["attribute"] for item in items]
+        names = [
+            item.attribute if isinstance(item, Corpus) else item.settings["attribute"]
+            for item in items
+        ]
         if not items or len(set(names)) < len(names):
-            raise TracelabError(f"FairMed needs probers of at least one attribute, each once, not of {names}")
+            raise TracelabError(
+                f"FairMed needs probers of at least one attribute, each once, not of {names}"
+            )
         info = model_info(model)
         for item in items:
-            if isinstance(item, LayerProbes) and item.settings["model"]["fingerprint"] != info.fingerprint:
+            if (
+                isinstance(item, LayerProbes)
+                and item.settings["model"]["fingerprint"] != info.fingerprint
+            ):
                 made_for = item.settings["model"]["model_id"]
                 raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
             if isinstance(item, LayerProbes) and item.settings.get("hooks") and not allow_hooks:
                 on = ", ".join(item.settings["hooks"])
-                raise TracelabError(f"these probes were made with hooks on ({on}): probe the model as it is")
+                raise TracelabError(
+                    f"these probes were made with hooks on ({on}): probe the model as it is"
+                )
         if probe_options and not any(isinstance(item, Corpus) for item in items):
             raise TracelabError(
-                f"{', '.join(probe_options)}: these probes are made already; probe again, or give layers"
+                f"{', '.join(probe_options)}: these probes are made already; probe again, or give "
+                "layers"
             )
         began = perf_counter()
         config = config or FairMedConfig()
-        known = {g for i in items for g in (i.group_names if isinstance(i, Corpus) else i.settings["groups"])}
+        known = {
+            g
+            for i in items
+            for g in (i.group_names if isinstance(i, Corpus) else i.settings["groups"])
+        }
         _check_groups(config, known)
         if layers is not None:
             layers = require_layers(layers, info.n_layers, info.model_id)
@@ -178,8 +218,12 @@ class FairMed(Intervention):
         if wanted is not None:
             if not wanted:
                 raise TracelabError("FairMed needs at least one layer")
-            Origin.of(model, wanted)  # refuses a layer that does not exist before anything is trained
-        probes = [i if isinstance(i, LayerProbes) else probe_layers(model, i, **probe_options) for i in items]
+            # refuses a layer that does not exist before anything is trained
+            Origin.of(model, wanted)
+        probes = [
+            i if isinstance(i, LayerProbes) else probe_layers(model, i, **probe_options)
+            for i in items
+        ]
         specs, points = [], set()
         for made in probes:
             chosen = sorted(made.top_layers if layers is None else set(layers))
@@ -195,14 +239,19 @@ class FairMed(Intervention):
                 )
             )
             points |= {Point("mlp_out", layer) for layer in chosen}
-        notes = {"data_hash": [made.settings["data_hash"] for made in probes], "seed": probes[0].settings["seed"]}
+        notes = {
+            "data_hash": [made.settings["data_hash"] for made in probes],
+            "seed": probes[0].settings["seed"],
+        }
         if not any(isinstance(item, LayerProbes) for item in items):  # their time is not known here
             notes["fit_seconds"] = round(perf_counter() - began, 1)
         edit = cls(config, specs, Origin.of(model, sorted(points)), notes)
         for spec, made in zip(specs, probes, strict=True):
             rows = list(spec.layers)
             part = edit.probers[spec.attribute]
-            part.load_state_dict({name: made.probers[name][rows] for name in ("w1", "b1", "w2", "b2", "norm_std")})
+            part.load_state_dict(
+                {name: made.probers[name][rows] for name in ("w1", "b1", "w2", "b2", "norm_std")}
+            )
         return edit.to(model.cfg.device)
 
     def with_config(self, config: FairMedConfig) -> FairMed:
@@ -225,7 +274,10 @@ class FairMed(Intervention):
     def edits(self, hf_model: nn.Module) -> list[Edit]:
         """One edit a layer, at the MLP's contribution to the residual stream."""
         d_model = self.attributes[0].d_model if self.attributes else None
-        return [Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model) for layer in self.layers]
+        return [
+            Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model)
+            for layer in self.layers
+        ]
 
     def _editor(self, hf_model: nn.Module, layer: int):
         parts = [self.probers[spec.attribute] for spec in self.attributes if layer in spec.layers]
@@ -238,7 +290,11 @@ class FairMed(Intervention):
                 a = mlp_out.float()
                 probers = [part.layer(layer, self.config.groups) for part in parts]  # type: ignore[operator]
                 epsilon = self.config.lam * max(part.std(layer) for part in parts)  # type: ignore[operator]
-                noise = self._draw(call, a, layer) if "random" in (self.config.init, self.config.direction) else None
+                noise = (
+                    self._draw(call, a, layer)
+                    if "random" in (self.config.init, self.config.direction)
+                    else None
+                )
                 found = neutralise(a, mask, probers, epsilon, self.config, noise)
             cost = self._cost.setdefault(layer, [0.0, 0.0, 0.0])
             cost[0] += perf_counter() - began
@@ -271,20 +327,26 @@ class FairMed(Intervention):
                 )
 
     def _draw(self, call: Call, a: Float[Tensor, "batch pos d_model"], layer: int) -> Tensor:
-        """Standard normal noise that depends on layer and place in the text only: the same in any batch and step."""
+        """Standard normal noise that depends on layer and place in the text only: the same in any
+        batch and step."""
         index = call.index(a.shape, a.device)
         blocks = range(int(index.max()) // _NOISE_BLOCK + 1)
         for block in blocks:
             if (layer, block) not in self._noise:
                 generator = torch.Generator().manual_seed(hash((self.config.seed, layer, block)))
                 self._noise[layer, block] = torch.randn(
-                    _NOISE_BLOCK, a.shape[-1], generator=generator, dtype=torch.float32, device="cpu"
+                    _NOISE_BLOCK,
+                    a.shape[-1],
+                    generator=generator,
+                    dtype=torch.float32,
+                    device="cpu",
                 )
         table = torch.cat([self._noise[layer, block] for block in blocks]).to(a.device)
         return table[index]
 
     def cost(self) -> pd.DataFrame:
-        """What the edit has cost since it was made: ``layer, positions, ms_per_position, steps_per_position``."""
+        """What the edit has cost since it was made: ``layer, positions, ms_per_position,
+        steps_per_position``."""
         rows = [
             {
                 "layer": layer,
@@ -294,7 +356,9 @@ class FairMed(Intervention):
             }
             for layer, (seconds, n, steps) in sorted(self._cost.items())
         ]
-        return pd.DataFrame(rows, columns=["layer", "positions", "ms_per_position", "steps_per_position"])
+        return pd.DataFrame(
+            rows, columns=["layer", "positions", "ms_per_position", "steps_per_position"]
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the noise, which is drawn again, and what the edit has cost in this process."""
@@ -312,7 +376,9 @@ class FairMed(Intervention):
 
 def _check_groups(config: FairMedConfig, known: set[str]) -> None:
     if not isinstance(config.groups, str) and not known >= set(config.groups):
-        raise TracelabError(f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}")
+        raise TracelabError(
+            f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}"
+        )
 
 
 def _positions(call: Call, mlp_out: Float[Tensor, "batch pos d_model"], rule: str) -> Tensor:

@@ -1,18 +1,19 @@
 """FairMed's adversarial step: push an activation until its prober cannot tell the group.
 
-For an activation ``a``, a frozen prober with group distribution ``p(a) = softmax(W2 ReLU(W1 a + b1) + b2)`` over C
-groups and ``U`` uniform, find a bounded perturbation ``δ`` that lowers
+For an activation ``a``, a frozen prober with group distribution ``p(a) = softmax(W2 ReLU(W1 a + b1)
++ b2)`` over C groups and ``U`` uniform, find a bounded perturbation ``δ`` that lowers
 
     KL(U ‖ p(a + δ)) = -log C - (1/C) Σ_g log p_g(a + δ)
 
-by steps of size ``α = ε · step_frac`` against the gradient, inside a ball of radius ``ε = lam · std‖a‖`` (FairMed,
-arXiv 2504.07787, and its code). The gradient is written out: with ``h = W1 a + b1`` and ``r = p - U`` it is
-``W1ᵀ ((W2ᵀ r) ⊙ [h > 0])``, which needs no autograd inside a hook.
+by steps of size ``α = ε · step_frac`` against the gradient, inside a ball of radius ``ε = lam ·
+std‖a‖`` (FairMed, arXiv 2504.07787, and its code). The gradient is written out: with ``h = W1 a +
+b1`` and ``r = p - U`` it is ``W1ᵀ ((W2ᵀ r) ⊙ [h > 0])``, which needs no autograd inside a hook.
 
-Two geometries. ``norm="l2"`` (default): each position's δ lies in an L2 ball over features and follows the gradient's
-direction; δ = 0 is the first candidate, so an activation that is neutral already is left alone. ``norm="code"``: what
-the released code does; it normalises over positions instead of features, which for one position is a box of
-half-width ε (‖δ‖ up to ε√d), sums the KL over a sequence's positions with one stop for all, and starts from noise.
+Two geometries. ``norm="l2"`` (default): each position's δ lies in an L2 ball over features and
+follows the gradient's direction; δ = 0 is the first candidate, so an activation that is neutral
+already is left alone. ``norm="code"``: what the released code does; it normalises over positions
+instead of features, which for one position is a box of half-width ε (‖δ‖ up to ε√d), sums the KL
+over a sequence's positions with one stop for all, and starts from noise.
 """
 
 from __future__ import annotations
@@ -57,22 +58,27 @@ class FairMedConfig:
     """How activations are neutralised.
 
     Attributes:
-        lam: the radius ε of a layer in standard deviations of its activation norm over training prompts.
+        lam: the radius ε of a layer in standard deviations of its activation norm over training
+            prompts.
         steps: most gradient steps.
         step_frac: step size in radii.
         tol: an activation with KL below it is neutral.
         norm: ``"l2"`` or ``"code"`` (see the module's docstring).
         grad: step along the gradient's direction (``"l2"``) or its signs.
         init: ``"zero"``, or ``"random"`` inside the ball, as the released code.
-        radius: ``"fixed"``, or ``"adaptive"``: a quarter of ε, doubled up to 4 ε for those activations (layer by
-            layer, input by input) that are not yet neutral; our answer to an open question of the paper.
-        direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same length.
-        positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens when scoring, the
-            last three prompt tokens and each new one when generating; ``"all"``. What is read, tracelab's own
-            functions say (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every token.
-        groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter the probers' F1;
-            ``"all"``, as the paper; or their names. A group that the model hardly ever names draws most of a
-            perturbation to itself.
+        radius: ``"fixed"``, or ``"adaptive"``: a quarter of ε, doubled up to 4 ε for those
+            activations (layer by layer, input by input) that are not yet neutral; our answer to an
+            open question of the paper.
+        direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same
+            length.
+        positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens
+            when scoring, the last three prompt tokens and each new one when generating; ``"all"``.
+            What is read, tracelab's own functions say
+            (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every
+            token.
+        groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter
+            the probers' F1; ``"all"``, as the paper; or their names. A group that the model hardly
+            ever names draws most of a perturbation to itself.
         seed: of random directions.
     """
 
@@ -101,7 +107,8 @@ class FairMedConfig:
             require_choice("groups", self.groups, GROUPS)
         elif len(self.groups) == 1:
             raise TracelabError(
-                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two or more"
+                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two "
+                "or more"
             )
         choices = {"norm": NORMS, "grad": GRADS, "init": INITS, "radius": RADII}
         for name, known in {**choices, "direction": DIRECTIONS, "positions": POSITIONS}.items():
@@ -109,9 +116,12 @@ class FairMedConfig:
 
     @classmethod
     def published(cls, attribute: str, **changes: Any) -> FairMedConfig:
-        """What the released code does, with the paper's radius for an attribute (the mean of them for another)."""
+        """What the released code does, with the paper's radius for an attribute (the mean of them
+        for another)."""
         lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
-        code = cls(lam=lam, norm="code", grad="sign", init="random", positions="published", groups="all")
+        code = cls(
+            lam=lam, norm="code", grad="sign", init="random", positions="published", groups="all"
+        )
         return replace(code, **changes)
 
     def settings(self) -> dict[str, Any]:
@@ -136,7 +146,9 @@ class LayerProber:
         """``KL(U ‖ p)``."""
         return _kl(self.log_probs(a))
 
-    def kl_and_gradient(self, a: Float[Tensor, "*rows d"]) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows d"]]:
+    def kl_and_gradient(
+        self, a: Float[Tensor, "*rows d"]
+    ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows d"]]:
         """``KL(U ‖ p)`` and its gradient with respect to ``a``."""
         h = a @ self.w1 + self.b1[0]
         log_p = (h.relu() @ self.w2 + self.b2[0]).log_softmax(dim=-1)
@@ -151,7 +163,8 @@ def _kl(log_p: Float[Tensor, "*rows groups"]) -> Float[Tensor, "*rows"]:
 
 @dataclass(frozen=True)
 class Neutralised:
-    """What was found for each activation: the perturbation and how many gradient steps were taken."""
+    """What was found for each activation: the perturbation and how many gradient steps were
+    taken."""
 
     delta: Float[Tensor, "seq pos d"]
     steps: Int[Tensor, "seq pos"]
@@ -170,7 +183,8 @@ def neutralise(
     Args:
         a: activations, fp32.
         mask: those to neutralise.
-        probers: of one or several attributes; their KL are summed, and all must be below ``tol`` to stop.
+        probers: of one or several attributes; their KL are summed, and all must be below ``tol`` to
+            stop.
         epsilon: the radius.
         noise: standard normal draws, needed for ``init="random"`` and ``direction="random"``.
     """
@@ -181,7 +195,9 @@ def neutralise(
         return found
     if config.norm == "l2":  # every position stands alone: [n, 1, d]
         rows = mask.nonzero(as_tuple=True)
-        problem = _Problem(a[rows][:, None], torch.ones_like(steps[rows][:, None], dtype=torch.bool), probers)
+        problem = _Problem(
+            a[rows][:, None], torch.ones_like(steps[rows][:, None], dtype=torch.bool), probers
+        )
         start = None if noise is None else noise[rows][:, None]
     else:
         rows = mask.any(dim=1).nonzero(as_tuple=True)
@@ -191,11 +207,19 @@ def neutralise(
     best = torch.zeros_like(problem.a)
     taken = torch.zeros_like(problem.mask, dtype=torch.long)
     for number, factor in enumerate(factors):
-        todo = problem.worst(best) >= config.tol if number else torch.ones(len(best), dtype=torch.bool, device=a.device)
+        todo = (
+            problem.worst(best) >= config.tol
+            if number
+            else torch.ones(len(best), dtype=torch.bool, device=a.device)
+        )
         if todo.any():
             part = problem.select(todo)
-            origin = _start(part, start[todo] if start is not None else None, epsilon * factor, config)
-            improved, used = _descend(part, origin if number == 0 else best[todo], epsilon * factor, config)
+            origin = _start(
+                part, start[todo] if start is not None else None, epsilon * factor, config
+            )
+            improved, used = _descend(
+                part, origin if number == 0 else best[todo], epsilon * factor, config
+            )
             best[todo], taken[todo] = improved, taken[todo] + used[:, None]
     best = best * problem.mask[..., None]
     best = torch.where(best.isfinite().all(dim=-1, keepdim=True), best, torch.zeros_like(best))
@@ -225,7 +249,11 @@ class _Problem:
         found = [prober.kl_and_gradient(self.a + delta) for prober in self.probers]
         kl = torch.stack([self._summed(kl) for kl, _ in found])
         gradient = torch.stack([slope for _, slope in found]).sum(dim=0)
-        return kl.sum(dim=0), kl.amax(dim=0), gradient.where(self.mask[..., None], torch.zeros_like(gradient))
+        return (
+            kl.sum(dim=0),
+            kl.amax(dim=0),
+            gradient.where(self.mask[..., None], torch.zeros_like(gradient)),
+        )
 
     def worst(self, delta: Tensor) -> Tensor:
         """Per sequence the largest KL of an attribute."""
@@ -236,16 +264,24 @@ class _Problem:
         return kl.where(self.mask, torch.zeros_like(kl)).sum(dim=1)
 
 
-def _start(problem: _Problem, noise: Tensor | None, epsilon: float, config: FairMedConfig) -> Tensor:
+def _start(
+    problem: _Problem, noise: Tensor | None, epsilon: float, config: FairMedConfig
+) -> Tensor:
     if config.init == "zero" or noise is None:
         return torch.zeros_like(problem.a)
-    # A length between 0 and ε made of the same draw: its first feature through the normal distribution function.
+    # A length between 0 and ε made of the same draw: its first feature through the normal
+    # distribution function.
     length = epsilon * torch.special.ndtr(noise[..., :1])
-    return noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * length * problem.mask[..., None]
+    return (
+        noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12) * length * problem.mask[..., None]
+    )
 
 
-def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig) -> tuple[Tensor, Tensor]:
-    """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps taken."""
+def _descend(
+    problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig
+) -> tuple[Tensor, Tensor]:
+    """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps
+    taken."""
     best, best_kl = (
         torch.zeros_like(delta),
         torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device),
@@ -256,7 +292,8 @@ def _descend(problem: _Problem, delta: Tensor, epsilon: float, config: FairMedCo
     evaluations = config.steps + (config.init == "zero")
     for number in range(1, evaluations + 1):
         kl, worst, gradient = problem.select(active).evaluate(delta[active])
-        # Never true of a KL that is not a number. Neutral for all attributes is best even if the sum was lower before.
+        # Never true of a KL that is not a number. Neutral for all attributes is best even if the
+        # sum was lower before.
         better = (kl < best_kl[active]) | (worst < config.tol)
         best_kl[active[better]], best[active[better]] = kl[better], delta[active[better]]
         going = (worst >= config.tol) & kl.isfinite()

@@ -1,9 +1,11 @@
-"""KLAAD: align what the last layer attends to in a stereotype with what it attends to in its opposite.
+"""KLAAD: align what the last layer attends to in a stereotype with what it attends to in its
+opposite.
 
-The paper fine-tunes the model on CE + attention KL + triplet (:mod:`.klaad_losses`); "without modifying weights" there
-means that no weight is edited by hand. Here the base is frozen and low-rank deltas of linear maps are trained on the
-same loss and applied as hooks, which is tracelab's form of it. The attention loss gives the last layer's own value,
-output and MLP maps no gradient. The only re-implementation found improved BBQ's disambiguated accuracy and made
+The paper fine-tunes the model on CE + attention KL + triplet (:mod:`.klaad_losses`); "without
+modifying weights" there means that no weight is edited by hand. Here the base is frozen and
+low-rank deltas of linear maps are trained on the same loss and applied as hooks, which is
+tracelab's form of it. The attention loss gives the last layer's own value, output and MLP maps no
+gradient. The only re-implementation found improved BBQ's disambiguated accuracy and made
 CrowS-Pairs worse: look at what the edit does before you trust it.
 Source: arXiv 2507.19962; what it leaves open is an option of :class:`KLAADConfig`.
 """
@@ -60,14 +62,17 @@ class KLAADConfig:
     """The losses' weights and readings, and how the deltas are trained.
 
     Attributes:
-        lam1, lam2, lam3: weights of the language, attention and triplet losses (defaults: the paper's for Llama).
+        lam1, lam2, lam3: weights of the language, attention and triplet losses (defaults: the
+            paper's for Llama).
         margin: ``m`` of the triplet (0.3: the paper's for Llama).
         per_head, double_softmax, reduction: readings of the attention loss.
         align: of sentences of different length: ``"match"``, ``"pad"`` or ``"equal_only"``.
         pool: hidden state of a sentence: its ``"last"`` token's or their ``"mean"``.
-        trainable: ``"all"``: deltas of every linear map; ``"attn_last"``: of the last layer's query and key maps.
+        trainable: ``"all"``: deltas of every linear map; ``"attn_last"``: of the last layer's query
+            and key maps.
         rank: of the deltas.
-        lr: peak of the cosine schedule (AdamW without weight decay; the paper's 1e-5 is for full fine-tuning).
+        lr: peak of the cosine schedule (AdamW without weight decay; the paper's 1e-5 is for full
+            fine-tuning).
         epochs, batch_size: triples a step.
         eval_every: steps between two looks at the development triples.
         patience: looks without improvement after which training ends.
@@ -131,7 +136,9 @@ class KLAAD(WeightDelta):
     kind = "klaad"
     Spec = KLAADSpec
 
-    def __init__(self, spec: KLAADSpec, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: KLAADSpec, origin: Origin | None, notes: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(spec, origin, notes)
         self.config, self.bias = spec.config, spec.bias
 
@@ -151,13 +158,14 @@ class KLAAD(WeightDelta):
 
         Args:
             data: training records; not those that the edit will be scored on.
-            dev: development records, which choose the state that is kept; default: those of a fifth of the target
-                terms of ``data``.
+            dev: development records, which choose the state that is kept; default: those of a fifth
+                of the target terms of ``data``.
             partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
-            TracelabError: no usable triple, a loss that is not finite at the first step, or training that diverges.
+            TracelabError: no usable triple, a loss that is not finite at the first step, or
+                training that diverges.
         """
         began = perf_counter()
         require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
@@ -166,7 +174,9 @@ class KLAAD(WeightDelta):
         last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)
         records, held_out = (
-            split_by_target(data, seed=config.seed) if dev is None else (as_records(data), as_records(dev))
+            split_by_target(data, seed=config.seed)
+            if dev is None
+            else (as_records(data), as_records(dev))
         )
         train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
         every = config.trainable == "all"
@@ -182,8 +192,12 @@ class KLAAD(WeightDelta):
         edit.load_state_dict(shapes.state_dict())
         edit.to(model.cfg.device)
         first = 0 if every else last
-        trained, measured = (KLAADLoss(model, triples, config, first) for triples in (train_triples, dev_triples))
-        shuffled = np.random.default_rng(config.seed).permutation(len(measured))[:_DEV_RECORDS].tolist()
+        trained, measured = (
+            KLAADLoss(model, triples, config, first) for triples in (train_triples, dev_triples)
+        )
+        shuffled = (
+            np.random.default_rng(config.seed).permutation(len(measured))[:_DEV_RECORDS].tolist()
+        )
         optimizer = torch.optim.AdamW(edit.parameters(), lr=config.lr, weight_decay=0.0)
         steps = config.epochs * ceil(len(trained) / config.batch_size)
 
@@ -208,7 +222,11 @@ class KLAAD(WeightDelta):
         )
         curves.require_converged(f"klaad({bias})", partial)
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
-        edit.notes |= {"left_out": train_triples.left_out, "n_train": len(trained), "n_dev": len(measured)}
+        edit.notes |= {
+            "left_out": train_triples.left_out,
+            "n_train": len(trained),
+            "n_dev": len(measured),
+        }
         edit.notes |= {"fit_seconds": round(perf_counter() - began, 1)}
         return edit
 
@@ -253,7 +271,9 @@ class Outputs(NamedTuple):
 class KLAADLoss:
     """KLAAD's losses on fixed triples."""
 
-    def __init__(self, model: TransformerBridge, triples: Triples, config: KLAADConfig, first_layer: int) -> None:
+    def __init__(
+        self, model: TransformerBridge, triples: Triples, config: KLAADConfig, first_layer: int
+    ) -> None:
         self.model, self.triples, self.config = model, triples, config
         self.runner = SuffixRunner(model, triples.sequences, first_layer)
         self.pattern = require_hook(model, "pattern", model_facts(model).n_layers - 1)
@@ -263,8 +283,11 @@ class KLAADLoss:
     def __len__(self) -> int:
         return len(self.triples.records)
 
-    def losses(self, chunk: Sequence[int], pair: Outputs, other: Outputs | None) -> dict[str, Float[Tensor, ""]]:
-        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``: means over triples, ``ce`` over tokens.
+    def losses(
+        self, chunk: Sequence[int], pair: Outputs, other: Outputs | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``: means over triples, ``ce``
+        over tokens.
 
         Args:
             pair: of the stereotypes, then the anti-stereotypes.
@@ -272,12 +295,14 @@ class KLAADLoss:
         """
         config, n = self.config, len(chunk)
         halves = [
-            language_loss(pair.logits[rows], pair.tokens[rows], pair.mask[rows]) for rows in (slice(n), slice(n, None))
+            language_loss(pair.logits[rows], pair.tokens[rows], pair.mask[rows])
+            for rows in (slice(n), slice(n, None))
         ]
         sequences = self.triples.sequences
         stereo, anti = (self._rows(chunk, label) for label in LABELS[:2])
         aligned = [
-            aligned_positions(sequences[s], sequences[a], config.align) for s, a in zip(stereo, anti, strict=True)
+            aligned_positions(sequences[s], sequences[a], config.align)
+            for s, a in zip(stereo, anti, strict=True)
         ]
         kl = attention_loss(
             pair.pattern[:n],
@@ -287,7 +312,11 @@ class KLAADLoss:
             double_softmax=config.double_softmax,
             reduction=config.reduction,
         )
-        parts = {"ce": (halves[0] + halves[1]) / 2, "kl": kl.mean(), "triplet": torch.zeros_like(halves[0])}
+        parts = {
+            "ce": (halves[0] + halves[1]) / 2,
+            "kl": kl.mean(),
+            "triplet": torch.zeros_like(halves[0]),
+        }
         if other is not None:
             h = pooled(pair.hidden, pair.mask, config.pool)
             far = pooled(other.hidden, other.mask, config.pool)
@@ -328,7 +357,9 @@ class KLAADLoss:
             with edit.applied(self.model):
                 pair, other = self._run_pair(chunk), self._run(self._rows(chunk, "unrelated"))
             parts = self.losses(chunk, pair, other)
-            lbar = [mean_over(token_logprobs(o.logits, o.tokens), scored(o.mask)) for o in (pair, other)]
+            lbar = [
+                mean_over(token_logprobs(o.logits, o.tokens), scored(o.mask)) for o in (pair, other)
+            ]
             n = len(chunk)
             _add(totals, parts | hits(lbar[0][:n], lbar[0][n:], lbar[1]), n / len(group))
 

@@ -6,13 +6,15 @@
     L_KL  = KL(A_anti ‖ A_stereo)                             last layer's attention, row by row
     L_Tri = max(0, ‖h_s - h_a‖² - ‖h_s - h_u‖² + m)           final hidden states on the unit sphere
 
-Anchor of the triplet is the stereotype, positive the anti-stereotype, negative the unrelated sentence; distances are
-squared, so this is not ``torch.nn.TripletMarginLoss``. Source: KLAAD, arXiv 2507.19962, as far as its summary goes: no
-code was released, and what it leaves open is an option here (:class:`~tracelab.interventions.klaad.klaad.KLAADConfig`).
+Anchor of the triplet is the stereotype, positive the anti-stereotype, negative the unrelated
+sentence; distances are squared, so this is not ``torch.nn.TripletMarginLoss``. Source: KLAAD, arXiv
+2507.19962, as far as its summary goes: no code was released, and what it leaves open is an option
+here (:class:`~tracelab.interventions.klaad.klaad.KLAADConfig`).
 
-Attention maps of sentences of different length are compared over aligned positions only: blocks of equal tokens, and
-replaced blocks of equal length, by difflib over token ids (``align="match"``). Each row is renormalised over the
-aligned keys. The first aligned row, which can attend to nothing else than the first token, is left out.
+Attention maps of sentences of different length are compared over aligned positions only: blocks of
+equal tokens, and replaced blocks of equal length, by difflib over token ids (``align="match"``).
+Each row is renormalised over the aligned keys. The first aligned row, which can attend to nothing
+else than the first token, is left out.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ def aligned_positions(
     """Positions of two token sequences that stand for each other.
 
     Args:
-        align: ``"match"``; ``"pad"``: index by index, as far as both go; ``"equal_only"``: index by index, none if the
-            lengths differ.
+        align: ``"match"``; ``"pad"``: index by index, as far as both go; ``"equal_only"``: index by
+            index, none if the lengths differ.
     """
     n, m = len(stereotype), len(anti_stereotype)
     if align == "equal_only" and n != m:
@@ -48,7 +50,9 @@ def aligned_positions(
         return both, both
     first: list[int] = []
     second: list[int] = []
-    codes = SequenceMatcher(None, list(stereotype), list(anti_stereotype), autojunk=False).get_opcodes()
+    codes = SequenceMatcher(
+        None, list(stereotype), list(anti_stereotype), autojunk=False
+    ).get_opcodes()
     for _, a0, a1, b0, b1 in codes:
         if a1 - a0 == b1 - b0:
             first += range(a0, a1)
@@ -65,16 +69,21 @@ def attention_loss(
     double_softmax: bool = False,
     reduction: str = "mean",
 ) -> Float[Tensor, "batch"]:
-    """KL(A_anti ‖ A_stereo) of each pair over aligned rows and keys; 0 where fewer than two positions are aligned.
+    """KL(A_anti ‖ A_stereo) of each pair over aligned rows and keys; 0 where fewer than two
+    positions are aligned.
 
     Args:
         alignments: positions in either sentence, of each pair (:func:`aligned_positions`).
         per_head: compare head by head, then average; else the mean map over heads.
-        double_softmax: softmax the attention once more, as the paper's words can be read; nearly uniform rows.
+        double_softmax: softmax the attention once more, as the paper's words can be read; nearly
+            uniform rows.
         reduction: over rows: ``"mean"`` or ``"sum"``.
     """
     if not per_head:
-        stereotype, anti_stereotype = stereotype.mean(dim=1, keepdim=True), anti_stereotype.mean(dim=1, keepdim=True)
+        stereotype, anti_stereotype = (
+            stereotype.mean(dim=1, keepdim=True),
+            anti_stereotype.mean(dim=1, keepdim=True),
+        )
     longest = max(1, *(len(first) for first, _ in alignments))
     sides = [torch.zeros(len(alignments), longest, dtype=torch.long) for _ in range(2)]
     valid = torch.zeros(len(alignments), longest, dtype=torch.bool)
@@ -84,12 +93,15 @@ def attention_loss(
             side[row, : len(positions)] = torch.tensor(positions, dtype=torch.long)
     valid = valid.to(stereotype.device)
     # A row may look at aligned keys up to itself.
-    keys = torch.ones(longest, longest, dtype=torch.bool, device=valid.device).tril() & valid[:, None]
+    keys = (
+        torch.ones(longest, longest, dtype=torch.bool, device=valid.device).tril() & valid[:, None]
+    )
     q, p = (
         _rows(pattern.float(), side.to(pattern.device), keys, double_softmax)
         for pattern, side in zip((stereotype, anti_stereotype), sides, strict=True)
     )
-    each = (p * (p.log() - q.log())).masked_fill(~keys[:, None], 0.0).sum(dim=-1).mean(dim=1)  # [batch, query]
+    # [batch, query]
+    each = (p * (p.log() - q.log())).masked_fill(~keys[:, None], 0.0).sum(dim=-1).mean(dim=1)
     rows = valid.clone()
     rows[:, 0] = False
     total = each.masked_fill(~rows, 0.0).sum(dim=1)
@@ -102,7 +114,8 @@ def _rows(
     keys: Bool[Tensor, "batch aligned aligned"],
     double_softmax: bool,
 ) -> Float[Tensor, "batch head aligned aligned"]:
-    """Attention over aligned keys as distributions, 1 where a row may not look (its logarithm is 0)."""
+    """Attention over aligned keys as distributions, 1 where a row may not look (its logarithm is
+    0)."""
     batch, heads = pattern.shape[:2]
     rows = positions[:, None, :, None].expand(batch, heads, -1, pattern.shape[3])
     columns = positions[:, None, None, :].expand(batch, heads, positions.shape[1], -1)
@@ -144,7 +157,9 @@ def triplet_loss(
 
 
 def language_loss(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, ""]:
     """Next-token cross-entropy, nats, mean over the real tokens of all sentences."""
     real = mask[:, 1:].bool()

@@ -1,4 +1,5 @@
-"""Fine-tune a weight delta as a language model of given texts, through its hooks, the base model frozen."""
+"""Fine-tune a weight delta as a language model of given texts, through its hooks, the base model
+frozen."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def finetune(
     seed: int,
     what: str = "fine-tuning",
 ) -> list[float]:
-    """Minimise the next-token cross-entropy of ``texts``, line by line, over the edit's parameters (AdamW).
+    """Minimise the next-token cross-entropy of ``texts``, line by line, over the edit's parameters
+    (AdamW).
 
     Args:
         block_size: longer texts are cut to so many tokens.
@@ -44,8 +46,8 @@ def finetune(
         The mean loss (nats a token) of each step.
 
     Raises:
-        TracelabError: no text of two tokens, blocks beyond the model's context, a loss that is not finite, or one that
-            is far above where it began.
+        TracelabError: no text of two tokens, blocks beyond the model's context, a loss that is not
+            finite, or one that is far above where it began.
     """
     sequences = [encode(model, text).ids[:block_size] for text in as_texts(texts)]
     require_context(model, map(len, sequences))
@@ -64,14 +66,20 @@ def finetune(
         return cross_entropy(logits[real].float(), tokens[:, 1:][real])
 
     first: list[int] = []
-    with frozen(model), edit.applied(model), progress(total=epochs * len(sequences), what=what, unit="text") as bar:
+    with (
+        frozen(model),
+        edit.applied(model),
+        progress(total=epochs * len(sequences), what=what, unit="text") as bar,
+    ):
         for _ in range(epochs):
             for batch in torch.randperm(len(sequences), generator=order).split(batch_size):
                 first = first or batch.tolist()
                 loss = measure(batch.tolist())
                 if not loss.isfinite():
                     why = f"lower lr={lr}" if losses else CAUSE
-                    raise TracelabError(f"{what}: the loss is {loss.item()} after {len(losses)} steps: {why}")
+                    raise TracelabError(
+                        f"{what}: the loss is {loss.item()} after {len(losses)} steps: {why}"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,9 +1,11 @@
-"""The loop that trains an edit: steps, a look at development data now and then, the best state kept.
+"""The loop that trains an edit: steps, a look at development data now and then, the best state
+kept.
 
-Every ``eval_every`` steps ``evaluate`` is asked for development figures; training ends when the one called ``score``
-(lower is better) has not improved ``patience`` times, and the best state is what remains. A loss or gradient that is
-not finite ends it as well, at the best state so far. With ``partial`` all is kept in a file after each look, and a
-run with the same ``key`` goes on from there.
+Every ``eval_every`` steps ``evaluate`` is asked for development figures; training ends when the one
+called ``score`` (lower is better) has not improved ``patience`` times, and the best state is what
+remains. A loss or gradient that is not finite ends it as well, at the best state so far. With
+``partial`` all is kept in a file after each look, and a run with the same ``key`` goes on from
+there.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ LARGEST_PARAMETER = 100.0
 
 @dataclass
 class Curves:
-    """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or dev.
+    """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or
+    dev.
 
     ``largest``: the largest parameter after the last step, whichever state is kept.
     """
@@ -50,13 +53,16 @@ class Curves:
 
     def add(self, step: int, split: str, figures: Figures) -> None:
         """One more row."""
-        self.rows.append({"step": step, "split": split, **{k: round(float(v), 6) for k, v in figures.items()}})
+        self.rows.append(
+            {"step": step, "split": split, **{k: round(float(v), 6) for k, v in figures.items()}}
+        )
 
     def require_converged(self, what: str, partial: Path | str | None) -> None:
         """Refuse a run that diverged, and let go of what it kept in ``partial``.
 
         Raises:
-            TracelabError: its parameters are huge, or no look was better than the first and the last far worse.
+            TracelabError: its parameters are huge, or no look was better than the first and the
+                last far worse.
         """
         scores = [row["score"] for row in self.rows if row["split"] == "dev"]
         gained = min(scores) < scores[0]
@@ -75,15 +81,20 @@ class Curves:
 
 
 class Chunks:
-    """Works through a group in chunks; out of memory, it begins again with half the size and keeps to it."""
+    """Works through a group in chunks; out of memory, it begins again with half the size and keeps
+    to it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(
-        self, function: Callable[[Sequence[int]], None], group: Sequence[int], restart: Callable[[], None]
+        self,
+        function: Callable[[Sequence[int]], None],
+        group: Sequence[int],
+        restart: Callable[[], None],
     ) -> None:
-        """Call ``function`` with each chunk of ``group``, after ``restart`` if it has to begin again.
+        """Call ``function`` with each chunk of ``group``, after ``restart`` if it has to begin
+        again.
 
         Raises:
             RuntimeError: not even one at a time fits.
@@ -122,21 +133,32 @@ def train(
     """Train the parameters of ``module``; returns the curves and leaves the best state in it.
 
     Args:
-        batches: what each step is given; the same sequence in every run, so that a resumed one can skip.
-        step: computes the loss of a batch, leaves its gradients in the parameters, returns its parts with ``loss``.
+        batches: what each step is given; the same sequence in every run, so that a resumed one can
+            skip.
+        step: computes the loss of a batch, leaves its gradients in the parameters, returns its
+            parts with ``loss``.
         evaluate: development figures with ``score``; called before the first step too.
-        partial: a file; one of somebody's own is left alone, with a warning (fits refuse it: :func:`require_partial`).
+        partial: a file; one of somebody's own is left alone, with a warning (fits refuse it:
+            :func:`require_partial`).
 
     Raises:
-        TracelabError: the development figures are not finite before the first step, or the loss is not at it.
+        TracelabError: the development figures are not finite before the first step, or the loss is
+            not at it.
     """
     if partial is not None and not _is_a_trainings(partial):
         warnings.warn(
-            f"{str(partial)!r} was not written by tracelab: it stays as it is, and nothing of {what} is kept",
+            f"{str(partial)!r} was not written by tracelab: it stays as it is, and nothing of "
+            f"{what} is kept",
             stacklevel=2,
         )
         partial = None
-    curves, best, best_score, stale, done = Curves(), copy.deepcopy(module.state_dict()), float("inf"), 0, 0
+    curves, best, best_score, stale, done = (
+        Curves(),
+        copy.deepcopy(module.state_dict()),
+        float("inf"),
+        0,
+        0,
+    )
     taken_up = _taken_up(partial, key)
     if taken_up is not None:
         module.load_state_dict(taken_up["module"])
@@ -144,7 +166,9 @@ def train(
         if scheduler is not None:
             scheduler.load_state_dict(taken_up["scheduler"])
         curves.rows = taken_up["curves"]
-        best, best_score, stale, done = (taken_up[name] for name in ("best", "best_score", "stale", "done"))
+        best, best_score, stale, done = (
+            taken_up[name] for name in ("best", "best_score", "stale", "done")
+        )
 
     def look() -> bool:
         """Measure, keep; whether to go on."""
@@ -152,7 +176,8 @@ def train(
         figures = evaluate()
         if not done and not isfinite(figures["score"]):
             raise TracelabError(
-                f"{what}: the loss is {figures['score']} before the first step: lower the learning rate; else {CAUSE}"
+                f"{what}: the loss is {figures['score']} before the first step: lower the learning "
+                f"rate; else {CAUSE}"
             )
         curves.add(done, "dev", figures)
         if figures["score"] < best_score:
@@ -166,10 +191,14 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "curves": curves.rows,
             }
-            kept |= {"scheduler": None if scheduler is None else scheduler.state_dict(), "key": _plain(key)}
+            kept |= {
+                "scheduler": None if scheduler is None else scheduler.state_dict(),
+                "key": _plain(key),
+            }
             kept |= {"best": best, "best_score": best_score, "stale": stale, "done": done}
             adopt([Path(partial)])
-            # To an open file: torch takes the archive's name from a path, and a hidden file without suffix has none.
+            # To an open file: torch takes the archive's name from a path, and a hidden file without
+            # suffix has none.
             with atomic_file(partial) as path, path.open("wb") as file:
                 torch.save(kept, file)
         return stale < patience and done < steps
@@ -210,7 +239,11 @@ def train(
 
 def largest_parameter(module: nn.Module) -> float:
     """The largest absolute value among the parameters; not a number if one is not."""
-    return float(torch.stack([parameter.detach().abs().max().float().cpu() for parameter in module.parameters()]).max())
+    return float(
+        torch.stack(
+            [parameter.detach().abs().max().float().cpu() for parameter in module.parameters()]
+        ).max()
+    )
 
 
 def require_converged(what: str, before: float, after: float, largest: float) -> None:
@@ -221,11 +254,13 @@ def require_converged(what: str, before: float, after: float, largest: float) ->
         largest: of the parameters after the last step.
 
     Raises:
-        TracelabError: the loss rose by more than noise, or a parameter is larger than any that an edit needs.
+        TracelabError: the loss rose by more than noise, or a parameter is larger than any that an
+            edit needs.
     """
     if not after - before <= max(1.0, abs(before) / 2) or not largest <= LARGEST_PARAMETER:
         raise TracelabError(
-            f"{what}: the training diverged (loss {before:.3g} before it, {after:.3g} after, largest parameter "
+            f"{what}: the training diverged (loss {before:.3g} before it, {after:.3g} after, "
+            "largest parameter "
             f"{largest:.3g}): lower the learning rate"
         )
 

@@ -1,6 +1,7 @@
 """BiasEdit's losses on triples, by name, and what is retained.
 
-With p_j = P(w_j | w_<j) over the scored tokens of a sentence, pbar = mean_j p_j and lbar = mean_j log p_j,
+With p_j = P(w_j | w_<j) over the scored tokens of a sentence, pbar = mean_j p_j and lbar = mean_j
+log p_j,
 
     reference    pbar_s (log pbar_s - lbar_a) + pbar_a (log pbar_a - lbar_s)         as released, nothing detached
     logprob      (lbar_s - lbar_a)²                                                  symmetric
@@ -9,11 +10,12 @@ With p_j = P(w_j | w_<j) over the scored tokens of a sentence, pbar = mean_j p_j
     retention    kl          mean_j KL(P_pre(· | w_<j) ‖ P_post(· | w_<j)) over the whole vocabulary
                  reference   pbar_pre (log pbar_pre - lbar_post)                     as released: one number a sentence
 
-``reference`` is not a divergence: it is positive for two identical sentences and falls towards zero if all
-probabilities shrink, so its minimum is a destroyed model; the paper's text has KL(P_s‖P_a) + KL(P_a‖P_s). A symmetric
-loss is content with any change that closes the gap of the sentences it sees; the signed one asks for a direction.
+``reference`` is not a divergence: it is positive for two identical sentences and falls towards zero
+if all probabilities shrink, so its minimum is a destroyed model; the paper's text has KL(P_s‖P_a) +
+KL(P_a‖P_s). A symmetric loss is content with any change that closes the gap of the sentences it
+sees; the signed one asks for a direction.
 Source: BiasEdit, arXiv 2503.08588, section 3, and its released code; all in nats.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -50,14 +52,18 @@ def scored(
 def mean_over(
     values: Float[Tensor, "batch predicted"], chosen: Bool[Tensor, "batch predicted"]
 ) -> Float[Tensor, "batch"]:
-    """Mean of each row over its chosen places; what stands elsewhere, also what is not finite, plays no part."""
+    """Mean of each row over its chosen places; what stands elsewhere, also what is not finite,
+    plays no part."""
     return values.masked_fill(~chosen, 0.0).sum(dim=1) / chosen.sum(dim=1)
 
 
 def hits(
-    stereotype: Float[Tensor, "batch"], anti_stereotype: Float[Tensor, "batch"], unrelated: Float[Tensor, "batch"]
+    stereotype: Float[Tensor, "batch"],
+    anti_stereotype: Float[Tensor, "batch"],
+    unrelated: Float[Tensor, "batch"],
 ) -> dict[str, Float[Tensor, ""]]:
-    """``ss`` and ``lms`` in percent, pooled over triples, and the mean ``gap`` of stereotype over anti-stereotype."""
+    """``ss`` and ``lms`` in percent, pooled over triples, and the mean ``gap`` of stereotype over
+    anti-stereotype."""
     likelier = [(sentence > unrelated).double() for sentence in (stereotype, anti_stereotype)]
     return {
         "ss": 100 * (stereotype > anti_stereotype).double().mean(),
@@ -99,10 +105,13 @@ def retention_loss(
     tokens: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch"]:
-    """One of :data:`RETENTIONS` of each sentence, from the logits of the unedited and of the edited model."""
+    """One of :data:`RETENTIONS` of each sentence, from the logits of the unedited and of the edited
+    model."""
     chosen = scored(mask)
     if name == "kl":
         log_p, log_q = (logits[:, :-1].float().log_softmax(dim=-1) for logits in (before, after))
-        return mean_over(kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1), chosen)
+        return mean_over(
+            kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1), chosen
+        )
     pbar = mean_over(token_logprobs(before, tokens).exp(), chosen)
     return pbar * (pbar.log() - mean_over(token_logprobs(after, tokens), chosen))

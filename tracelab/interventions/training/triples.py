@@ -1,7 +1,8 @@
 """StereoSet triples as tokens: what BiasEdit and KLAAD are trained on.
 
-A triple holds a stereotypical, an anti-stereotypical and an unrelated sentence. Training and development triples
-share no target term. Whether a BOS token comes first is the model's habit, as in all scoring.
+A triple holds a stereotypical, an anti-stereotypical and an unrelated sentence. Training and
+development triples share no target term. Whether a BOS token comes first is the model's habit, as
+in all scoring.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Triples:
 
     Attributes:
         sequences: ids of sentence ``3 * record + label``.
-        fillers: positions of the filler's tokens in each (of an intersentence record: of the continuation).
+        fillers: positions of the filler's tokens in each (of an intersentence record: of the
+            continuation).
         left_out: why records were left out, and how many.
     """
 
@@ -48,8 +50,8 @@ class Triples:
 def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Triples:
     """The triples of records that a causal model can be trained on.
 
-    A record is left out if a filler cannot be found in its sentence, or if no token of a filler has a token before it;
-    a warning tells if these are many.
+    A record is left out if a filler cannot be found in its sentence, or if no token of a filler has
+    a token before it; a warning tells if these are many.
 
     Raises:
         TracelabError: no record is left, or one has a sentence beyond the model's context.
@@ -73,7 +75,9 @@ def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Tr
             made.append(encoding.ids)
             spans.append(tuple(p for p in positions if p > 0))
         lengths.append(max(map(len, made)))
-        if record.task == "intrasentence" and not all(getattr(record, label).filler for label in LABELS[:2]):
+        if record.task == "intrasentence" and not all(
+            getattr(record, label).filler for label in LABELS[:2]
+        ):
             left_out["no filler in the sentence"] += 1
         elif not all(spans[:2]):
             left_out["nothing predicts the filler"] += 1

@@ -1,6 +1,7 @@
 """Where does attention differ between a stereotype and its opposite? (KLAAD's motivating analysis)
 
-For a pair with attention maps ``A_s`` and ``A_a`` (one layer, mean over heads), one number a position:
+For a pair with attention maps ``A_s`` and ``A_a`` (one layer, mean over heads), one number a
+position:
 
 | reduce | gap of position j |
 |---|---|
@@ -10,21 +11,23 @@ For a pair with attention maps ``A_s`` and ``A_a`` (one layer, mean over heads),
 | ``both`` | mean of ``received_abs`` and ``paid`` |
 | ``last`` | ``|A_s[T,j] − A_a[T,j]|``: of the last token's attention |
 
-Means run over all T rows or columns, masked zeros included, which gives the published scale. *Sensitive*
-positions hold different tokens in the two sentences. A *hit* is a pair whose largest gap lies on a sensitive
-position; chance is the share of sensitive positions (KLAAD, arXiv 2507.19962, Figure 1; the paper does not state
-its reduction, and "received" comes nearest to its hit rate).
+Means run over all T rows or columns, masked zeros included, which gives the published scale.
+*Sensitive* positions hold different tokens in the two sentences. A *hit* is a pair whose largest
+gap lies on a sensitive position; chance is the share of sensitive positions (KLAAD, arXiv
+2507.19962, Figure 1; the paper does not state its reduction, and "received" comes nearest to its
+hit rate).
 
-Attention must change where the input changes, so any swapped word beats chance. The control the paper lacks: in
-each pair with one differing token, a *neutral* word nearby is swapped for another instead, and hits are counted the
-same way. What the stereotype adds is the difference, ``excess``.
+Attention must change where the input changes, so any swapped word beats chance. The control the
+paper lacks: in each pair with one differing token, a *neutral* word nearby is swapped for another
+instead, and hits are counted the same way. What the stereotype adds is the difference, ``excess``.
 
-Pairs whose sentences differ in token count are aligned by difflib over token ids. Replaced blocks of unequal length
-become one position each: attention to a block is summed over its tokens, attention from it averaged. Tokens that
-only one sentence has are left out and the rows renormalised. Such pairs are reported under ``aligned``, apart from
-``equal``, the paper's selection. A pair that differs in nothing else than such tokens has no sensitive position;
-the summary counts these under ``unusable``.
-"""
+Pairs whose sentences differ in token count are aligned by difflib over token ids. Replaced blocks
+of unequal length become one position each: attention to a block is summed over its tokens,
+attention from it averaged. Tokens that only one sentence has are left out and the rows
+renormalised. Such pairs are reported under ``aligned``, apart from ``equal``, the paper's
+selection. A pair that differs in nothing else than such tokens has no sensitive position; the
+summary counts these under ``unusable``.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -50,7 +53,14 @@ from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
-from tracelab.model.tokens import Encoding, encode, length_batches, pad, require_context, token_texts
+from tracelab.model.tokens import (
+    Encoding,
+    encode,
+    length_batches,
+    pad,
+    require_context,
+    token_texts,
+)
 from tracelab.progress import progress
 from tracelab.ranges import INT_MOST, require_int, require_seed
 from tracelab.results import Result
@@ -65,16 +75,18 @@ class AttentionGap(Result):
     """Gap on sensitive and on other positions, against chance and against the neutral swap.
 
     Attributes:
-        summary: one row a (selection, metric): ``value, low, high, n``. Selections: ``equal`` (equal token
-            counts), ``aligned`` (the others), ``control_real`` and ``control_neutral`` (pairs with one differing
-            token: the pair itself, and a neutral word swapped), ``excess`` (the paired difference of the two hit
-            rates), ``unusable`` (pairs without a sensitive position, counted). Metrics: ``hit_rate`` and
-            ``chance`` in percent; ``sensitive`` and ``other`` (mean gap) with ``_sd``; ``t``, ``dof`` and ``p`` of
-            the paired t-test over pairs.
+        summary: one row a (selection, metric): ``value, low, high, n``. Selections: ``equal``
+            (equal token counts), ``aligned`` (the others), ``control_real`` and ``control_neutral``
+            (pairs with one differing token: the pair itself, and a neutral word swapped),
+            ``excess`` (the paired difference of the two hit rates), ``unusable`` (pairs without a
+            sensitive position, counted). Metrics: ``hit_rate`` and ``chance`` in percent;
+            ``sensitive`` and ``other`` (mean gap) with ``_sd``; ``t``, ``dof`` and ``p`` of the
+            paired t-test over pairs.
         pairs: one row a (pair, selection): ``hit, chance, sensitive, other, n_positions``.
         positions: one row a (pair, position) of the pairs themselves: ``token_stereotype,
             token_anti_stereotype, sensitive, gap``.
-        maps: one row a (pair, query, key) of the kept pairs: ``stereotype, anti_stereotype`` attention.
+        maps: one row a (pair, query, key) of the kept pairs: ``stereotype, anti_stereotype``
+            attention.
     """
 
     summary: pd.DataFrame
@@ -89,7 +101,8 @@ class AttentionGap(Result):
 
     @property
     def selection(self) -> str:
-        """The selection to quote: ``equal``, or ``aligned`` where no pair has equal token counts."""
+        """The selection to quote: ``equal``, or ``aligned`` where no pair has equal token
+        counts."""
         return "equal" if (self.pairs["selection"] == "equal").any() else "aligned"
 
     def value(self, metric: str, selection: str | None = None) -> pd.Series:
@@ -107,7 +120,8 @@ class AttentionGap(Result):
         return gap_distributions(self)
 
     def plot_pair(self, pair: str | None = None) -> go.Figure:
-        """Attention maps of a kept pair (default: the first): stereotype, anti-stereotype, difference."""
+        """Attention maps of a kept pair (default: the first): stereotype, anti-stereotype,
+        difference."""
         from tracelab.figures import attention_maps
 
         return attention_maps(self, pair)
@@ -129,19 +143,20 @@ def attention_gap(
     """Measure the attention gap over pairs.
 
     Args:
-        pairs: :class:`~tracelab.datasets.Pair`, or records with a ``pair()`` (StereoSet, CrowS-Pairs).
+        pairs: :class:`~tracelab.datasets.Pair`, or records with a ``pair()`` (StereoSet,
+            CrowS-Pairs).
         layer: whose attention; negative counts from the last.
         heads: ``"mean"`` over all heads, or the heads to average.
         reduce: from a map to one gap a position; see the module's table.
         control: ``"neutral"`` also runs the neutral swap, ``"none"`` does not.
         keep_maps: of so many pairs (of equal length first) the maps are kept for figures.
-        prepend_bos: whether BOS comes first. The published chance rate fits BOS counted as a position, so
-            it is on by default, whatever the model's tokenizer does.
+        prepend_bos: whether BOS comes first. The published chance rate fits BOS counted as a
+            position, so it is on by default, whatever the model's tokenizer does.
         seed: of the control's words and the bootstrap.
 
     Raises:
-        TracelabError: unknown option, layer or head out of range, no pair with a differing token, one
-            beyond the model's context, or attention that is not finite.
+        TracelabError: unknown option, layer or head out of range, no pair with a differing token,
+            one beyond the model's context, or attention that is not finite.
     """
     require_seed(seed)
     require_choice("reduction", reduce, REDUCTIONS)
@@ -150,11 +165,15 @@ def attention_gap(
     require_int("batch_tokens", batch_tokens)
     info = model_facts(model)
     if not -info.n_layers <= require_int("layer", layer, -INT_MOST) < info.n_layers:
-        raise TracelabError(f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}")
+        raise TracelabError(
+            f"layer {layer} is out of range: {info.model_id} has layers 0 to {info.n_layers - 1}"
+        )
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
-    records = [pair if isinstance(pair, Pair) else pair.pair() for pair in as_records(pairs, "pair")]
+    records = [
+        pair if isinstance(pair, Pair) else pair.pair() for pair in as_records(pairs, "pair")
+    ]
     encoded = [
         (
             encode(model, pair.stereotype, prepend_bos=prepend_bos),
@@ -162,7 +181,9 @@ def attention_gap(
         )
         for pair in records
     ]
-    require_context(model, (max(len(first.ids), len(second.ids)) for first, second in encoded), what="pair")
+    require_context(
+        model, (max(len(first.ids), len(second.ids)) for first, second in encoded), what="pair"
+    )
     aligned = [_Alignment.of(*pair) for pair in encoded]
     usable = [i for i, a in enumerate(aligned) if a.sensitive.any() and not a.sensitive.all()]
     if not usable:
@@ -244,7 +265,8 @@ def attention_patterns(
     *,
     batch_tokens: int = 1024,
 ) -> list[Float[np.ndarray, "_query _key"]]:
-    """The attention map (mean over ``heads``, None: all) of each sequence at one hook point, in fp32.
+    """The attention map (mean over ``heads``, None: all) of each sequence at one hook point, in
+    fp32.
 
     Raises:
         TracelabError: a map that is not finite.
@@ -266,7 +288,9 @@ def attention_patterns(
             for row, i in enumerate(batch):
                 results[i] = seen["pattern"][row].cpu().numpy()
                 if not np.isfinite(results[i]).all():
-                    raise TracelabError(f"the attention at {hook} in sentence {i} is not finite: {CAUSE}")
+                    raise TracelabError(
+                        f"the attention at {hook} in sentence {i} is not finite: {CAUSE}"
+                    )
             bar.update(len(batch))
     return results
 
@@ -321,7 +345,8 @@ def summarise(pairs: pd.DataFrame, *, n_unusable: int = 0, seed: int = 0) -> pd.
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Blocks of positions of two token sequences that stand for each other, and which of them differ."""
+    """Blocks of positions of two token sequences that stand for each other, and which of them
+    differ."""
 
     blocks: tuple[tuple[range, range], ...]
     sensitive: Bool[np.ndarray, "aligned"]
@@ -336,13 +361,17 @@ class _Alignment:
             codes = SequenceMatcher(None, first.ids, second.ids, autojunk=False).get_opcodes()
         for tag, a0, a1, b0, b1 in codes:
             if a1 - a0 == b1 - b0:
-                blocks += [(range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)]
+                blocks += [
+                    (range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)
+                ]
             elif tag == "replace":
                 blocks.append((range(a0, a1), range(b0, b1)))
         differ = [first.ids[a.start : a.stop] != second.ids[b.start : b.stop] for a, b in blocks]
         return cls(tuple(blocks), np.array(differ, dtype=bool), equal)
 
-    def restrict(self, pattern: Float[np.ndarray, "_query _key"], side: int) -> Float[np.ndarray, "aligned aligned"]:
+    def restrict(
+        self, pattern: Float[np.ndarray, "_query _key"], side: int
+    ) -> Float[np.ndarray, "aligned aligned"]:
         """The map over aligned blocks; rows of unequal pairs are renormalised to sum to 1."""
         if self.equal:
             return pattern
@@ -354,7 +383,8 @@ class _Alignment:
     def texts(self, model: TransformerBridge, encoding: Encoding, side: int) -> list[str]:
         """The text of each block."""
         return [
-            "".join(token_texts(model, encoding.ids[block[side].start : block[side].stop])) for block in self.blocks
+            "".join(token_texts(model, encoding.ids[block[side].start : block[side].stop]))
+            for block in self.blocks
         ]
 
 
@@ -368,7 +398,9 @@ def _pair_row(gap: Float[np.ndarray, "pos"], sensitive: Bool[np.ndarray, "pos"])
     }
 
 
-def _map_table(pair: str, first: Float[np.ndarray, "pos pos"], second: Float[np.ndarray, "pos pos"]) -> pd.DataFrame:
+def _map_table(
+    pair: str, first: Float[np.ndarray, "pos pos"], second: Float[np.ndarray, "pos pos"]
+) -> pd.DataFrame:
     query, key = np.indices(first.shape)
     columns = {"query": query.ravel(), "key": key.ravel()}
     columns |= {"stereotype": first.ravel(), "anti_stereotype": second.ravel()}
@@ -380,6 +412,10 @@ def _check_heads(heads: str | Sequence[int], n_heads: int) -> list[int] | None:
         require_choice("heads", heads, ("mean",))
         return None
     chosen = list(heads)
-    if not chosen or not all(0 <= require_int("a head", head, -INT_MOST) < n_heads for head in chosen):
-        raise TracelabError(f"heads {chosen} are out of range: the model has heads 0 to {n_heads - 1}")
+    if not chosen or not all(
+        0 <= require_int("a head", head, -INT_MOST) < n_heads for head in chosen
+    ):
+        raise TracelabError(
+            f"heads {chosen} are out of range: the model has heads 0 to {n_heads - 1}"
+        )
     return chosen

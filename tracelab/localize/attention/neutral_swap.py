@@ -1,9 +1,9 @@
 """The control of the attention gap: the same sentence with a neutral word swapped instead.
 
-In a pair with one differing token, the nearest other position that holds a whole word of one token (not BOS, not
-the differing one) gets another such word, drawn from the words that all the sentences hold. Words in which any of
-the pairs differs are not used. The position is about where the stereotype's word stood and the change is of the
-same size, but it says nothing of a group.
+In a pair with one differing token, the nearest other position that holds a whole word of one token
+(not BOS, not the differing one) gets another such word, drawn from the words that all the sentences
+hold. Words in which any of the pairs differs are not used. The position is about where the
+stereotype's word stood and the change is of the same size, but it says nothing of a group.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def neutral_swaps(
     chosen = {}
     for key, first, second in pairs:
         if len(first.ids) == len(second.ids):
-            differing = [p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b]
+            differing = [
+                p for p, (a, b) in enumerate(zip(first.ids, second.ids, strict=True)) if a != b
+            ]
             if len(differing) == 1:
                 chosen[key] = (first, second, differing[0])
     group_words = {
@@ -56,14 +58,18 @@ def neutral_swaps(
     generator = np.random.default_rng(seed)
     swaps = {}
     for key, (first, _, changed) in chosen.items():
-        candidates = [p for p in _whole_words(first) if p != changed and first.ids[p] not in group_words]
+        candidates = [
+            p for p in _whole_words(first) if p != changed and first.ids[p] not in group_words
+        ]
         if not candidates or len(words) < 2:
             continue
         position = min(candidates, key=lambda p: (abs(p - changed), p))
         word = first.ids[position]
         while word == first.ids[position]:
             word = words[int(generator.integers(len(words)))]
-        swaps[key] = NeutralSwap((*first.ids[:position], word, *first.ids[position + 1 :]), position)
+        swaps[key] = NeutralSwap(
+            (*first.ids[:position], word, *first.ids[position + 1 :]), position
+        )
     return swaps
 
 

@@ -1,7 +1,8 @@
 """One pass over the corpus: every layer's MLP output at the last prompt token, and the soft labels.
 
-Prompts are batched by equal length, so no token is padding and the last position is the prompt's. Only that
-position of each MLP output is kept; above :data:`SPILL_BYTES` the store is a file mapped into memory.
+Prompts are batched by equal length, so no token is padding and the last position is the prompt's.
+Only that position of each MLP output is kept; above :data:`SPILL_BYTES` the store is a file mapped
+into memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import last_logits
-from tracelab.model.tokens import encode, first_token, length_batches, pad, require_context, token_texts
+from tracelab.model.tokens import (
+    encode,
+    first_token,
+    length_batches,
+    pad,
+    require_context,
+    token_texts,
+)
 from tracelab.progress import progress
 
 SPILL_BYTES = 2 * 1024**3
@@ -54,7 +62,10 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
     """
     by_group = [{first_token(model, word) for word in words} for _, words in corpus.groups]
     shared = {
-        token_id for index, ids in enumerate(by_group) for other in by_group[index + 1 :] for token_id in ids & other
+        token_id
+        for index, ids in enumerate(by_group)
+        for other in by_group[index + 1 :]
+        for token_id in ids & other
     }
     if shared:
         texts = ", ".join(repr(text) for text in token_texts(model, sorted(shared)))
@@ -118,5 +129,8 @@ def _store(*shape: int) -> Float[Tensor, "prompts layers d_model"]:
     if 4 * size <= SPILL_BYTES:
         return torch.empty(shape, dtype=torch.float32, device="cpu")
     with tempfile.NamedTemporaryFile(prefix="tracelab-") as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * size)  # a full disk is an error now, not a crash later
-        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).reshape(shape)
+        # a full disk is an error now, not a crash later
+        os.posix_fallocate(file.fileno(), 0, 4 * size)
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).reshape(
+            shape
+        )

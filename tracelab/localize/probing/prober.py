@@ -1,8 +1,9 @@
 """The probers of all layers as one batched network.
 
-``L`` networks ``Linear(d_model → 1024) → ReLU → Linear(1024 → groups)`` are trained at once by batched matrix
-products. They share nothing but the order of the minibatches, so each is what it would be alone.
-Hyper-parameters are those of FairMed's code: Adam, 1e-3, batches of 32, 20 epochs, soft targets.
+``L`` networks ``Linear(d_model → 1024) → ReLU → Linear(1024 → groups)`` are trained at once by
+batched matrix products. They share nothing but the order of the minibatches, so each is what it
+would be alone. Hyper-parameters are those of FairMed's code: Adam, 1e-3, batches of 32, 20 epochs,
+soft targets.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import learning
-from tracelab.ranges import EPOCHS_MOST, INT_MOST, WIDTH_MOST, require_int, require_memory, require_number
+from tracelab.ranges import (
+    EPOCHS_MOST,
+    INT_MOST,
+    WIDTH_MOST,
+    require_int,
+    require_memory,
+    require_number,
+)
 
 _LARGEST_PARAMETER = 100.0  # they begin below 1
 
@@ -44,7 +52,8 @@ class ProberConfig:
 
 
 class Probers(nn.Module):
-    """One two-layer prober for each layer of the model; layer l is initialised from ``(seed, l)``."""
+    """One two-layer prober for each layer of the model; layer l is initialised from ``(seed,
+    l)``."""
 
     w1: Tensor
     b1: Tensor
@@ -53,7 +62,12 @@ class Probers(nn.Module):
 
     def __init__(self, n_layers: int, d_model: int, hidden: int, n_groups: int, seed: int) -> None:
         super().__init__()
-        sizes = {"w1": (d_model, hidden), "b1": (1, hidden), "w2": (hidden, n_groups), "b2": (1, n_groups)}
+        sizes = {
+            "w1": (d_model, hidden),
+            "b1": (1, hidden),
+            "w2": (hidden, n_groups),
+            "b2": (1, n_groups),
+        }
         fan_in = {"w1": d_model, "b1": d_model, "w2": hidden, "b2": hidden}
         for name, size in sizes.items():
             bound = 1 / math.sqrt(fan_in[name])  # as torch.nn.Linear initialises both
@@ -63,7 +77,9 @@ class Probers(nn.Module):
                 value[layer].uniform_(-bound, bound, generator=generator)
             self.register_parameter(name, nn.Parameter(value))
 
-    def forward(self, activations: Float[Tensor, "rows layers d_model"]) -> Float[Tensor, "layers rows groups"]:
+    def forward(
+        self, activations: Float[Tensor, "rows layers d_model"]
+    ) -> Float[Tensor, "layers rows groups"]:
         """Group logits of each layer's prober."""
         inputs = activations.transpose(0, 1)
         hidden = torch.baddbmm(self.b1, inputs, self.w1).relu()
@@ -103,16 +119,19 @@ def train_probers(
         for rows in shuffled.split(config.batch_size):
             logits = probers(activations[rows].float())
             targets = labels[rows].expand(n_layers, -1, -1)
-            # Summed over layers: each layer's mean loss has its own parameters, and Adam's steps of one
-            # layer do not depend on another's gradient.
+            # Summed over layers: each layer's mean loss has its own parameters, and Adam's steps of
+            # one layer do not depend on another's gradient.
             loss = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean(dim=1).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         step()
-    largest = float(torch.stack([value.detach().abs().max() for value in probers.parameters()]).max())
+    largest = float(
+        torch.stack([value.detach().abs().max() for value in probers.parameters()]).max()
+    )
     if not largest <= _LARGEST_PARAMETER:
         raise TracelabError(
-            f"the training of the probers diverged (largest parameter {largest:.3g}): lower lr={config.lr}"
+            f"the training of the probers diverged (largest parameter {largest:.3g}): lower "
+            f"lr={config.lr}"
         )
     return probers.requires_grad_(False)

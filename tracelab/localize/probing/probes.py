@@ -1,20 +1,21 @@
 """Where can a stereotype be read? One prober a layer, from MLP output to social group (FairMed).
 
-For a prompt that names a concept and stops before the social group, with ``a_l`` the MLP output of layer l
-at the last token and ``P`` the model's next-token distribution,
+For a prompt that names a concept and stops before the social group, with ``a_l`` the MLP output of
+layer l at the last token and ``P`` the model's next-token distribution,
 
     soft label  y_g = Σ_{w ∈ group g} P(w) / Σ_g' Σ_{w ∈ group g'} P(w)
     prober      p_l = softmax(W2 ReLU(W1 a_l + b1) + b2),  trained on cross-entropy with y
 
-and a layer's score is the macro-F1 of argmax p_l against argmax y (FairMed, arXiv 2504.07787, and its code).
-The first tokens of a group's words stand for the words. A group that is hardly ever the most likely (under
-2 % of the prompts) is left out of the mean: its F1 is a coin flip on a handful of rows.
+and a layer's score is the macro-F1 of argmax p_l against argmax y (FairMed, arXiv 2504.07787, and
+its code). The first tokens of a group's words stand for the words. A group that is hardly ever the
+most likely (under 2 % of the prompts) is left out of the mean: its F1 is a coin flip on a handful
+of rows.
 
-What the score is evidence of depends on what is held out. FairMed splits sentences, so that the same
-concept stands in training and test; here test rows have a concept *and* a template that training never
-saw. Beside it stands a control task: the same prober on shuffled labels. A layer's *selectivity* is the
-difference (Hewitt & Liang, 2019). That a group can be read at a layer does not show that the model uses it:
-see :mod:`tracelab.localize.tracing.causal_trace`.
+What the score is evidence of depends on what is held out. FairMed splits sentences, so that the
+same concept stands in training and test; here test rows have a concept *and* a template that
+training never saw. Beside it stands a control task: the same prober on shuffled labels. A layer's
+*selectivity* is the difference (Hewitt & Liang, 2019). That a group can be read at a layer does not
+show that the model uses it: see :mod:`tracelab.localize.tracing.causal_trace`.
 """
 
 from __future__ import annotations
@@ -54,12 +55,15 @@ class LayerProbes(Result):
     """F1 per layer, with the probers and labels behind it.
 
     Attributes:
-        layers: one row a layer: ``attribute, layer, f1, low, high, f1_control, control_low, control_high,
-            selectivity, selectivity_low, selectivity_high, accuracy, kl, n_test, top_k`` (``n_test``: over all seeds).
-        labels: one row a prompt: ``id, concept, template, argmax, mass`` (probability of all groups'
-            words), ``p_<group>`` (soft label), ``held_out`` (not in the kept probers' training rows).
-        probers: tensors of the kept probers (first seed), one row a layer, and ``norm_std``: the standard
-            deviation over training prompts of the norm of the MLP output, which sets FairMed's radius.
+        layers: one row a layer: ``attribute, layer, f1, low, high, f1_control, control_low,
+            control_high, selectivity, selectivity_low, selectivity_high, accuracy, kl, n_test,
+            top_k`` (``n_test``: over all seeds).
+        labels: one row a prompt: ``id, concept, template, argmax, mass`` (probability of all
+            groups' words), ``p_<group>`` (soft label), ``held_out`` (not in the kept probers'
+            training rows).
+        probers: tensors of the kept probers (first seed), one row a layer, and ``norm_std``: the
+            standard deviation over training prompts of the norm of the MLP output, which sets
+            FairMed's radius.
     """
 
     layers: pd.DataFrame
@@ -78,16 +82,21 @@ class LayerProbes(Result):
         return chosen.sort_values(["f1", "layer"], ascending=[False, True])["layer"].tolist()
 
     def unseen(self, corpus: Corpus) -> Corpus:
-        """The prompts of a corpus that share neither concept nor template with the kept probers' training rows.
+        """The prompts of a corpus that share neither concept nor template with the kept probers'
+        training rows.
 
         Raises:
             TracelabError: there are none.
         """
         seen = self.labels[~self.labels["held_out"]]
         concepts, templates = set(seen["concept"]), set(seen["template"])
-        prompts = [p for p in corpus.prompts if p.concept not in concepts and p.template not in templates]
+        prompts = [
+            p for p in corpus.prompts if p.concept not in concepts and p.template not in templates
+        ]
         if not prompts:
-            raise TracelabError("every prompt shares its concept or template with the probers' training prompts")
+            raise TracelabError(
+                "every prompt shares its concept or template with the probers' training prompts"
+            )
         return replace(corpus, prompts=tuple(prompts))
 
     def plot(self) -> go.Figure:
@@ -114,15 +123,16 @@ def probe_layers(
 
     Args:
         corpus: prompts of one attribute (:func:`tracelab.datasets.templates`).
-        split: what the test rows share with no training row: ``"concept_template"`` (neither concept nor
-            template), ``"concept"``, or ``"sentence"`` (the paper's: rows only).
+        split: what the test rows share with no training row: ``"concept_template"`` (neither
+            concept nor template), ``"concept"``, or ``"sentence"`` (the paper's: rows only).
         n_seeds: splits and initialisations; test rows are pooled over them.
-        top_k: how many layers to choose by F1, ties to the lower layer; default 9 of 32, in proportion.
+        top_k: how many layers to choose by F1, ties to the lower layer; default 9 of 32, in
+            proportion.
         seed: of the first split; the others follow.
 
     Raises:
-        TracelabError: a group without a usable word, one group the most likely for every prompt, or a
-            corpus too small to hold anything out.
+        TracelabError: a group without a usable word, one group the most likely for every prompt, or
+            a corpus too small to hold anything out.
     """
     require_seed(seed)
     require_choice("split", split, SPLITS)
@@ -142,17 +152,22 @@ def probe_layers(
     if scored.sum() < 2:
         only = corpus.group_names[int(shares.argmax())]
         raise TracelabError(
-            f"the group {only!r} is the most likely after {shares.max():.0%} of the prompts: F1 would "
+            f"the group {only!r} is the most likely after {shares.max():.0%} of the prompts: F1 "
+            "would "
             "say nothing; bring a corpus with other concepts, or other group words"
         )
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
-        warnings.warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=3)
+        warnings.warn(
+            f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=3
+        )
     tally = _Tally(corpus, n_layers, scored)
     kept: Probers | None = None
     with progress(total=2 * n_seeds * config.epochs, what="probers", unit="epoch") as bar:
         for k, (train, test) in enumerate(splits):
-            shuffled = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed + k + 7919))
+            shuffled = torch.randperm(
+                len(truth), generator=torch.Generator().manual_seed(seed + k + 7919)
+            )
             for control in (False, True):
                 labels = states.labels[shuffled] if control else states.labels
                 probers = train_probers(
@@ -184,12 +199,14 @@ def probe_layers(
     return LayerProbes(settings, tally.table(top_k, seed), labels_table, tensors)
 
 
-def split_rows(corpus: Corpus, split: str, seed: int) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:
+def split_rows(
+    corpus: Corpus, split: str, seed: int
+) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:
     """Indices of the training and test prompts of one split.
 
-    A quarter of the concepts and, for ``"concept_template"``, a quarter of the templates are held out;
-    prompts that hold only one of the two are in neither. ``"sentence"`` holds out a fifth of the rows, as
-    FairMed does.
+    A quarter of the concepts and, for ``"concept_template"``, a quarter of the templates are held
+    out; prompts that hold only one of the two are in neither. ``"sentence"`` holds out a fifth of
+    the rows, as FairMed does.
 
     Raises:
         TracelabError: too few concepts, templates or prompts to hold any out.
@@ -200,7 +217,9 @@ def split_rows(corpus: Corpus, split: str, seed: int) -> tuple[Int[Tensor, "trai
         names = sorted(set(values))
         count = round(len(names) * share)
         if count < 1 or count >= len(names):
-            raise TracelabError(f"{len(names)} concepts, templates or prompts are too few to hold out {share:.0%}")
+            raise TracelabError(
+                f"{len(names)} concepts, templates or prompts are too few to hold out {share:.0%}"
+            )
         return np.isin(values, generator.choice(names, count, replace=False))
 
     prompts = corpus.prompts
@@ -221,20 +240,22 @@ def macro_f1(
 ) -> Float[np.ndarray, "*axes"]:
     """Macro-F1 of confusion counts ``[…, true group, predicted group]`` over the ``scored`` groups.
 
-    Equals ``sklearn.metrics.f1_score(average="macro", labels=…)``, for many resamples at once; a group that
-    is neither true nor predicted in a resample is left out of that resample's mean.
+    Equals ``sklearn.metrics.f1_score(average="macro", labels=…)``, for many resamples at once; a
+    group that is neither true nor predicted in a resample is left out of that resample's mean.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
     with np.errstate(invalid="ignore"):
         f1 = 2 * hits / np.where(total > 0, total, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a resample without any scored group is nan
+        # a resample without any scored group is nan
+        warnings.simplefilter("ignore", RuntimeWarning)
         return np.nanmean(f1[..., scored], axis=-1)
 
 
 class _Tally:
-    """Confusion counts by concept and layer, pooled over seeds, for the real and the control task."""
+    """Confusion counts by concept and layer, pooled over seeds, for the real and the control
+    task."""
 
     def __init__(self, corpus: Corpus, n_layers: int, scored: Bool[np.ndarray, "groups"]) -> None:
         self.corpus = corpus
@@ -254,7 +275,9 @@ class _Tally:
         *,
         control: bool,
     ) -> None:
-        concepts = np.array([self.concepts.index(self.corpus.prompts[i].concept) for i in rows.tolist()])
+        concepts = np.array(
+            [self.concepts.index(self.corpus.prompts[i].concept) for i in rows.tolist()]
+        )
         truth = labels.argmax(dim=-1).numpy()
         predicted = logits.argmax(dim=-1).cpu().numpy()
         for layer, row in enumerate(predicted):

@@ -1,9 +1,11 @@
-"""From a StereoSet record to a case that can be traced: aligned tokens, what is noised, what is scored.
+"""From a StereoSet record to a case that can be traced: aligned tokens, what is noised, what is
+scored.
 
-The stereotype and the anti-stereotype of an intrasentence record share everything but the filler. Their
-tokens are aligned in *columns*: the shared tokens before the filler, the filler (where the fillers have
-different numbers of tokens, the last token of the shorter stands for the rest), the shared tokens after it.
-Every column has one role (an attribute word that stands right before the filler is ``attribute``):
+The stereotype and the anti-stereotype of an intrasentence record share everything but the filler.
+Their tokens are aligned in *columns*: the shared tokens before the filler, the filler (where the
+fillers have different numbers of tokens, the last token of the shorter stands for the rest), the
+shared tokens after it. Every column has one role (an attribute word that stands right before the
+filler is ``attribute``):
 
 | role | tokens |
 |---|---|
@@ -13,9 +15,10 @@ Every column has one role (an attribute word that stands right before the filler
 | ``after_filler`` | what follows it |
 | ``other`` | the rest, BOS included |
 
-Noise on a word after the filler cannot reach the filler's probability, so a record whose attribute words all
-come after it is not traced. What is left out is counted by reason, and said aloud if it is more than half.
-"""
+Noise on a word after the filler cannot reach the filler's probability, so a record whose attribute
+words all come after it is not traced. What is left out is counted by reason, and said aloud if it
+is more than half.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ ROLES = ("attribute", "before_filler", "filler", "after_filler", "other")
 KEY_ROLES = ("attribute", "before_filler", "filler")
 """The roles of BiasEdit's Figures 5 and 6."""
 LEFT_OUT = 0.5
-"""Share of the records from which on it is said aloud that they cannot be traced; a fifth of StereoSet's cannot."""
+"""Share of the records from which on it is said aloud that they cannot be traced; a fifth of
+StereoSet's cannot."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Case:
 
     Attributes:
         stereotype, anti_stereotype: the encoded sentences.
-        columns: (position in the stereotype, position in the anti-stereotype) of each aligned column.
+        columns: (position in the stereotype, position in the anti-stereotype) of each aligned
+            column.
         roles: the role of each column.
         noised: columns whose embeddings are corrupted.
         first: first scored token, the filler's first (the same position in both sentences).
@@ -75,8 +80,8 @@ def make_cases(
     """Cases of the records that can be traced, and how many cannot, by reason.
 
     Args:
-        mentions: which mentions of attribute words are noised: ``"all"``, or ``"first"`` of each sentence
-            (BiasEdit noises the first hit of each word).
+        mentions: which mentions of attribute words are noised: ``"all"``, or ``"first"`` of each
+            sentence (BiasEdit noises the first hit of each word).
 
     Raises:
         TracelabError: no record can be traced, or one is beyond the model's context.
@@ -88,15 +93,26 @@ def make_cases(
         raise TracelabError(f"none of {len(records)} records can be traced: {skipped}")
     require_context(
         model,
-        (max(len(c.stereotype.ids), len(c.anti_stereotype.ids)) if isinstance(c, Case) else 0 for c in made),
+        (
+            max(len(c.stereotype.ids), len(c.anti_stereotype.ids)) if isinstance(c, Case) else 0
+            for c in made
+        ),
         what="pair",
     )
     reasons = [reason for reason in made if isinstance(reason, str)]
-    say_unusable("records", reasons, len(records), "cannot be traced: what follows is of the others", many=LEFT_OUT)
+    say_unusable(
+        "records",
+        reasons,
+        len(records),
+        "cannot be traced: what follows is of the others",
+        many=LEFT_OUT,
+    )
     return cases, skipped
 
 
-def _case(model: TransformerBridge, record: StereoSetRecord, mentions: str, prepend_bos: bool | None) -> Case | str:
+def _case(
+    model: TransformerBridge, record: StereoSetRecord, mentions: str, prepend_bos: bool | None
+) -> Case | str:
     """The case, or the reason why there is none."""
     sentences = (record.stereotype, record.anti_stereotype)
     if any(len(sentence.filler) != 1 for sentence in sentences):
@@ -152,4 +168,6 @@ def _noised(
     spans = sentence.attribute_words[: 1 if mentions == "first" else None]
     positions = {position for span in spans for position in encoding.positions(span)}
     filler = set(encoding.positions(sentence.filler[0]))
-    return tuple(c for c, pair in enumerate(columns) if pair[side] in positions and pair[side] not in filler)
+    return tuple(
+        c for c, pair in enumerate(columns) if pair[side] in positions and pair[side] not in filler
+    )

@@ -4,22 +4,26 @@ For the two sentences of a pair, which differ in the filler f only,
 
     gap = log p(stereotype from f on) − log p(anti-stereotype from f on)
 
-is measured in a *clean* run, a *corrupted* run (noise on the embeddings of the attribute words) and runs
-*restored*: corrupted, but with one state put back to its clean value. With ``high``, ``low`` and ``gap`` these,
+is measured in a *clean* run, a *corrupted* run (noise on the embeddings of the attribute words) and
+runs
+*restored*: corrupted, but with one state put back to its clean value. With ``high``, ``low`` and
+``gap`` these,
 
     total effect      TE  = high − low
     indirect effect   IE  = gap − low                     (signed: towards the stereotype)
     normalised        NIE = Σ_cases sign(TE) · IE / Σ_cases |TE|      (1 = the state carries all of it)
 
-after ROME (Meng et al., 2022) and BiasEdit's bias tracing (arXiv 2503.08588, bias_tracing/). BiasEdit plots
-``|mean log p(anti) − mean log p(stereo)|`` over all tokens, of pairs of equal length; as everything before the
-filler cancels there, it is ``|gap| / tokens``, and is reported as ``biasedit``. The sign it drops tells a restored
-stereotype from a restored anti-stereotype, so the signed effects come first here.
+after ROME (Meng et al., 2022) and BiasEdit's bias tracing (arXiv 2503.08588, bias_tracing/).
+BiasEdit plots ``|mean log p(anti) − mean log p(stereo)|`` over all tokens, of pairs of equal
+length; as everything before the filler cancels there, it is ``|gap| / tokens``, and is reported as
+``biasedit``. The sign it drops tells a restored stereotype from a restored anti-stereotype, so the
+signed effects come first here.
 
-A state is the residual stream after a block (``resid``), or the MLP's or attention's contribution over a window
-of layers (``mlp``, ``attn``). Noise has 3 times the standard deviation of the attribute words' own embeddings.
-A large effect of a state is evidence that it carries the information, not that the stereotype is stored there.
-"""
+A state is the residual stream after a block (``resid``), or the MLP's or attention's contribution
+over a window of layers (``mlp``, ``attn``). Noise has 3 times the standard deviation of the
+attribute words' own embeddings. A large effect of a state is evidence that it carries the
+information, not that the stereotype is stored there.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -95,25 +99,28 @@ def causal_trace(
 
     Args:
         components: of ``resid``, ``mlp`` and ``attn``.
-        positions: ``"roles"`` restores the attribute words, the token before the filler and the filler;
-            ``"all"`` restores every token (for heatmaps of a sentence).
+        positions: ``"roles"`` restores the attribute words, the token before the filler and the
+            filler; ``"all"`` restores every token (for heatmaps of a sentence).
         layers: where states are restored; default: every layer.
         n_samples: noise samples a sentence.
         noise_factor: standard deviation of the noise in those of the attribute words' embeddings.
         noise_std: standard deviation of the noise itself, instead of ``noise_factor``.
-        noise: the noise itself by record id, ``[samples, noised columns, d_model]``, instead of drawing it; for
-            comparison with another implementation on the same draw. A record it lacks is an error.
-        window: layers restored together for ``mlp`` and ``attn``; default 10, or all of a smaller model.
+        noise: the noise itself by record id, ``[samples, noised columns, d_model]``, instead of
+            drawing it; for comparison with another implementation on the same draw. A record it
+            lacks is an error.
+        window: layers restored together for ``mlp`` and ``attn``; default 10, or all of a smaller
+            model.
         mentions: ``"all"`` mentions of attribute words are noised, or the ``"first"`` only.
         max_cases: trace a random sample of so many of the pairs that can be traced.
-        run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast where a
-            check on this model shows the same numbers.
-        partial: file that keeps finished cases (JSON lines); a run with the same settings goes on from it.
+        run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast
+            where a check on this model shows the same numbers.
+        partial: file that keeps finished cases (JSON lines); a run with the same settings goes on
+            from it.
         seed: of the noise and the bootstrap.
 
     Raises:
-        TracelabError: nothing can be traced, a sentence beyond the model's context, a window larger than the model, an
-            unknown option, or log-probabilities that are not finite.
+        TracelabError: nothing can be traced, a sentence beyond the model's context, a window larger
+            than the model, an unknown option, or log-probabilities that are not finite.
     """
     require_seed(seed)
     pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
@@ -126,14 +133,18 @@ def causal_trace(
     n_layers = model_facts(model).n_layers
     window = min(10, n_layers) if window is None else window
     if not 1 <= require_int("window", window, -INT_MOST) <= n_layers:
-        raise TracelabError(f"a window of {window} layers needs a model with as many: it has {n_layers}")
+        raise TracelabError(
+            f"a window of {window} layers needs a model with as many: it has {n_layers}"
+        )
     require_int("n_samples", n_samples, most=SAMPLES_MOST)
     if max_cases is not None:
         require_int("max_cases", max_cases)
     require_number("noise_factor", noise_factor, least=0)
     if noise_std is not None:
         require_number("noise_std", noise_std, least=0)
-    layers = require_layers(range(n_layers) if layers is None else layers, n_layers, model_facts(model).model_id)
+    layers = require_layers(
+        range(n_layers) if layers is None else layers, n_layers, model_facts(model).model_id
+    )
     if not layers or not components:
         raise TracelabError("nothing to trace: name at least one layer and one component")
     for layer in layers:
@@ -149,10 +160,14 @@ def causal_trace(
     runner = BlockRunner(model)
     if run == "auto":
         longest = max(cases, key=lambda case: len(case.stereotype.ids))
-        same = _fast_is_exact(runner, longest, draws[longest.id], components, positions, layers, window)
+        same = _fast_is_exact(
+            runner, longest, draws[longest.id], components, positions, layers, window
+        )
         run = "fast" if same else "plain"
         if run == "plain":
-            warnings.warn("caches cannot be shared on this model: tracing the slow way", stacklevel=3)
+            warnings.warn(
+                "caches cannot be shared on this model: tracing the slow way", stacklevel=3
+            )
     tracer: Tracer = fast_trace if run == "fast" else plain_trace
     settings = run_settings(
         model,
@@ -177,7 +192,9 @@ def causal_trace(
         with progress(total=len(cases), what="tracing", unit="pair") as bar:
             for case in cases:
                 if case.id not in done:
-                    values = _trace_case(runner, tracer, case, draws[case.id], components, positions, layers, window)
+                    values = _trace_case(
+                        runner, tracer, case, draws[case.id], components, positions, layers, window
+                    )
                     done[case.id] = values
                     if partial is not None:
                         add_case(partial, case.id, values)
@@ -189,14 +206,17 @@ def causal_trace(
 
 @measuring()
 def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
-    """Standard deviation of all entries of the attribute words' embeddings, where noise will be added."""
+    """Standard deviation of all entries of the attribute words' embeddings, where noise will be
+    added."""
     name = require_hook(model, "embed")
     found = []
     for batch in length_batches((len(case.stereotype.ids) for case in cases), BATCH_TOKENS):
         tokens, _ = pad(model, [cases[i].stereotype.ids for i in batch])
         _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
         for row, i in enumerate(batch):
-            found.append(cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float())
+            found.append(
+                cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float()
+            )
     return float(torch.cat(found).std())
 
 
@@ -210,7 +230,8 @@ def _trace_case(
     layers: Sequence[int],
     window: int,
 ) -> dict[str, Any]:
-    """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by component."""
+    """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by
+    component."""
     columns = _restored_columns(case, positions)
     traces = []
     for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
@@ -234,7 +255,9 @@ def _trace_case(
         for component in components
     }
     high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
-    if not np.isfinite([high, low, *(gap for table in restored.values() for row in table for gap in row)]).all():
+    if not np.isfinite(
+        [high, low, *(gap for table in restored.values() for row in table for gap in row)]
+    ).all():
         raise TracelabError(f"the log-probabilities of pair {case.id} are not finite: {CAUSE}")
     return {"high": high, "low": low, "columns": columns, "gap": restored}
 
@@ -295,10 +318,17 @@ def _draws(
     shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
     if noise is None:
         assert noise_std is not None
-        require_memory(f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values())))
+        require_memory(
+            f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values()))
+        )
         return {
             key: noise_std
-            * torch.randn(shape, generator=derive_generator(seed, "noise", key), dtype=torch.float32, device="cpu")
+            * torch.randn(
+                shape,
+                generator=derive_generator(seed, "noise", key),
+                dtype=torch.float32,
+                device="cpu",
+            )
             for key, shape in shapes.items()
         }
     for key, shape in shapes.items():
@@ -327,10 +357,11 @@ def _fast_is_exact(
 ) -> bool:
     """Whether one sentence has the same scores both ways here, in the shapes of the real run.
 
-    Several noise samples and layers make a batch of rows: some models (BLOOM, Falcon with ALiBi) put the number of rows
-    into what they give their blocks. The longest sentence is beyond a sliding window if any is; the first and the last
-    position that is restored are the longest and the shortest suffix that is run; and restored at the first of the
-    layers, the sentence runs through all later ones, of whatever kind they are.
+    Several noise samples and layers make a batch of rows: some models (BLOOM, Falcon with ALiBi)
+    put the number of rows into what they give their blocks. The longest sentence is beyond a
+    sliding window if any is; the first and the last position that is restored are the longest and
+    the shortest suffix that is run; and restored at the first of the layers, the sentence runs
+    through all later ones, of whatever kind they are.
     """
     noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:CHECKED_SAMPLES])
     ids = torch.tensor(case.stereotype.ids)

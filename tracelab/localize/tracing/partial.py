@@ -1,6 +1,8 @@
-"""The finished cases of a causal trace, kept in a file so that an interrupted one goes on from there.
+"""The finished cases of a causal trace, kept in a file so that an interrupted one goes on from
+there.
 
-JSON lines: the settings first, then a line a case with a hash of it, so that a line that was cut or altered is no case.
+JSON lines: the settings first, then a line a case with a hash of it, so that a line that was cut or
+altered is no case.
 """
 
 from __future__ import annotations
@@ -28,17 +30,25 @@ def require_cases_file(partial: Path | str) -> Path:
 
 
 def read_cases(partial: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Finished cases of an interrupted run with the same settings; (re)writes the file to hold just these."""
+    """Finished cases of an interrupted run with the same settings; (re)writes the file to hold just
+    these."""
     head = json.dumps({"settings": settings}, sort_keys=True)
     first, *lines = _lines(partial)
     done: dict[str, dict[str, Any]] = {}
     for line in lines if first == head else ():
         values = _json(line)
-        if isinstance(values, dict) and "case" in values and values.pop("sha256", None) == _hash(values):
+        if (
+            isinstance(values, dict)
+            and "case" in values
+            and values.pop("sha256", None) == _hash(values)
+        ):
             done[str(values.pop("case"))] = values
     adopt([partial])
     with atomic_file(partial) as path:
-        path.write_text("\n".join([head, *(_line(case, values) for case, values in done.items())]) + "\n", "utf-8")
+        path.write_text(
+            "\n".join([head, *(_line(case, values) for case, values in done.items())]) + "\n",
+            "utf-8",
+        )
     return done
 
 

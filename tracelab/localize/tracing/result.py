@@ -1,4 +1,5 @@
-"""The result of causal tracing: effects, cases and states as tables, and how the first follow from the others."""
+"""The result of causal tracing: effects, cases and states as tables, and how the first follow from
+the others."""
 
 from __future__ import annotations
 
@@ -24,12 +25,14 @@ class CausalTrace(Result):
     """Effects per component, role of position and layer.
 
     Attributes:
-        effects: one row a (component, role, layer): mean ``gap`` and ``ie`` over ``n`` cases, ``nie`` over the
-            ``n_nie`` cases that noise moved, ``biasedit`` over the ``n_equal`` cases of equal length; each with
-            ``_low`` and ``_high`` (bootstrap over cases).
-        cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low, te, n_tokens,
-            equal_length`` (gaps in nats; ``n_tokens``: those of the stereotype that have a log-probability).
-        states: one row a (case, component, column, layer): ``role, token`` and the restored ``gap``.
+        effects: one row a (component, role, layer): mean ``gap`` and ``ie`` over ``n`` cases,
+            ``nie`` over the ``n_nie`` cases that noise moved, ``biasedit`` over the ``n_equal``
+            cases of equal length; each with ``_low`` and ``_high`` (bootstrap over cases).
+        cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low,
+            te, n_tokens, equal_length`` (gaps in nats; ``n_tokens``: those of the stereotype that
+            have a log-probability).
+        states: one row a (case, component, column, layer): ``role, token`` and the restored
+            ``gap``.
     """
 
     effects: pd.DataFrame
@@ -47,13 +50,16 @@ class CausalTrace(Result):
         if component is not None:
             table = table[table["component"] == component]
         if table["nie"].isna().all():
-            raise TracelabError(f"no case has a total effect of {TE_FLOOR} nats or more: noise moved nothing")
+            raise TracelabError(
+                f"no case has a total effect of {TE_FLOOR} nats or more: noise moved nothing"
+            )
         return table.loc[table["nie"].idxmax()]
 
     @property
     def totals(self) -> pd.DataFrame:
-        """What the noise did: mean ``gap_clean``, ``gap_corrupted``, ``te``, ``|te|`` in nats, and the percentage of
-        cases whose gap it shrank (|low| < |high|), each with a bootstrap interval over cases.
+        """What the noise did: mean ``gap_clean``, ``gap_corrupted``, ``te``, ``|te|`` in nats, and
+        the percentage of cases whose gap it shrank (|low| < |high|), each with a bootstrap interval
+        over cases.
         """
         high, low = self.cases["high"], self.cases["low"]
         columns = {
@@ -77,7 +83,9 @@ class CausalTrace(Result):
         """
         if case is None:
             case = self.cases.loc[self.cases["te"].abs().idxmax(), "case"]
-        chosen = self.states[(self.states["case"] == case) & (self.states["component"] == component)]
+        chosen = self.states[
+            (self.states["case"] == case) & (self.states["component"] == component)
+        ]
         if chosen.empty:
             raise TracelabError(f"no states of case {case!r} and component {component!r}")
         return chosen.pivot(index="layer", columns="column", values="gap")
@@ -122,14 +130,21 @@ def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) ->
         }
         if equal.any():
             counts = resample_counts(int(equal.sum()), seed=seed)
-            draws["biasedit"] = (per_token[equal].mean(axis=0), counts @ per_token[equal] / equal.sum())
+            draws["biasedit"] = (
+                per_token[equal].mean(axis=0),
+                counts @ per_token[equal] / equal.sum(),
+            )
         for column, layer in enumerate(gaps.columns):
             row = {"component": component, "role": role, "layer": int(layer), "n": len(gaps)}
             row |= {"n_nie": int(usable.sum()), "n_equal": int(equal.sum())}
             row |= dict.fromkeys(("biasedit", "biasedit_low", "biasedit_high"), math.nan)
             for name, (mean, resamples) in draws.items():
                 n_units = {"nie": usable.sum(), "biasedit": equal.sum()}.get(name, len(gaps))
-                bounds = percentile_interval(resamples[:, column]) if n_units > 1 else (math.nan, math.nan)
+                bounds = (
+                    percentile_interval(resamples[:, column])
+                    if n_units > 1
+                    else (math.nan, math.nan)
+                )
                 row |= {name: mean[column], f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -1,11 +1,13 @@
-"""Clean, corrupted and restored runs of one sentence: the fast way, and the plain way as its oracle.
+"""Clean, corrupted and restored runs of one sentence: the fast way, and the plain way as its
+oracle.
 
-A restored run is the corrupted run (the same noise in every one) with one state put back to its clean value.
-Two facts make it cheap and change nothing:
+A restored run is the corrupted run (the same noise in every one) with one state put back to its
+clean value. Two facts make it cheap and change nothing:
 
-* Restoring at position t and layer l leaves every layer up to l and every position before t as in the
-  corrupted run. So one corrupted cache of residuals, keys and values serves all restored runs, and a
-  restored run only computes positions t, t+1, … of the layers after l, attending to cached keys before t.
+* Restoring at position t and layer l leaves every layer up to l and every position before t as in
+  the corrupted run. So one corrupted cache of residuals, keys and values serves all restored runs,
+  and a restored run only computes positions t, t+1, … of the layers after l, attending to cached
+  keys before t.
 * All layers l of one t run as one batch that grows: the run restored at l joins after block l.
 
 The last token predicts nothing and is not run at all.
@@ -37,7 +39,8 @@ HEAD_ROWS = 64
 
 @dataclass(frozen=True)
 class Noise:
-    """What is added to the embeddings of a sentence: ``values`` at ``positions``, one row a sample."""
+    """What is added to the embeddings of a sentence: ``values`` at ``positions``, one row a
+    sample."""
 
     positions: tuple[int, ...]
     values: Float[Tensor, "samples noised d_model"]
@@ -62,7 +65,8 @@ Tracer = Callable[..., SentenceTrace]
 
 
 def window_layers(layer: int, window: int, n_layers: int) -> range:
-    """Layers restored together for an MLP or attention state: ``layer − w/2 … layer + w/2 − 1``, clipped.
+    """Layers restored together for an MLP or attention state: ``layer − w/2 … layer + w/2 − 1``,
+    clipped.
 
     ROME's and BiasEdit's window of 10 is off-centre by one and shorter near both ends of the model.
     """
@@ -104,7 +108,9 @@ def fast_trace(
     with model.hooks(fwd_hooks=hooks):
         clean_score = _logprobs(model(context)[:, first - 1 :], targets[None]).sum()
     before: dict[int, Tensor] = {}  # corrupted residual before each block, and after the last
-    keepers = [(require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)]
+    keepers = [
+        (require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)
+    ]
     keepers.append((require_hook(model, "resid_pre", 0), _keep(before, 0)))
     with model.hooks(fwd_hooks=[*keepers, _noise_hook(model, noise)]):
         key_values = runner.key_values(context.expand(samples, -1))
@@ -124,7 +130,9 @@ def fast_trace(
             needed = final[:, score_from - 1 - position :]
             values = torch.cat(
                 [
-                    _logprobs(runner.head(part), ids[score_from:].to(part.device).expand(len(part), -1))
+                    _logprobs(
+                        runner.head(part), ids[score_from:].to(part.device).expand(len(part), -1)
+                    )
                     for part in needed.split(HEAD_ROWS)
                 ]
             ).sum(dim=1)
@@ -144,7 +152,8 @@ def _restored_residuals(
     key_values: list[KeyValues],
     window: int,
 ) -> Float[Tensor, "rows suffix d_model"]:
-    """Final residuals from ``position`` on of all restored runs; rows are (layer, sample), layer-major."""
+    """Final residuals from ``position`` on of all restored runs; rows are (layer, sample),
+    layer-major."""
     model, n_layers = runner.model, len(key_values)
     samples, length = before[0].shape[:2]
     resid = before[0][:0, position:]  # no rows yet
@@ -177,7 +186,9 @@ def _restored_residuals(
                     repeat(t[:, :, :position], "s h p d -> (l s) h p d", l=len(resid) // samples)
                     for t in key_values[layer]
                 )
-                resid = runner.run(layer, resid, start=position, length=length, prefix=(keys, values))
+                resid = runner.run(
+                    layer, resid, start=position, length=length, prefix=(keys, values)
+                )
             if component == "resid" and layer in layers:
                 new = before[layer + 1][:, position:].clone()
                 new[:, 0] = clean[layer][0, position]
@@ -222,7 +233,9 @@ def plain_trace(
             return _sum_logprobs(model(rows), rows, first).mean()
 
     corrupted = run([])
-    restored = {c: torch.empty(len(positions), len(layers), dtype=torch.float32) for c in components}
+    restored = {
+        c: torch.empty(len(positions), len(layers), dtype=torch.float32) for c in components
+    }
     for component, table in restored.items():
         for index, position in enumerate(positions):
             for column, layer in enumerate(layers):
@@ -249,7 +262,9 @@ def _keep(store: dict[int, Tensor], key: int) -> Callable[..., None]:
     return hook
 
 
-def _logprobs(logits: Float[Tensor, "rows pos vocab"], targets: Int[Tensor, "rows pos"]) -> Float[Tensor, "rows pos"]:
+def _logprobs(
+    logits: Float[Tensor, "rows pos vocab"], targets: Int[Tensor, "rows pos"]
+) -> Float[Tensor, "rows pos"]:
     """Log-probability in fp32 of each target under the logits at its own index."""
     logits = logits.float()
     return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
