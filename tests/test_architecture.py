@@ -28,6 +28,7 @@ FLOORS = {
     "tracelab.results": 2.5,
     "tracelab.storage": 2,
     "tracelab.escaping": 1,
+    "tracelab.config": 1,
     "tracelab.metrics": 1,
     "tracelab.ranges": 0.5,
     "tracelab.gradients": 0.5,
@@ -35,6 +36,7 @@ FLOORS = {
     "tracelab.progress": 1,
     "tracelab.errors": 0,
     "tracelab.span": 0,
+    "tracelab.lazy": 0,
     "tracelab.moved": 0,
 }
 """By room: a room imports from lower floors, its own files from each other."""

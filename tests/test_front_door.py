@@ -13,10 +13,10 @@ import pytest
 
 import tracelab
 from tracelab.cli import words
-from tracelab.cli.verbs import FITTERS
 from tracelab.evaluate.registry import BENCHMARKS
 from tracelab.evaluate.scoreboard.scoreboard import DEFAULT
 from tracelab.interventions.methods import METHODS
+from tracelab.interventions.registry import LISTED
 
 HEAVY = (
     "torch",
@@ -91,4 +91,5 @@ assert tracelab.errors.TracelabError is tracelab.TracelabError
 def test_the_words_of_the_command_line_are_the_registries():
     assert tuple(BENCHMARKS) == words.BENCHMARKS
     assert words.COMPARED == DEFAULT
-    assert words.METHODS == tuple(FITTERS) == tuple(method.kind for method in METHODS)
+    assert [each.kind for each in LISTED] == [method.kind for method in METHODS]
+    assert [each.config_class() for each in LISTED] == [method.Config for method in METHODS]

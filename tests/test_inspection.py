@@ -177,7 +177,8 @@ def test_the_last_position_is_as_when_the_prompt_is_continued_and_all_are_as_whe
     for positions, columns in (("last", [3, 4, 5]), ("all", [1, 2, 3, 4, 5])):
         with as_read(positions, 6), edit.applied(model), edit.observed() as told, torch.no_grad():
             logits = model(tokens_of(model))[0, -1]
-        assert told[0]["mask"][0].nonzero().flatten().tolist() == columns
+        mask = next(fact.after for fact in told if fact.quantity == "edited")
+        assert mask[0].nonzero().flatten().tolist() == columns
         rows = tracelab.inspect(model, edit, PROMPT, positions=positions).tokens.query(
             "position == 5"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -61,10 +60,23 @@ def no_training(monkeypatch):
 
 @torch.no_grad()
 def told(model, edit, tokens=TOKENS, mask=None, within=None):
-    """What the edit's layers tell of one forward pass."""
+    """What the edit's layers tell of one forward pass: a row a layer and attribute."""
     with edit.applied(model), edit.observed() as facts, within or contextlib.nullcontext():
         model(tokens, attention_mask=mask)
-    return facts
+    return by_layer(facts)
+
+
+def by_layer(facts):
+    """Each pass, layer and attribute: ``layer, attribute, kl_before, kl_after,
+    mask, steps, size``."""
+    rows = []
+    for fact in facts:
+        if fact.quantity == "kl":
+            row = {"layer": fact.layer, "attribute": fact.label}
+            rows.append(row | {"kl_before": fact.before, "kl_after": fact.after})
+        elif fact.quantity != "p":
+            rows[-1]["mask" if fact.quantity == "edited" else fact.quantity] = fact.after
+    return rows
 
 
 @torch.no_grad()
@@ -104,10 +116,10 @@ def test_fitting_to_a_corpus_is_fitting_to_its_probes(tiny_model, gender, monkey
     monkeypatch.setattr(module, "probe_layers", quickly)
     corpus = templates("gender", limit=8)
     edit = FairMed.fit(model, corpus, FairMedConfig(lam=1.0), top_k=2, split="concept")
-    assert asked == [(corpus, {"top_k": 2, "split": "concept"})]
+    assert asked == [(corpus, {"n_seeds": 3, "top_k": 2, "split": "concept", "seed": 0})]
     expected = FairMed.fit(model, gender).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in edit.state_dict().items())
-    assert edit.config == FairMedConfig(lam=1.0)
+    assert edit.config == FairMedConfig(lam=1.0, top_k=2, split="concept")
 
 
 def test_layers_can_be_chosen_by_hand_in_any_order(tiny_model, gender):
@@ -291,7 +303,7 @@ def test_while_generating_the_rules_count_from_the_prompts_end_and_take_each_new
     assert lengths == [2, 7]
     with edit.applied(model), edit.observed() as facts:
         tracelab.generate(model, prompts, max_new_tokens=3, do_sample=False)
-    masks = [f["mask"] for f in facts if f["layer"] == 1]
+    masks = [f["mask"] for f in by_layer(facts) if f["layer"] == 1]
     assert [tuple(mask.shape) for mask in masks] == [(2, 7), (2, 1), (2, 1)]
     assert masks[0].sum(dim=1).tolist() == prefill
     assert masks[0][:, -1].all()
@@ -322,7 +334,7 @@ def test_it_lowers_the_probers_kl_at_every_layer_and_a_random_direction_does_les
     text = " ".join(prompt.text for prompt in templates("gender").prompts[-30:])
     tokens = model.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, :100]
     before, after = mean_kl(model, edit, tokens)
-    control = mean_kl(model, edit.with_config(replace(config, direction="random")), tokens)
+    control = mean_kl(model, edit.with_config(config.replace(direction="random")), tokens)
     assert (before > 0.01).all()
     assert (after < before / 2).all()
     assert (after < control[1]).all()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.fairmed.neutraliser import (
-    PUBLISHED_LAM,
-    FairMedConfig,
-)
+from tracelab.interventions.fairmed.config import PUBLISHED_LAM, FairMedConfig
 
 D, HIDDEN = 8, 16
 
@@ -16,14 +13,14 @@ D, HIDDEN = 8, 16
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"lam": float("nan")}, "lam of FairMed is a number of at least 0, not nan"),
-        ({"lam": float("inf")}, "lam of FairMed is a number of at least 0, not inf"),
-        ({"lam": -1.0}, "lam of FairMed is a number of at least 0, not -1.0"),
-        ({"tol": float("nan")}, "tol of FairMed is a number of at least 0, not nan"),
-        ({"steps": -1}, "steps of FairMed is at least 0, not -1"),
-        ({"steps": 1001}, "steps of FairMed is at most 1000, not 1001"),
-        ({"step_frac": 0.0}, "step_frac of FairMed is a number above 0, not 0.0"),
-        ({"step_frac": float("nan")}, "step_frac of FairMed is a number above 0, not nan"),
+        ({"lam": float("nan")}, "lam of FairMedConfig is a finite number, not nan"),
+        ({"lam": float("inf")}, "lam of FairMedConfig is a finite number, not inf"),
+        ({"lam": -1.0}, "lam of FairMedConfig is at least 0, not -1.0"),
+        ({"tol": float("nan")}, "tol of FairMedConfig is a finite number, not nan"),
+        ({"steps": -1}, "steps of FairMedConfig is at least 0, not -1"),
+        ({"steps": 1001}, "steps of FairMedConfig is at most 1000, not 1001"),
+        ({"step_frac": 0.0}, "step_frac of FairMedConfig is above 0, not 0.0"),
+        ({"step_frac": float("nan")}, "step_frac of FairMedConfig is a finite number, not nan"),
         ({"norm": "l1"}, "unknown norm 'l1': choose one of l2, code"),
         ({"grad": "up"}, "unknown grad 'up': choose one of l2, sign"),
         ({"init": "one"}, "unknown init 'one': choose one of zero, random"),

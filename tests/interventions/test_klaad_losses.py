@@ -11,10 +11,8 @@ import torch
 from torch.nn.functional import kl_div, pad
 
 from tests.tiny import tiny_hf
+from tracelab.interventions.klaad.config import KLAADConfig
 from tracelab.interventions.klaad.losses import (
-    ALIGNMENTS,
-    POOLS,
-    REDUCTIONS,
     aligned_positions,
     attention_loss,
     language_loss,
@@ -23,6 +21,7 @@ from tracelab.interventions.klaad.losses import (
 )
 
 EPS = 1e-8
+ALIGNMENTS, POOLS, REDUCTIONS = map(KLAADConfig.choices, ("align", "pool", "reduction"))
 READINGS = [
     {"per_head": per_head, "double_softmax": double_softmax, "reduction": reduction}
     for per_head, double_softmax, reduction in product((False, True), (False, True), REDUCTIONS)

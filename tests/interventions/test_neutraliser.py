@@ -3,7 +3,6 @@ geometries."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -242,7 +241,7 @@ def test_what_is_neutral_already_and_what_is_outside_the_mask_is_left_alone_exac
     untouched = ~mask | (kl < config.tol - 1e-5)
     assert not found.delta[untouched].any()
     assert not found.steps[untouched].any()
-    for preset in (config, FairMedConfig.published("gender"), replace(config, direction="random")):
+    for preset in (config, FairMedConfig.published("gender"), config.replace(direction="random")):
         found = neutralise(a, mask, [prober], epsilon, preset, random_activations(seed + 1))
         assert not found.delta[~mask].any()
         assert not found.steps[~mask].any()
@@ -351,7 +350,7 @@ def test_the_published_preset_leaves_the_l2_ball_but_not_the_box(seed):
 
 def test_over_positions_the_published_projection_bounds_each_feature():
     a, noise = random_activations(0, seq=10, pos=12), random_activations(1, seq=10, pos=12)
-    config = replace(FairMedConfig.published("gender"), init="zero")
+    config = FairMedConfig.published("gender").replace(init="zero")
     delta = neutralise(
         a, torch.ones(10, 12, dtype=torch.bool), [random_prober(0)], 0.5, config, noise
     ).delta
@@ -365,7 +364,7 @@ def test_the_random_control_is_as_long_as_the_adversarial_delta_and_lies_along_t
     config = FairMedConfig(norm=norm)
     adversarial = neutralise(a, mask, [random_prober(0)], 1.0, config, noise)
     control = neutralise(
-        a, mask, [random_prober(0)], 1.0, replace(config, direction="random"), noise
+        a, mask, [random_prober(0)], 1.0, config.replace(direction="random"), noise
     )
     lengths = adversarial.delta.norm(dim=-1)
     torch.testing.assert_close(control.delta.norm(dim=-1), lengths, atol=1e-6, rtol=1e-5)

@@ -55,11 +55,12 @@ def probers_kl(model, edit, corpus):
     """KL from uniform before and after at each layer, mean over prompts."""
     with edit.applied(model), edit.observed() as told:
         group_bias(model, corpus)
-    layers = sorted({facts["layer"] for facts in told})
+    told = [fact for fact in told if fact.quantity == "kl"]
+    layers = sorted({fact.layer for fact in told})
     return {
         when: torch.stack(
             [
-                torch.cat([f[f"kl_{when}"][:, -1] for f in told if f["layer"] == layer]).mean()
+                torch.cat([getattr(f, when)[:, -1] for f in told if f.layer == layer]).mean()
                 for layer in layers
             ]
         )

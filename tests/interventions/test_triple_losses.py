@@ -9,9 +9,8 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
+from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.training.triple_losses import (
-    LOSSES,
-    RETENTIONS,
     debias_loss,
     hits,
     mean_over,
@@ -20,6 +19,7 @@ from tracelab.interventions.training.triple_losses import (
     token_logprobs,
 )
 
+LOSSES, RETENTIONS = map(BiasEditConfig.choices, ("loss", "retention"))
 VOCAB = 7
 LENGTHS = (6, 3, 4)
 NOT_FINITE = (float("nan"), float("inf"), float("-inf"))

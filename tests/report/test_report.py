@@ -19,7 +19,8 @@ from tracelab.report.presets import PRESETS, Preset, preset_of
 @pytest.fixture(scope="module")
 def small_preset():
     """Registered for this module only; the real presets take minutes."""
-    small = {"fit_records": 16, "fit_steps": 1, "choice_records": 6}
+    fits = {"biasedit": {"shift": "direct", "steps": 1, "eval_every": 1}}
+    small = {"fit_records": 16, "choice_records": 6, "fits": fits}
     benchmarks = {"stereoset": 6, "perplexity": 3}
     PRESETS["test"] = Preset(
         prober_seeds=1,

@@ -47,6 +47,11 @@ def whole(least: int = 1, most: int = INT_MOST) -> Callable[[str], int]:
 seed = whole(0, SEED_MOST)
 
 
+def integer(text: str) -> int:
+    """A whole number; its range is that of the configuration."""
+    return _refused_as_argument(lambda: parse_int("the value", text, -INT_MOST))
+
+
 def number(text: str) -> float:
     """A number; its range is that of the method's configuration."""
     try:

@@ -7,16 +7,45 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from tracelab.cli.arguments import LAYER_MOST, number, seed, text, whole
-from tracelab.cli.words import BENCHMARKS, COMPARED, METHODS
-from tracelab.errors import as_message
-from tracelab.ranges import EPOCHS_MOST, SAMPLES_MOST, SEEDS_MOST, STEPS_MOST
+from tracelab.cli.arguments import LAYER_MOST, seed, text, whole
+from tracelab.cli.config_options import add_config_options, read_config
+from tracelab.cli.words import BENCHMARKS, COMPARED
+from tracelab.config import Config
+from tracelab.errors import TracelabError, as_message
+from tracelab.interventions.registry import LISTED, Listed
+from tracelab.ranges import SAMPLES_MOST, SEEDS_MOST
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         print(f"{self.prog}: {as_message(message)}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+class _MethodParser(_Parser):
+    """Of one method; its options are added when it is asked for, and made a configuration."""
+
+    def __init__(self, *args: Any, method: Listed, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._method: Listed | None = method
+        self._config: type[Config] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Any:
+        if self._config is None:
+            assert self._method is not None
+            self._config = self._method.config_class()
+            self.add_argument("--bias", required=True, help="bias type or attribute of the data")
+            self.add_argument("--layers", help="0,5,9 or 0:30:3, or words that the method knows")
+            _add_source(self)
+            add_config_options(self, self._config)
+        options, left = super().parse_known_args(args, namespace, **more)
+        if left:
+            self.error(f"not an option of this method: {' '.join(left)}")
+        try:
+            options.config = read_config(options, self._config)
+        except TracelabError as error:
+            self.error(str(error))
+        return options, left
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -154,73 +183,20 @@ def make_parser() -> argparse.ArgumentParser:
         "fit",
         "Fit an intervention and write it as a bundle into --out.",
         "tracelab fit fairmed --bias gender --out fairmed-gender/",
+        model=False,
     )
-    fit.add_argument("method", choices=METHODS)
-    fit.add_argument(
-        "--bias",
-        required=True,
-        help="attribute of the template corpus, or bias type of RedditBias or StereoSet (all)",
+    methods = fit.add_subparsers(
+        dest="method", required=True, metavar="METHOD", parser_class=_MethodParser
     )
-    fairmed = fit.add_argument_group("fairmed")
-    fairmed.add_argument(
-        "--lam",
-        type=number,
-        help="radius in standard deviations of the activation norm (default 3); biasedit: weight of the retention loss",  # noqa: E501
-    )
-    fairmed.add_argument(
-        "--layers",
-        help="0,5,9 or 0:30:3 (default: the top 9 of 32 by F1; erasure: the lowest 8 of 30); "
-        "biasedit also last1, last123 (default), …, or auto",
-    )
-    fairmed.add_argument("--positions", help="predictive (default), published or all")
-    fairmed.add_argument(
-        "--published", action="store_true", help="the released code's geometry, radius, positions"
-    )
-    experts = fit.add_argument_group("experts")
-    experts.add_argument("--alpha", type=number, help="strength (default 1)")
-    experts.add_argument("--filter-order", help="after (default) or base_first")
-    experts.add_argument(
-        "--rank",
-        type=whole(),
-        help="of the deltas (default 16; klaad 8); biasedit: of the editor; erasure: directions (default 1)",  # noqa: E501
-    )
-    experts.add_argument("--lr", type=number, help="learning rate (default 5e-4; klaad 2e-4)")
-    experts.add_argument(
-        "--epochs", type=whole(most=EPOCHS_MOST), help=f"1 (default) to {EPOCHS_MOST}"
-    )
-    biasedit = fit.add_argument_group(
-        "biasedit", "trained on StereoSet's test split; --bias all: one editor for all types"
-    )
-    biasedit.add_argument("--loss", help="preference (default), logprob or reference")
-    biasedit.add_argument("--retention", help="kl (default) or reference")
-    biasedit.add_argument(
-        "--retain-on", help="all sentences of a triple (default) or unrelated (the paper's)"
-    )
-    biasedit.add_argument("--n-edits", type=whole(), help="triples a shift is made from")
-    biasedit.add_argument("--meta-lr", type=number, help="learning rate of the editor")
-    biasedit.add_argument(
-        "--steps", type=whole(most=STEPS_MOST), help="at most so many groups of triples"
-    )
-    klaad = fit.add_argument_group("klaad", "trained on StereoSet's test split")
-    klaad.add_argument(
-        "--lam1", type=number, help="weight of the language-modelling loss (default 0.7)"
-    )
-    klaad.add_argument("--lam2", type=number, help="weight of the attention loss (default 0.15)")
-    klaad.add_argument("--lam3", type=number, help="weight of the triplet loss (default 0.15)")
-    klaad.add_argument("--margin", type=number, help="of the triplet loss (default 0.3)")
-    klaad.add_argument("--trainable", help="all (default) or attn_last")
-    erasure = fit.add_argument_group(
-        "erasure",
-        "of the group that a text names, fitted on StereoSet's test split and its gender-swapped "
-        "twins",
-    )
-    erasure.add_argument(
-        "--directions", help="how they are found: paired (default), leace, mean or pca"
-    )
-    erasure.add_argument(
-        "--strength", type=number, help="share of them that is removed (default 1)"
-    )
-    _add_source(fit)
+    for method in LISTED:
+        made = methods.add_parser(
+            method.kind,
+            method=method,
+            help=method.purpose,
+            description=f"Fit {method.kind} ({method.purpose}); write a bundle into --out.",
+            parents=[common],
+        )
+        made.register("type", None, text)
 
     compare = add(
         "compare",
@@ -280,7 +256,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = add(
         "report",
-        "The main job: score, localise three ways, edit four ways, compare, draw, and write one "
+        "The main job: score, localise three ways, edit by every method, compare, and write one "
         "page.",
         "tracelab report --bias gender --out report/",
     )
@@ -291,7 +267,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--edit",
         action="append",
         metavar="BUNDLE",
-        help="compare these edits (default: the four methods are fitted)",
+        help="compare these edits (default: every method is fitted)",
     )
     which.add_argument("--no-edits", action="store_true", help="only score and localise")
     report.add_argument(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import pandas as pd
 from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, say, write_json
 from tracelab.cli.partial import partial_fit, require_partial_folder
-from tracelab.datasets import crows_pairs, expert_texts, group_pairs, stereoset, templates
+from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
+from tracelab.interventions.bundle import MANIFEST, OWN_FILES
+from tracelab.interventions.method import Method
+from tracelab.interventions.registry import listed
 from tracelab.model import assets
 from tracelab.ranges import shown
 from tracelab.results import Result
@@ -150,23 +153,18 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def fit(options: argparse.Namespace) -> None:
     """``tracelab fit``: writes a bundle into ``--out``; ``--json`` gets its manifest."""
-    from tracelab.interventions.bundle import MANIFEST, OWN_FILES
-
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
     require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
     require_partial_folder(options.out)
-    fitter, own = FITTERS[options.method]
-    for name in (name for _, names in FITTERS.values() for name in names if name not in own):
-        given = getattr(options, name)
-        if given is not None and given is not False:  # 0 is given too
-            raise TracelabError(
-                f"--{name.replace('_', '-')} is not an option of fit {options.method}"
-            )
-    bundle = fitter(
-        options,
-        {name: getattr(options, name) for name in own if getattr(options, name) is not None},
-    )
+    method: type[Method] = listed(options.method).method_class()
+    layers = _layers_or_words(method, options.layers)
+    data = method.training_data(options.bias, source=options.source, limit=options.limit)
+    with partial_fit(options.out) as checkpoint:
+        edit = method.fit(
+            _load(options), data, options.config, layers=layers, checkpoint=checkpoint
+        )
+        bundle = edit.save(options.out)
     if options.json is not None:
         write_json(
             options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame()
@@ -174,82 +172,9 @@ def fit(options: argparse.Namespace) -> None:
     say(str(bundle), options)
 
 
-def _fit_fairmed(options: argparse.Namespace, given: dict[str, Any]) -> Path:
-    from tracelab.interventions import FairMed, FairMedConfig
-
-    published, layers = given.pop("published"), parse_layers(given.pop("layers", None))
-    config = FairMedConfig.published(options.bias, **given) if published else FairMedConfig(**given)
-    corpus = templates(options.bias, limit=options.limit)
-    return FairMed.fit(_load(options), corpus, config, layers=layers, seed=options.seed).save(
-        options.out
-    )
-
-
-def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
-    from tracelab.interventions import Experts, ExpertsConfig, FinetuneConfig
-
-    mixing = ExpertsConfig(
-        **{name: given.pop(name) for name in ("alpha", "filter_order") if name in given}
-    )
-    training = FinetuneConfig(**given, seed=options.seed)
-    texts = expert_texts(options.bias, source=options.source, limit=options.limit)
-    with partial_fit(options.out) as partial:
-        return Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(
-            options.out
-        )
-
-
-def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_options: Any) -> Path:
-    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if
-    interrupted."""
-    bias = None if options.bias == "all" else options.bias
-    records = stereoset(bias, split="test", source=options.source, limit=options.limit)
-    with partial_fit(options.out) as partial:
-        edit = cls.fit(_load(options), records, config, partial=partial / "training", **fit_options)
-        return edit.save(options.out)
-
-
-def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
-    from tracelab.interventions import BiasEdit, BiasEditConfig
-    from tracelab.interventions.biasedit.biasedit import require_layer_words
-
-    text = given.pop("layers", "last123")
-    layers = require_layer_words(text) if text[:1].isalpha() else parse_layers(text)
-    return _fit_on_triples(
-        BiasEdit, options, BiasEditConfig(**given, seed=options.seed), layers=layers
-    )
-
-
-def _fit_klaad(options: argparse.Namespace, given: dict[str, Any]) -> Path:
-    from tracelab.interventions import KLAAD, KLAADConfig
-
-    return _fit_on_triples(KLAAD, options, KLAADConfig(**given, seed=options.seed))
-
-
-def _fit_erasure(options: argparse.Namespace, given: dict[str, Any]) -> Path:
-    from tracelab.interventions import Erasure, ErasureConfig
-
-    layers = parse_layers(given.pop("layers", None))
-    if "directions" in given:
-        given["method"] = given.pop("directions")
-    config = ErasureConfig(**given)
-    pairs = group_pairs(options.bias, source=options.source, limit=options.limit)
-    return Erasure.fit(_load(options), pairs, config, layers=layers).save(options.out)
-
-
-Fitter = Callable[[argparse.Namespace, dict[str, Any]], Path]
-
-FITTERS: dict[str, tuple[Fitter, tuple[str, ...]]] = {
-    "fairmed": (_fit_fairmed, ("lam", "layers", "positions", "published")),
-    "experts": (_fit_experts, ("alpha", "filter_order", "rank", "lr", "epochs")),
-    "biasedit": (
-        _fit_biasedit,
-        ("layers", "loss", "retention", "retain_on", "lam", "n_edits", "rank", "meta_lr", "steps"),
-    ),
-    "klaad": (_fit_klaad, ("lam1", "lam2", "lam3", "margin", "trainable", "rank", "lr", "epochs")),
-    "erasure": (_fit_erasure, ("layers", "rank", "directions", "strength")),
-}
-"""By method: what fits it and saves the bundle, and the options that are its own."""
+def _layers_or_words(method: type[Method], text: str | None) -> list[int] | str | None:
+    """Numbers, or words that the method understands."""
+    return method.require_layer_words(text) if text and text[0].isalpha() else parse_layers(text)
 
 
 def export(options: argparse.Namespace) -> None:

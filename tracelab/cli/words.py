@@ -17,4 +17,3 @@ BENCHMARKS = (
 )
 COMPARED = ("stereoset", "crows-pairs", "local-bias", "perplexity")
 """What ``compare`` measures unless it is told."""
-METHODS = ("fairmed", "experts", "biasedit", "klaad", "erasure")

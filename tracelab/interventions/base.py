@@ -3,7 +3,7 @@
     with edit.applied(model):          # hooks on, and off again whatever happens
         model.generate(tokens)
 
-Weights are never changed. An intervention lists :class:`Edit` s, each a
+Weights are never changed. An intervention lists :class:`PointEdit` s, each a
 :class:`~tracelab.model.hook_points.Point` and a function; here they become TransformerLens hooks
 (:meth:`Intervention.hooks`) or forward hooks of a plain ``transformers`` model
 (:meth:`Intervention.attach`). The same function runs on both, so both compute the same. What an
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from tracelab.errors import TracelabError, quoted
 from tracelab.interventions.bundle import save_bundle
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
+from tracelab.interventions.registry import knows
 from tracelab.interventions.sizes import (
     bridged_map,
     require_fit,
@@ -48,7 +49,7 @@ Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
 
 
 @dataclass(frozen=True)
-class Edit:
+class PointEdit:
     """One change at one point.
 
     Attributes:
@@ -63,6 +64,21 @@ class Edit:
     function: Callable[..., Tensor]
     d_in: int | None = None
     d_out: int | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an edit tells of one forward pass; see :meth:`Intervention.tell`."""
+
+    quantity: str
+    before: Tensor | None
+    after: Tensor
+    layer: int | None
+    label: str
+
+
+LOGITS = "logits"
+"""The quantity whose values are ``[batch, pos, vocab]``."""
 
 
 class Intervention(nn.Module, ABC):
@@ -88,7 +104,7 @@ class Intervention(nn.Module, ABC):
         self.origin = origin
         self.notes = notes or {}
         self.allow_mismatch = False
-        self._log: list[dict[str, Any]] | None = None
+        self._log: list[Told] | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +112,7 @@ class Intervention(nn.Module, ABC):
         return self.kind
 
     @abstractmethod
-    def edits(self, hf_model: nn.Module) -> list[Edit]:
+    def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The changes, in order, for a model whose passes
         :func:`~tracelab.model.forward_pass.current_call` tells."""
 
@@ -170,7 +186,7 @@ class Intervention(nn.Module, ABC):
         return InForce(self, put_on, model)
 
     def attach(self, hf_model: nn.Module) -> InForce:
-        """Edit a ``transformers`` model by forward hooks, without TransformerLens.
+        """PointEdit a ``transformers`` model by forward hooks, without TransformerLens.
 
         Use the result in a ``with`` statement, or keep it and call ``close()``. Attached again to
         the same model, an edit replaces itself.
@@ -227,7 +243,7 @@ class Intervention(nn.Module, ABC):
         return self.__dict__ | {"_log": None}
 
     @contextmanager
-    def observed(self) -> Iterator[list[dict[str, Any]]]:
+    def observed(self) -> Iterator[list[Told]]:
         """Within the block, what the edits see and do in each forward pass is collected (for
         ``inspect``)."""
         outer, self._log = self._log, []
@@ -236,14 +252,33 @@ class Intervention(nn.Module, ABC):
         finally:
             self._log = outer
 
-    def observe(self, **facts: Any) -> None:
-        """Hand facts to whoever observes; does nothing if nobody does."""
+    def tell(
+        self,
+        quantity: str,
+        before: Tensor | None,
+        after: Tensor,
+        *,
+        layer: int | None = None,
+        label: str = "",
+    ) -> None:
+        """Hand what the edit saw and did to whoever observes; does nothing if nobody does.
+
+        Args:
+            quantity: what it is, in a word: ``"p"``, ``"kl"``.
+            before, after: ``[batch, pos]``; None: there was none before.
+            label: of what, where there are several.
+        """
         if self._log is not None:
-            self._log.append(facts)
+            self._log.append(Told(quantity, before, after, layer, label))
+
+    def tell_logits(self, **logits: Float[Tensor, "batch pos vocab"]) -> None:
+        """Hand logits that the edit has mixed, by name."""
+        for name, values in logits.items():
+            self.tell(LOGITS, None, values, label=name)
 
     @property
     def is_observed(self) -> bool:
-        """Whether :meth:`observe` has a listener."""
+        """Whether :meth:`tell` has a listener."""
         return self._log is not None
 
     def settings(self) -> dict[str, Any]:
@@ -274,9 +309,31 @@ class Intervention(nn.Module, ABC):
             torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items()
         )
 
-    def save(self, path: Path | str) -> Path:
-        """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder."""
+    def save(self, path: Path | str, *, kinds: Iterable[type[Intervention]] = ()) -> Path:
+        """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder.
+
+        Args:
+            kinds: classes of your own that :func:`~tracelab.load_intervention` will be given.
+
+        Raises:
+            TracelabError: nothing could load it: a class that is neither tracelab's nor in
+                ``kinds``; or the folder holds something else.
+        """
+        members = self.modules() if self.has_members else [self]
+        for part in members:
+            if isinstance(part, Intervention) and not (knows(type(part)) or type(part) in {*kinds}):
+                own = type(part).__name__
+                raise TracelabError(
+                    f"{own} is a class of your own, which tracelab cannot load by itself: save it "
+                    f"with kinds=({own},), and load it with the same"
+                )
         return save_bundle(self, path)
+
+    def __repr__(self) -> str:
+        """One line; torch's listing of inner modules says nothing of an edit."""
+        made_for = "" if self.origin is None else f", made for {self.origin.model_id}"
+        size = sum(value.numel() for value in self.state_dict().values())
+        return f"<{type(self).__name__} {self.name}{made_for}, {size:,} values>"
 
 
 def tensors_hash(edit: Intervention) -> str:
@@ -287,7 +344,7 @@ def tensors_hash(edit: Intervention) -> str:
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
 
 
-def _require_fit(model: TransformerBridge, edit: Edit) -> None:
+def _require_fit(model: TransformerBridge, edit: PointEdit) -> None:
     if edit.point.linear:
         require_map(
             edit.point,
@@ -302,7 +359,7 @@ def _require_fit(model: TransformerBridge, edit: Edit) -> None:
         )
 
 
-def _require_plain_fit(hf_model: nn.Module, edit: Edit, module: nn.Module, path: str) -> None:
+def _require_plain_fit(hf_model: nn.Module, edit: PointEdit, module: nn.Module, path: str) -> None:
     if edit.point.kind == "logits":
         return
     require_layer(edit.point, path)
@@ -319,14 +376,14 @@ def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
     return new.to(old.dtype)
 
 
-def _activation_hook(edit: Edit) -> Callable[[Tensor, Any], Tensor]:
+def _activation_hook(edit: PointEdit) -> Callable[[Tensor, Any], Tensor]:
     def hook(value: Tensor, hook: Any) -> Tensor:
         return _checked(edit.point, value, edit.function(value))
 
     return hook
 
 
-def _linear_hooks(name: str, edit: Edit) -> Hooks:
+def _linear_hooks(name: str, edit: PointEdit) -> Hooks:
     inputs: list[Tensor] = []
 
     def before(value: Tensor, hook: Any) -> None:
@@ -342,7 +399,7 @@ def _linear_hooks(name: str, edit: Edit) -> Hooks:
     return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
 
 
-def _forward_hook(edit: Edit) -> Callable[..., Any]:
+def _forward_hook(edit: PointEdit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         if edit.point.linear:
             return _checked(edit.point, output, edit.function(args[0], output))

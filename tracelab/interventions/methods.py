@@ -1,6 +1,6 @@
-"""The methods: the one list of interventions that tracelab knows by name, and how one is loaded.
+"""The methods as classes, and how one is loaded; :mod:`.registry` lists them.
 
-A method of your own needs no place in it: ``load_intervention(path, kinds=(Mine,))``.
+A method of your own needs no place there: ``load_intervention(path, kinds=(Mine,))``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tracelab.interventions.base import Intervention
-from tracelab.interventions.biasedit.biasedit import BiasEdit
 from tracelab.interventions.bundle import read_bundle
-from tracelab.interventions.erasure import Erasure
-from tracelab.interventions.experts.experts import Experts
-from tracelab.interventions.fairmed.fairmed import FairMed
-from tracelab.interventions.klaad.klaad import KLAAD
-from tracelab.interventions.stack import Stack
-from tracelab.interventions.weight_delta import WeightDelta
+from tracelab.interventions.method import Method
+from tracelab.interventions.registry import LISTED
+from tracelab.interventions.registry import kinds as known_kinds
 
-METHODS: tuple[type[Intervention], ...] = (FairMed, Experts, BiasEdit, KLAAD, Erasure)
+METHODS: tuple[type[Method], ...] = tuple(method.method_class() for method in LISTED)
 """What can be fitted."""
-KINDS: tuple[type[Intervention], ...] = (*METHODS, WeightDelta, Stack)
+KINDS: tuple[type[Intervention], ...] = known_kinds()
 """What a bundle can hold."""
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Edit, Intervention
+from tracelab.interventions.base import Intervention, PointEdit, Told
 from tracelab.interventions.origin import Origin
 
 
@@ -48,7 +48,7 @@ class Stack(Intervention):
         """The members' names, joined."""
         return " + ".join(member.name for member in self) or "nothing"
 
-    def edits(self, hf_model: nn.Module) -> list[Edit]:
+    def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The edits of all members."""
         return [edit for member in self for edit in member.edits(hf_model)]
 
@@ -67,9 +67,9 @@ class Stack(Intervention):
         return {point: path for member in self for point, path in member.paths().items()}
 
     @contextmanager
-    def observed(self) -> Iterator[list[dict[str, Any]]]:
+    def observed(self) -> Iterator[list[Told]]:
         """Observe every member; what they tell is in the order of their members."""
-        log: list[dict[str, Any]] = []
+        log: list[Told] = []
         with ExitStack() as stack:
             logs = [stack.enter_context(member.observed()) for member in self]
             yield log

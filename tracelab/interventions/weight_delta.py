@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import measuring
-from tracelab.interventions.base import Edit, Intervention, flat_input
+from tracelab.interventions.base import Intervention, PointEdit, flat_input
 from tracelab.interventions.origin import Origin
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import model_facts
@@ -161,10 +161,10 @@ class WeightDelta(Intervention):
                 nn.init.kaiming_uniform_(part.lora_A, a=math.sqrt(5), generator=generator)
         return delta.to(model.cfg.device)
 
-    def edits(self, hf_model: nn.Module) -> list[Edit]:
+    def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """One edit a linear map."""
         return [
-            Edit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out)
+            PointEdit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out)
             for shape in self._spec.maps
         ]
 

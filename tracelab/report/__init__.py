@@ -44,7 +44,7 @@ def report(
     seed: int = 0,
     command: str | None = None,
 ) -> Parts:
-    """Localise a bias in a model, edit it four ways, and write the page, tables, figures and
+    """Localise a bias in a model, edit it by every method, and write the page, tables, figures and
     bundles into ``out_dir``.
 
     Interrupted and started again with the same request, it takes up the parts that are done.
@@ -53,7 +53,7 @@ def report(
         bias: one of :data:`BIAS_TYPES`.
         preset: ``"quick"`` (minutes on two cores for a model of 135M parameters) or ``"full"``.
         limit: at most so many records of each benchmark and concepts of the corpus.
-        interventions: edits to compare, by name; None: the four methods are fitted; empty: no
+        interventions: edits to compare, by name; None: every method is fitted; empty: no
             edits.
         prompts: what is looked at before and after; default: two for the bias type.
         png: whether figures are written as PNG too.
@@ -130,7 +130,7 @@ def _with_edits(
     preset: Preset,
     seed: int,
 ) -> Parts:
-    """The parts with what edits do: given ones, or those of the four methods."""
+    """The parts with what edits do: given ones, or those of every method."""
     edits = given
     if edits is None:
         bundles = claim(out_dir / "bundles")

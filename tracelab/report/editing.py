@@ -1,4 +1,4 @@
-"""The second half of a report: fit the four methods, stack the two best, compare all, look at what
+"""The second half of a report: fit every method, stack the two best, compare all, look at what
 they do.
 
 Methods are fitted on data that no benchmark shares a target term or sentence with, kept as bundles,
@@ -11,36 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
+from tracelab.datasets import Corpus, StereoSetRecord, stereoset
 from tracelab.datasets.records import spread
-from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.inspection.before_after import BeforeAfter, inspect
-from tracelab.interventions import (
-    KLAAD,
-    BiasEdit,
-    BiasEditConfig,
-    Experts,
-    FairMed,
-    FinetuneConfig,
-    Intervention,
-    KLAADConfig,
-    Stack,
-    load_intervention,
-)
+from tracelab.interventions.base import Intervention
+from tracelab.interventions.methods import METHODS, load_intervention
+from tracelab.interventions.stack import Stack
 from tracelab.interventions.training.triples import split_by_target
 from tracelab.localize.probing.probes import LayerProbes
 from tracelab.model.load import model_key
 from tracelab.model.settings import run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
+from tracelab.storage.data_hash import data_hash
 from tracelab.storage.kept import kept
 
 LMS_LOSS = 1.0
@@ -76,35 +68,36 @@ def fit_edits(
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Intervention]:
-    """FairMed, experts, BiasEdit and KLAAD for a bias type, as bundles in ``folder``; those that
-    are there are loaded.
+    """Every method for a bias type, as bundles in ``folder``; those that are there are loaded.
 
-    Experts are left out where RedditBias has no such bias type. BiasEdit is fitted as a direct
-    shift.
+    Methods are left out that have no data of this bias type.
     """
-    triples, _ = development(bias, preset, seed)
-    texts = [expert_texts(bias, limit=preset.fit_records)] if bias in EXPERT_TYPES else []
-    request = run_settings(
-        model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed
-    ) | model_key(model)
-    steps = (
-        {}
-        if preset.fit_steps is None
-        else {"steps": preset.fit_steps, "eval_every": preset.fit_steps}
-    )
-
-    def bundle(name: str, fit: Callable[[], Intervention]) -> Intervention:
-        return kept(folder, name, load_intervention, request, fit, say=say, making="fitting")
-
-    made = {"fairmed": bundle("fairmed", lambda: FairMed.fit(model, probes))}
-    if texts:
-        training = FinetuneConfig(seed=seed)
-        made["experts"] = bundle("experts", lambda: Experts.fit(model, texts[0], training=training))
-    else:
-        say(f"experts: RedditBias has no {bias}, only {', '.join(EXPERT_TYPES)}")
-    direct = BiasEditConfig.direct(seed=seed, **steps)
-    made["biasedit"] = bundle("biasedit", lambda: BiasEdit.fit(model, triples, direct))
-    made["klaad"] = bundle("klaad", lambda: KLAAD.fit(model, triples, KLAADConfig(seed=seed)))
+    _, held_out = split_by_target(stereoset(bias, split="test"), seed=seed)
+    without = {record.target for record in held_out}
+    made: dict[str, Intervention] = {}
+    for method in METHODS:
+        try:
+            data = method.training_data(bias, limit=preset.fit_records, without=without)
+        except TracelabError as error:
+            say(f"{method.kind} is left out: {error}")
+            continue
+        if isinstance(data, Corpus):  # it has been probed already
+            data = probes
+        config = method.Config(**preset.fits.get(method.kind, {})).seeded(seed)
+        known = {"config": config.settings(), "bias": bias}
+        if isinstance(data, LayerProbes):
+            known |= {"probes": data.settings}
+        else:
+            known |= {"data": data_hash(data if isinstance(data, list) else [data])}
+        made[method.kind] = kept(
+            folder,
+            method.kind,
+            load_intervention,
+            run_settings(model, **known) | model_key(model),
+            partial(method.fit, model, data, config),
+            say=say,
+            making="fitting",
+        )
     return made
 
 

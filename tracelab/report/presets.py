@@ -27,7 +27,7 @@ class Preset:
         limit: at most so many records of each benchmark; None for all.
         fit_records: at most so many records and texts that the learned methods are fitted on; None
             for all.
-        fit_steps: of BiasEdit; None for its default.
+        fits: by method, fields of its configuration that are not as by default.
         choice_records: development records on which the stack is chosen.
         benchmarks: on which the edits are compared, with at most so many records each.
         thorough: whether the comparison also has off-target bias types and costs.
@@ -39,7 +39,7 @@ class Preset:
     layer_step: int
     limit: int | None = None
     fit_records: int | None = None
-    fit_steps: int | None = None
+    fits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     choice_records: int = 128
     benchmarks: Mapping[str, int | None] = field(default_factory=dict)
     thorough: bool = False
@@ -60,7 +60,7 @@ PRESETS = {
         trace_samples=3,
         layer_step=4,
         fit_records=96,
-        fit_steps=8,
+        fits={"biasedit": {"shift": "direct", "steps": 8, "eval_every": 8}},
         choice_records=32,
         benchmarks={"stereoset": 48, "crows-pairs": 48, "local-bias": None, "perplexity": 32},
     ),
@@ -69,6 +69,7 @@ PRESETS = {
         trace_pairs=60,
         trace_samples=10,
         layer_step=1,
+        fits={"biasedit": {"shift": "direct", "steps": 50, "eval_every": 25}},
         benchmarks={
             "stereoset": None,
             "crows-pairs": None,

@@ -218,14 +218,12 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr(TripleModel, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(partial=tmp_path / "partial.pt")
-    resumed = fit(partial=tmp_path / "partial.pt")
+        fit(checkpoint=tmp_path / "kept")
+    resumed = fit(checkpoint=tmp_path / "kept")
     assert len(calls) == 4 + 2
     assert same_shifts(resumed, whole)
     assert without_time(resumed) == without_time(whole)
     # Of other data nothing is taken up.
     calls[:] = range(10)
-    BiasEdit.fit(
-        model, TRAIN[:10], config, layers="last1", dev=DEV, partial=tmp_path / "partial.pt"
-    )
+    BiasEdit.fit(model, TRAIN[:10], config, layers="last1", dev=DEV, checkpoint=tmp_path / "kept")
     assert len(calls) == 10 + 4

@@ -33,7 +33,7 @@ from tracelab.interventions.training.triples import LABELS, tokenise
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_keys_times_output_gradients_are_the_gradient_of_the_weight(tiny, folder, kind, config):
     # Every position with a gradient is cached, and the micro-batches (here 3, 2) add up.
-    config = dataclasses.replace(config, positions="predicting")
+    config = config.replace(positions="predicting")
     trained = triple_model(tiny(kind), config)
     group = [7, 0, 3, 12, 5]
     keys, grads = trained.cached(group)

@@ -212,6 +212,6 @@ def test_a_direct_shift_that_diverges_is_refused_and_keeps_nothing(tiny, tmp_pat
         TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"
     ):
         BiasEdit.fit(
-            tiny("llama"), TRAIN, config, layers="last1", dev=DEV, partial=tmp_path / "kept"
+            tiny("llama"), TRAIN, config, layers="last1", dev=DEV, checkpoint=tmp_path / "kept"
         )
     assert not (tmp_path / "kept").exists()

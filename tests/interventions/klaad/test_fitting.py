@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,12 +146,12 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(model, tmp_path, monkeypatc
 def test_a_fit_of_something_else_is_not_taken_up(model, tmp_path, monkeypatch, changed):
     config = KLAADConfig(trainable="attn_last", **QUICK)
     given = {"data": GIVEN[:6], "config": config, "dev": GIVEN[6:]}
-    other = {"data": GIVEN[:5], "config": replace(config, lam2=0.5), "dev": GIVEN[7:]}
-    KLAAD.fit(model, **given, partial=tmp_path / "partial.pt")
+    other = {"data": GIVEN[:5], "config": config.replace(lam2=0.5), "dev": GIVEN[7:]}
+    KLAAD.fit(model, **given, checkpoint=tmp_path / "kept")
     taken = stopping_at(99, monkeypatch)
-    KLAAD.fit(model, **given, partial=tmp_path / "partial.pt")
+    KLAAD.fit(model, **given, checkpoint=tmp_path / "kept")
     assert not taken  # it was whole
-    KLAAD.fit(model, **{**given, changed: other[changed]}, partial=tmp_path / "partial.pt")
+    KLAAD.fit(model, **{**given, changed: other[changed]}, checkpoint=tmp_path / "kept")
     assert len(taken) == 2
 
 
@@ -191,7 +191,7 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
     assert back.notes == edit.notes
     assert torch.equal(logits(model, back), logits(model, edit))
     assert (logits(model, back) - logits(model)).abs().max() > 0.1
-    assert back.settings()["config"] == asdict(edit.config)
+    assert back.settings()["config"] == edit.config.settings()
 
 
 # --- what is refused
@@ -279,5 +279,5 @@ def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(
     with pytest.raises(
         TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"
     ):
-        fit(model, lr=lr, partial=tmp_path / "kept")
+        fit(model, lr=lr, checkpoint=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

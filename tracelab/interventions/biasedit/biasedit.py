@@ -20,9 +20,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -31,20 +29,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
-from tracelab.gradients import learning, measuring
+from tracelab.gradients import measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.training.loop import require_partial, train
-from tracelab.interventions.training.triples import Triples, split_by_target, tokenise
+from tracelab.interventions.training.trained_delta import TrainedDelta
+from tracelab.interventions.training.triples import Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.localize.tracing.causal_trace import causal_trace
-from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_facts, model_key
+from tracelab.model.load import model_facts
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
-from tracelab.storage.data_hash import data_hash
 
 MODULE = "mlp.out"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -53,14 +49,7 @@ LMS_LOSS = 1.0
 _DEV_RECORDS = 128
 
 
-class BiasEditSpec(WeightDeltaSpec):
-    """The shifts' shapes, the configuration, and the bias types of the training data."""
-
-    config: BiasEditConfig
-    bias: str
-
-
-class BiasEdit(WeightDelta):
+class BiasEdit(TrainedDelta):
     """A shift of MLP output maps made by an editor network.
 
     >>> edit = BiasEdit.fit(model, tracelab.datasets.stereoset("gender", split="test"))
@@ -69,29 +58,25 @@ class BiasEdit(WeightDelta):
     """
 
     kind = "biasedit"
-    Spec = BiasEditSpec
+    Config = BiasEditConfig
 
     def __init__(
-        self, spec: BiasEditSpec, origin: Origin | None, notes: dict[str, Any] | None = None
+        self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None
     ) -> None:
         super().__init__(spec, origin, notes)
-        self.config, self.bias = spec.config, spec.bias
-        self._editors: list[
-            Editors
-        ] = []  # in a list, so that they are no part of the edit's tensors
+        # in a list, so that they are no part of the edit's tensors
+        self._editors: list[Editors] = []
 
     @classmethod
-    @learning()
-    def fit(
+    def learned(
         cls,
         model: TransformerBridge,
         data: Iterable[StereoSetRecord],
-        config: BiasEditConfig | None = None,
+        config: BiasEditConfig,
         *,
-        layers: Sequence[int] | str = "last123",
-        dev: Iterable[StereoSetRecord] | None = None,
-        partial: Path | str | None = None,
-        allow_hooks: bool = False,
+        layers: Sequence[int] | str | None,
+        dev: Iterable[StereoSetRecord] | None,
+        checkpoint: Path | None,
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
 
@@ -99,100 +84,73 @@ class BiasEdit(WeightDelta):
         is nearest to 50 among those that cost at most :data:`LMS_LOSS` points of LMS there.
 
         Args:
-            data: training records, of which ``n_support`` at most are used; not those the edit will
-                be scored on.
-            layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end;
-                or ``"auto"``: the three whose MLP has the largest effect in causal tracing of
-                training pairs.
-            dev: development records, which end the training and choose the strength; default: those
-                of a fifth of the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
-            allow_hooks: fit on a model with hooks on, as it is with them.
-
-        Raises:
-            TracelabError: no usable triple, a layer without the map, a loss that is not finite at
-                the first step, or training that diverges.
+            data: training records, of which ``n_support`` at most are used.
+            layers: blocks to edit: numbers; ``"last123"`` (default), ``"last2"``, …: the K-th from
+                the end; or ``"auto"``: the three whose MLP has the largest effect in causal tracing
+                of training pairs.
         """
-        began = perf_counter()
-        require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
-        require_partial(partial)
-        config = config or BiasEditConfig()
-        records, held_out = (
-            split_by_target(data, seed=config.seed)
-            if dev is None
-            else (as_records(data), as_records(dev))
-        )
-        chosen = edited_layers(model, layers, records)
-        rank = config.delta_rank if config.shift == "direct" else None
-        zero = WeightDelta.low_rank(
-            model, layers=chosen, modules=(MODULE,), rank=rank, seed=config.seed
-        )
-        shapes = zero.spec().maps
+        records, held_out = cls.split(data, dev, config.seed)
+        chosen = edited_layers(model, "last123" if layers is None else layers, records)
         order = np.random.default_rng(config.seed)
         samples = [
             [part[i] for i in order.permutation(len(part))[:n]]
             for part, n in ((records, config.n_support), (held_out, _DEV_RECORDS))
         ]
         train_triples, dev_triples = (tokenise(model, sample) for sample in samples)
-        bias = "+".join(sorted({record.bias_type for record in train_triples.records}))
-        edit = cls(BiasEditSpec(maps=shapes, config=config, bias=bias), zero.origin)
-        edit.load_state_dict(zero.state_dict())
-        edit.to(model.cfg.device)
+        rank = config.delta_rank if config.shift == "direct" else None
+        edit = cls.begun(model, config, train_triples, layers=chosen, modules=(MODULE,), rank=rank)
         trained, measured = (
-            TripleModel(model, triples, shapes, config) for triples in (train_triples, dev_triples)
+            TripleModel(model, triples, edit.spec().maps, config)
+            for triples in (train_triples, dev_triples)
         )
         learner = (DirectShift if config.shift == "direct" else EditorShift)(edit, trained, config)
 
         def evaluate() -> dict[str, float]:
             learner.show()
-            figures = measured.measure(edit, range(len(measured)))
-            return figures | {"score": figures["loss"]}
+            return measured.measure(edit, range(len(measured)))
 
-        key = {
-            "data": data_hash(records),
-            "dev": data_hash(held_out),
-            "config": asdict(config),
-            "layers": chosen,
-        }
-        curves = train(
-            learner.module,
-            torch.optim.Adam(learner.groups()),
+        edit.train_on(
+            model,
+            records,
+            held_out,
             _batches(train_triples, config),
             learner.step,
             evaluate,
+            module=learner.module,
+            optimizer=torch.optim.Adam(learner.groups()),
             steps=config.steps,
-            eval_every=config.eval_every,
-            patience=config.patience,
-            partial=partial,
-            key=key | model_key(model),
-            what=f"biasedit({bias})",
+            checkpoint=checkpoint,
         )
-        curves.require_converged(f"biasedit({bias})", partial)
         learner.show()
         edit.zero_grad()
         strength, table = _strength(edit, measured)
         if not strength:
             warnings.warn(
                 f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the "
-                "development triples without "
-                f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, '
-                "or on more triples",
-                stacklevel=3,
+                f"development triples without costing more than {LMS_LOSS:g} points of LMS "
+                '(notes["strengths"]); train longer, or on more triples',
+                stacklevel=2,
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors
-        edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
-        edit.notes |= {
-            "left_out": train_triples.left_out,
-            "n_train": len(trained),
-            "n_dev": len(measured),
-        }
-        edit.notes |= {
-            "strength": strength,
-            "strengths": table,
-            "fit_seconds": round(perf_counter() - began, 1),
-        }
+        edit.note_sizes(train_triples, len(trained), len(measured))
+        edit.notes |= {"strength": strength, "strengths": table}
         return edit
+
+    @classmethod
+    def require_layer_words(cls, words: str) -> str:
+        """Return ``words`` if it is ``"auto"``, or ``"last"`` and the digits of layers from the
+        end.
+
+        Raises:
+            TracelabError: it is neither.
+        """
+        if not re.fullmatch(r"auto|last[1-9]+", words):
+            raise TracelabError(
+                f'layers {words!r} are not understood: give numbers, "auto", or "last1", '
+                '"last123", …'
+            )
+        return words
 
     @property
     def editors(self) -> Editors:
@@ -229,25 +187,14 @@ class BiasEdit(WeightDelta):
                 shift.set_(editors.shifts(made_from.cached(range(len(made_from)))))
             yield group, shift
 
-    @property
-    def name(self) -> str:
-        """``biasedit(gender)``."""
-        return f"biasedit({self.bias})"
 
-    def spec(self) -> BiasEditSpec:
-        """The maps, the configuration and the bias types."""
-        return BiasEditSpec(maps=self._spec.maps, config=self.config, bias=self.bias)
-
-    @classmethod
-    def build(cls, spec: Any, origin: Origin | None) -> BiasEdit:
-        """With zero shifts."""
-        return cls(spec, origin)
+BiasEditSpec = BiasEdit.Spec
 
 
 def edited_layers(
     model: TransformerBridge, layers: Sequence[int] | str, records: Sequence[StereoSetRecord]
 ) -> list[int]:
-    """Layer numbers, ascending; see :meth:`BiasEdit.fit`.
+    """Layer numbers, ascending; see :meth:`BiasEdit.learned`.
 
     Raises:
         TracelabError: no such layer, or words that are not understood.
@@ -260,24 +207,14 @@ def edited_layers(
         effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
         return sorted(int(layer) for layer in effects.index[:3])
     found = sorted(
-        {n_layers - int(digit) for digit in require_layer_words(layers).removeprefix("last")}
+        {
+            n_layers - int(digit)
+            for digit in BiasEdit.require_layer_words(layers).removeprefix("last")
+        }
     )
     if found[0] < 0:
         raise TracelabError(f"layers {layers!r}: the model has {n_layers}")
     return found
-
-
-def require_layer_words(layers: str) -> str:
-    """Return ``layers`` if it is ``"auto"``, or ``"last"`` and the digits of layers from the end.
-
-    Raises:
-        TracelabError: it is neither.
-    """
-    if not re.fullmatch(r"auto|last[1-9]+", layers):
-        raise TracelabError(
-            f'layers {layers!r} are not understood: give numbers, "auto", or "last1", "last123", …'
-        )
-    return layers
 
 
 def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[int], list[int]]]:

@@ -2,114 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import Field
 
-from tracelab.errors import require_choice
-from tracelab.interventions.biasedit.editor import INITS
-from tracelab.interventions.training.triple_losses import LOSSES, RETENTIONS, SPANS
-from tracelab.ranges import STEPS_MOST, WIDTH_MOST, require_int, require_number, require_seed
-
-SHIFTS = ("editor", "direct")
-POSITIONS = ("predicting", "ans_ref")
-QUERIES = ("held_out", "same")
-RETAINED = ("unrelated", "all")
+from tracelab.config import Config, Count, Finite, NonNegative, Positive, Seed, Width
+from tracelab.ranges import STEPS_MOST
 
 
-@dataclass(frozen=True)
-class BiasEditConfig:
+class BiasEditConfig(Config):
     """How the editor is trained and what shift it makes.
 
-    Attributes:
-        shift: ``editor`` (the paper's), or ``direct``: no editor; low-rank shifts are trained on
-            the same losses themselves (tracelab's, to see what the editor adds; it has no
-            transductive protocol).
-        delta_rank, delta_lr: of direct shifts, with Adam.
-        loss, beta, margin, retention: see :mod:`.triple_losses`.
-        span: what the loss compares: the whole ``sentence`` (as SS does) or the ``filler``.
-        lam: weight of the retention loss (``loc_coef`` in the released code).
-        retain_on: sentences on which the unedited model is retained: ``unrelated`` (the paper's) or
-            ``all`` three.
-        positions: cached tokens: ``predicting`` (whose logits are scored) or ``ans_ref`` (as
-            released: one later).
-        query: triples on which a step's shift is judged: ``same`` as it was made from (the paper's)
-            or of other target terms (``held_out``), which is what an edit that is carried to unseen
-            text has to stand.
-        n_edits: triples a shift is made from; at most all there are.
-        n_query: triples a step's shift is judged on.
-        n_support: at most so many training triples are used.
-        batch_size: micro-batch; losses are means over it and summed over a group's micro-batches.
-        rank, n_blocks, lr, ridge, init: of the
-            :class:`~tracelab.interventions.biasedit.editor.Editor`.
-        meta_lr: Adam's learning rate of the editor.
-        step_lr: Adam's learning rate of eta, as a share of ``lr`` (released: ``meta_lr / lr``, ten
-            times eta a step).
-        steps: at most so many groups.
-        eval_every: groups between two looks at the development triples.
-        patience: looks without improvement after which training ends.
+    ``shift="direct"`` is tracelab's, to see what the editor adds; it has no transductive protocol.
+    ``query="held_out"`` is what an edit that is carried to unseen text has to stand. The losses are
+    in :mod:`tracelab.interventions.training.triple_losses`.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
+    presets: ClassVar = ("direct", "reference")
 
-    shift: str = "editor"
-    delta_rank: int = 8
-    delta_lr: float = 1e-3
-    loss: str = "preference"
-    span: str = "sentence"
-    beta: float = 4.0
-    margin: float = 0.1
-    retention: str = "kl"
-    retain_on: str = "all"
-    lam: float = 1.0
-    positions: str = "predicting"
-    query: str = "held_out"
-    n_edits: int = 256
-    n_query: int = 32
-    n_support: int = 512
-    batch_size: int = 16
-    rank: int = 64
-    n_blocks: int = 2
-    lr: float = 1e-3
-    ridge: float = 1e4
-    init: str = "scaled"
-    meta_lr: float = 3e-3
-    step_lr: float = 0.03
-    steps: int = 20
-    eval_every: int = 10
-    patience: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("shift", SHIFTS),
-            ("loss", LOSSES),
-            ("span", SPANS),
-            ("retention", RETENTIONS),
-            ("retain_on", RETAINED),
-            ("positions", POSITIONS),
-            ("query", QUERIES),
-            ("init", INITS),
-        ):
-            require_choice(name, getattr(self, name), choices)
-        for name in (
-            "n_edits",
-            "n_query",
-            "n_support",
-            "batch_size",
-            "n_blocks",
-            "eval_every",
-            "patience",
-        ):
-            require_int(name, getattr(self, name))
-        for name in ("delta_rank", "rank"):
-            require_int(name, getattr(self, name), most=WIDTH_MOST)
-        for name in ("delta_lr", "beta", "lr", "ridge", "meta_lr", "step_lr"):
-            require_number(name, getattr(self, name), above=0)
-        require_number("lam", self.lam, least=0)
-        require_int("steps", self.steps, 0, STEPS_MOST)
-        require_number("margin", self.margin)
-        require_seed(self.seed)
+    shift: Literal["editor", "direct"] = Field(
+        "editor", description="made by an editor (the paper's), or low-rank shifts trained directly"
+    )
+    delta_rank: Width = Field(8, description="of direct shifts")
+    delta_lr: Positive = Field(1e-3, description="of direct shifts, with Adam")
+    loss: Literal["reference", "logprob", "preference"] = Field(
+        "preference", description="debiasing loss; reference: as released"
+    )
+    span: Literal["sentence", "filler"] = Field("sentence", description="what the loss compares")
+    beta: Positive = Field(4.0, description="of the preference loss")
+    margin: Finite = Field(0.1, description="of the preference loss")
+    retention: Literal["kl", "reference"] = Field("kl", description="retention loss")
+    retain_on: Literal["unrelated", "all"] = Field(
+        "all", description="sentences that are retained: unrelated ones (the paper's) or all three"
+    )
+    lam: NonNegative = Field(1.0, description="weight of the retention loss (released: loc_coef)")
+    positions: Literal["predicting", "ans_ref"] = Field(
+        "predicting", description="cached tokens; ans_ref: as released, one later"
+    )
+    query: Literal["held_out", "same"] = Field(
+        "held_out", description="triples that judge a shift: of other target terms, or its own"
+    )
+    n_edits: Count = Field(256, description="triples a shift is made from")
+    n_query: Count = Field(32, description="triples a step's shift is judged on")
+    n_support: Count = Field(512, description="most training triples that are used")
+    batch_size: Count = Field(16, description="micro-batch; losses are means over it")
+    rank: Width = Field(64, description="of the editor")
+    n_blocks: Count = Field(2, description="of the editor")
+    lr: Positive = Field(1e-3, description="of the editor: first step size eta of each map")
+    ridge: Positive = Field(1e4, description="of the editor's least squares (the paper's: 1)")
+    init: Literal["scaled", "normal"] = Field("scaled", description="of the editor")
+    meta_lr: Positive = Field(3e-3, description="Adam's learning rate of the editor")
+    step_lr: Positive = Field(
+        0.03, description="Adam's of eta, as a share of lr (released: meta_lr / lr)"
+    )
+    steps: int = Field(20, ge=0, le=STEPS_MOST, description="most groups of triples")
+    eval_every: Count = Field(10, description="groups between two looks at development triples")
+    patience: Count = Field(2, description="looks without improvement that end the training")
+    seed: Seed = Field(0, description="of networks and the order of triples")
 
     @classmethod
     def direct(cls, **changes: object) -> BiasEditConfig:

@@ -29,7 +29,6 @@ from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.ranges import require_memory
 
-INITS = ("scaled", "normal")
 FORMS = ("auto", "primal", "dual")
 
 

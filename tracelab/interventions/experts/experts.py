@@ -19,11 +19,9 @@ edit itself; sample with ``top_p=1`` then. When given tokens are scored nothing 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
 from functools import partial as partial_function
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,87 +32,22 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from tracelab.datasets.redditbias import ExpertTexts
-from tracelab.errors import TracelabError, require_choice
-from tracelab.gradients import learning
-from tracelab.interventions.base import Edit, Intervention
+from tracelab.datasets.redditbias import ExpertTexts, expert_texts
+from tracelab.errors import TracelabError
+from tracelab.interventions.base import PointEdit
 from tracelab.interventions.bundle import read_bundle
+from tracelab.interventions.experts.config import ExpertsConfig, FinetuneConfig
 from tracelab.interventions.experts.runner import ExpertRunner
+from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call
 from tracelab.model.hook_points import Point
-from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_info, model_key
 from tracelab.model.texts import Texts
-from tracelab.ranges import (
-    EPOCHS_MOST,
-    INT_MOST,
-    WIDTH_MOST,
-    require_int,
-    require_number,
-    require_seed,
-)
 from tracelab.storage.data_hash import data_hash
 from tracelab.storage.kept import kept
-from tracelab.storage.ownership import require_folder
-
-FILTER_ORDERS = ("after", "base_first")
-
-
-@dataclass(frozen=True)
-class ExpertsConfig:
-    """How logits are mixed.
-
-    Attributes:
-        alpha: strength; 0 is the unedited model, negative swaps the two.
-        filter_order: ``"after"`` or ``"base_first"`` (see the module's docstring).
-        top_p: the nucleus that ``"base_first"`` keeps.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
-
-    alpha: float = 1.0
-    filter_order: str = "after"
-    top_p: float = 0.9
-
-    def __post_init__(self) -> None:
-        require_number("alpha", self.alpha)
-        if not 0 < self.top_p <= 1:
-            raise TracelabError(f"top_p is above 0 and at most 1, not {self.top_p}")
-        require_choice("filter_order", self.filter_order, FILTER_ORDERS)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How an expert is tuned: low-rank deltas of these linear maps in every layer, AdamW, texts
-    line by line.
-
-    The paper's recipe is not public. On the embedded model these values give each gender expert
-    alone 1.8 times the base's perplexity on neutral text (``analyses/03_experts.ipynb``); the
-    authors' own have 1.2 to 2 times.
-    """
-
-    rank: int = 16
-    modules: tuple[str, ...] = ("mlp.in", "mlp.out", "attn.o")
-    lr: float = 5e-4
-    epochs: int = 1
-    batch_size: int = 8
-    block_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        most = {
-            "rank": WIDTH_MOST,
-            "epochs": EPOCHS_MOST,
-            "batch_size": INT_MOST,
-            "block_size": INT_MOST,
-        }
-        for name, largest in most.items():
-            require_int(f"{name} of the fine-tuning", getattr(self, name), most=largest)
-        require_number("the learning rate", self.lr, above=0)
-        require_seed(self.seed)
 
 
 class ExpertsSpec(BaseModel):
@@ -128,7 +61,7 @@ class ExpertsSpec(BaseModel):
     anti_expert: WeightDeltaSpec | None
 
 
-class Experts(Intervention):
+class Experts(Method):
     """Expert / anti-expert decoding.
 
     >>> edit = Experts.fit(model, tracelab.datasets.expert_texts("gender"))
@@ -144,6 +77,7 @@ class Experts(Intervention):
     """
 
     kind = "experts"
+    Config = ExpertsConfig
     Spec = ExpertsSpec
 
     def __init__(
@@ -174,48 +108,47 @@ class Experts(Intervention):
         self._runners: WeakKeyDictionary[nn.Module, ExpertRunner] = WeakKeyDictionary()
 
     @classmethod
-    @learning()
-    def fit(
+    def training_data(
+        cls,
+        bias: str,
+        *,
+        source: str | Path = "wheel",
+        limit: int | None = None,
+        without: Collection[str] = (),
+    ) -> ExpertTexts:
+        """RedditBias' texts of a bias type, biased and anti-biased."""
+        return expert_texts(bias, source=source, limit=limit)
+
+    @classmethod
+    def learned(
         cls,
         model: TransformerBridge,
         data: ExpertTexts,
-        config: ExpertsConfig | None = None,
+        config: ExpertsConfig,
         *,
-        training: FinetuneConfig | None = None,
-        partial: Path | str | None = None,
-        allow_hooks: bool = False,
+        layers: Sequence[int] | None,
+        dev: None,
+        checkpoint: Path | None,
     ) -> Experts:
         """Tune an expert on ``data.anti_biased`` and an anti-expert on ``data.biased``.
 
         Args:
             model: the small model; the edited model itself, or one with its vocabulary.
-            partial: folder where each finished expert is kept, so that an interrupted fit goes on
-                from there.
-            allow_hooks: fit on a model with hooks on, as it is with them.
-
-        Raises:
-            TracelabError: no usable text, hooks on the model, or training that diverges (lower
-                ``lr``).
+            layers: that get deltas; default: each.
         """
-        began = perf_counter()
-        config, training = config or ExpertsConfig(), training or FinetuneConfig()
-        require_unedited(model, "a fit of experts", allow_hooks=allow_hooks)
-        if partial is not None:
-            require_folder(partial)
-        key = {"data_hash": data_hash([data]), "training": asdict(training)} | model_key(model)
+        training = config.training or FinetuneConfig()
+        key = {"data_hash": data_hash([data]), "training": training.settings()} | model_key(model)
+        if layers is not None:
+            key["layers"] = list(layers)
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
-            tune = partial_function(_tuned, model, texts, training, what)
+            tune = partial_function(_tuned, model, texts, training, what, layers)
             tuned[what] = (
-                tune() if partial is None else kept(Path(partial), what, _load_delta, key, tune)
+                tune() if checkpoint is None else kept(checkpoint, what, _load_delta, key, tune)
             )
         losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
-        notes: dict[str, Any] = {
-            "data_hash": key["data_hash"],
-            "training": key["training"],
-            "losses": losses,
-        }
-        notes["fit_seconds"] = round(perf_counter() - began, 1)
+        notes = {"data_hash": key["data_hash"], "training": key["training"], "losses": losses}
+        config = config.replace(training=training)
         return cls(tuned["expert"], tuned["anti_expert"], config, bias=data.bias, notes=notes)
 
     def with_config(self, config: ExpertsConfig) -> Experts:
@@ -237,7 +170,7 @@ class Experts(Intervention):
 
     def with_alpha(self, alpha: float) -> Experts:
         """The same experts at another strength."""
-        return self.with_config(replace(self.config, alpha=alpha))
+        return self.with_config(self.config.replace(alpha=alpha))
 
     @property
     def name(self) -> str:
@@ -302,7 +235,7 @@ class Experts(Intervention):
         """None: logits are what the model returns."""
         return {}
 
-    def edits(self, hf_model: nn.Module) -> list[Edit]:
+    def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """One edit, of the logits."""
         small = hf_model if self.expert_base is None else self.expert_base.original_model
         deltas = [delta for delta in (self.expert, self.anti_expert) if delta is not None]
@@ -324,7 +257,7 @@ class Experts(Intervention):
             found = list(runner.logits(call, logits.shape[1]).to(z.device))
             plus = found.pop(0) if self.expert is not None else z
             minus = found.pop(0) if self.anti_expert is not None else z
-            self.observe(method=self.kind, name=self.name, z=z, z_plus=plus, z_minus=minus)
+            self.tell_logits(z=z, z_plus=plus, z_minus=minus)
             if config.alpha == 0 and not cut:
                 return logits
             mixed = logits.float() + config.alpha * (plus - minus)
@@ -334,7 +267,7 @@ class Experts(Intervention):
                 else mixed
             )
 
-        return [Edit(Point("logits"), mix)]
+        return [PointEdit(Point("logits"), mix)]
 
     def identity(self) -> dict[str, Any]:
         """With the model that the experts are deltas of, where it is not the edited one."""
@@ -392,12 +325,20 @@ def _nucleus(z: Float[Tensor, "batch pos vocab"], top_p: float) -> Tensor:
 
 
 def _tuned(
-    model: TransformerBridge, texts: Texts, training: FinetuneConfig, what: str
+    model: TransformerBridge,
+    texts: Texts,
+    training: FinetuneConfig,
+    what: str,
+    layers: Sequence[int] | None,
 ) -> WeightDelta:
-    """A delta of every layer of the model, fine-tuned on texts; its losses are in its notes."""
-    layers = range(model_facts(model).n_layers)
+    """A delta of the layers of the model, or of each, fine-tuned on texts; its losses are in its
+    notes."""
     delta = WeightDelta.low_rank(
-        model, layers=layers, modules=training.modules, rank=training.rank, seed=training.seed
+        model,
+        layers=range(model_facts(model).n_layers) if layers is None else layers,
+        modules=training.modules,
+        rank=training.rank,
+        seed=training.seed,
     )
     losses = finetune(
         model,

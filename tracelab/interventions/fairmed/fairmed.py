@@ -12,7 +12,9 @@ at the next-token distribution (``tracelab.inspect``), and at what the edit cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,19 +25,22 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.templates import Corpus
+from tracelab.datasets.templates import Corpus, templates
 from tracelab.errors import TracelabError
-from tracelab.gradients import learning, measuring
-from tracelab.interventions.base import Edit, Intervention
-from tracelab.interventions.fairmed.neutraliser import FairMedConfig, LayerProber, neutralise
+from tracelab.gradients import measuring
+from tracelab.interventions.base import PointEdit
+from tracelab.interventions.fairmed.config import FairMedConfig
+from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
+from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point
-from tracelab.model.hooked import require_unedited
+from tracelab.model.hooked import hook_names
 from tracelab.model.load import model_info
-from tracelab.ranges import require_layers
 
+PROBING = ("n_seeds", "split", "top_k")
+"""Fields of the configuration that are about the probers."""
 _NOISE_BLOCK = 256
 
 
@@ -105,7 +110,7 @@ class _AttributeProbers(nn.Module):
         return float(self.norm_std[self.spec.layers.index(layer)])
 
 
-class FairMed(Intervention):
+class FairMed(Method):
     """The activation neutraliser.
 
     >>> edit = FairMed.fit(model, tracelab.datasets.templates("gender"))
@@ -114,6 +119,7 @@ class FairMed(Intervention):
     """
 
     kind = "fairmed"
+    Config = FairMedConfig
     Spec = FairMedSpec
 
     def __init__(
@@ -153,99 +159,54 @@ class FairMed(Intervention):
         self._cost: dict[int, list[float]] = {}
 
     @classmethod
-    @learning()
-    def fit(
+    def training_data(
+        cls,
+        bias: str,
+        *,
+        source: str | Path = "wheel",
+        limit: int | None = None,
+        without: Collection[str] = (),
+    ) -> Corpus:
+        """The template corpus of an attribute, which comes with tracelab."""
+        if str(source) != "wheel":
+            raise TracelabError(f"the template corpus comes with tracelab: no source {source}")
+        return templates(bias, limit=limit)
+
+    @classmethod
+    def learned(
         cls,
         model: TransformerBridge,
         data: Corpus | LayerProbes | Sequence[Corpus | LayerProbes],
-        config: FairMedConfig | None = None,
+        config: FairMedConfig,
         *,
-        layers: Sequence[int] | None = None,
-        allow_hooks: bool = False,
-        **probe_options: Any,
+        layers: Sequence[int] | None,
+        dev: None,
+        checkpoint: Path | None,
     ) -> FairMed:
         """Train probers, or take those of :func:`~tracelab.probe_layers`, and choose the layers.
 
         Args:
             data: a corpus of one attribute, or its probes; several for several attributes at once.
             layers: default: for each attribute its top-k layers by F1.
-            allow_hooks: fit on a model with hooks on, as it is with them.
-            probe_options: for :func:`~tracelab.probe_layers`.
-
-        Raises:
-            TracelabError: a layer that does not exist, the same attribute twice, probes of another
-                model, or hooks on the model.
         """
-        require_unedited(model, "a fit of FairMed", allow_hooks=allow_hooks)
         items = [data] if isinstance(data, Corpus | LayerProbes) else list(data)
-        names = [
-            item.attribute if isinstance(item, Corpus) else item.settings["attribute"]
+        _check_data(model, items, config)
+        if layers is not None:  # a point that does not exist is refused before training
+            Origin.of(model, [Point("mlp_out", layer) for layer in layers])
+        options = {name: getattr(config, name) for name in (*PROBING, "seed")}
+        probes = [
+            item if isinstance(item, LayerProbes) else probe_layers(model, item, **options)
             for item in items
         ]
-        if not items or len(set(names)) < len(names):
-            raise TracelabError(
-                f"FairMed needs probers of at least one attribute, each once, not of {names}"
-            )
-        info = model_info(model)
-        for item in items:
-            if (
-                isinstance(item, LayerProbes)
-                and item.settings["model"]["fingerprint"] != info.fingerprint
-            ):
-                made_for = item.settings["model"]["model_id"]
-                raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
-            if isinstance(item, LayerProbes) and item.settings.get("hooks") and not allow_hooks:
-                on = ", ".join(item.settings["hooks"])
-                raise TracelabError(
-                    f"these probes were made with hooks on ({on}): probe the model as it is"
-                )
-        if probe_options and not any(isinstance(item, Corpus) for item in items):
-            raise TracelabError(
-                f"{', '.join(probe_options)}: these probes are made already; probe again, or give "
-                "layers"
-            )
-        began = perf_counter()
-        config = config or FairMedConfig()
-        known = {
-            g
-            for i in items
-            for g in (i.group_names if isinstance(i, Corpus) else i.settings["groups"])
-        }
-        _check_groups(config, known)
-        if layers is not None:
-            layers = require_layers(layers, info.n_layers, info.model_id)
-        wanted = None if layers is None else [Point("mlp_out", layer) for layer in layers]
-        if wanted is not None:
-            if not wanted:
-                raise TracelabError("FairMed needs at least one layer")
-            # refuses a layer that does not exist before anything is trained
-            Origin.of(model, wanted)
-        probes = [
-            i if isinstance(i, LayerProbes) else probe_layers(model, i, **probe_options)
-            for i in items
-        ]
-        specs, points = [], set()
-        for made in probes:
-            chosen = sorted(made.top_layers if layers is None else set(layers))
-            _, d_model, hidden = made.probers["w1"].shape
-            specs.append(
-                AttributeSpec(
-                    attribute=made.settings["attribute"],
-                    groups=tuple(made.settings["groups"]),
-                    scored=tuple(made.settings["groups_scored"]),
-                    layers=tuple(chosen),
-                    d_model=d_model,
-                    hidden=hidden,
-                )
-            )
-            points |= {Point("mlp_out", layer) for layer in chosen}
-        notes = {
+        specs = [_attribute_spec(made, layers) for made in probes]
+        points = sorted({Point("mlp_out", layer) for spec in specs for layer in spec.layers})
+        notes: dict[str, Any] = {
             "data_hash": [made.settings["data_hash"] for made in probes],
             "seed": probes[0].settings["seed"],
         }
-        if not any(isinstance(item, LayerProbes) for item in items):  # their time is not known here
-            notes["fit_seconds"] = round(perf_counter() - began, 1)
-        edit = cls(config, specs, Origin.of(model, sorted(points)), notes)
+        if any(isinstance(item, LayerProbes) for item in items):  # their time is not known here
+            notes["fit_seconds"] = None
+        edit = cls(config, specs, Origin.of(model, points), notes)
         for spec, made in zip(specs, probes, strict=True):
             rows = list(spec.layers)
             part = edit.probers[spec.attribute]
@@ -271,11 +232,11 @@ class FairMed(Intervention):
         """All edited layers, ascending."""
         return sorted({layer for spec in self.attributes for layer in spec.layers})
 
-    def edits(self, hf_model: nn.Module) -> list[Edit]:
+    def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """One edit a layer, at the MLP's contribution to the residual stream."""
         d_model = self.attributes[0].d_model if self.attributes else None
         return [
-            Edit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model)
+            PointEdit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model)
             for layer in self.layers
         ]
 
@@ -308,23 +269,21 @@ class FairMed(Intervention):
         return edit
 
     def _tell(self, layer: int, mask: Tensor, a: Tensor, edited: Tensor, steps: Tensor) -> None:
+        size = (edited - a).norm(dim=-1) / a.norm(dim=-1).clamp_min(1e-12)
         for spec in self.attributes:
-            if layer in spec.layers:
-                part = self.probers[spec.attribute]
-                prober, own = part.layer(layer), part.layer(layer, self.config.groups)  # type: ignore[operator]
-                self.observe(
-                    method=self.kind,
-                    attribute=spec.attribute,
-                    groups=spec.groups,
-                    layer=layer,
-                    mask=mask,
-                    p_before=prober.log_probs(a).exp(),
-                    p_after=prober.log_probs(edited).exp(),
-                    kl_before=own.kl(a),
-                    kl_after=own.kl(edited),
-                    steps=steps,
-                    size=(edited - a).norm(dim=-1) / a.norm(dim=-1).clamp_min(1e-12),
-                )
+            if layer not in spec.layers:
+                continue
+            part = self.probers[spec.attribute]
+            prober, own = part.layer(layer), part.layer(layer, self.config.groups)  # type: ignore[operator]
+            tell = partial(self.tell, layer=layer)
+            before, after = prober.log_probs(a).exp(), prober.log_probs(edited).exp()
+            for i, group in enumerate(spec.groups):
+                label = f"{spec.attribute}: {group}"
+                tell("p", before[..., i], after[..., i], label=label)
+            tell("kl", own.kl(a), own.kl(edited), label=spec.attribute)
+            tell("edited", None, mask, label=spec.attribute)
+            tell("steps", None, steps, label=spec.attribute)
+            tell("size", None, size, label=spec.attribute)
 
     def _draw(self, call: Call, a: Float[Tensor, "batch pos d_model"], layer: int) -> Tensor:
         """Standard normal noise that depends on layer and place in the text only: the same in any
@@ -372,6 +331,53 @@ class FairMed(Intervention):
     def build(cls, spec: FairMedSpec, origin: Origin | None) -> FairMed:
         """With empty probers."""
         return cls(spec.config, spec.attributes, origin)
+
+
+def _attribute_spec(made: LayerProbes, layers: Sequence[int] | None) -> AttributeSpec:
+    _, d_model, hidden = made.probers["w1"].shape
+    return AttributeSpec(
+        attribute=made.settings["attribute"],
+        groups=tuple(made.settings["groups"]),
+        scored=tuple(made.settings["groups_scored"]),
+        layers=tuple(sorted(made.top_layers if layers is None else set(layers))),
+        d_model=d_model,
+        hidden=hidden,
+    )
+
+
+def _check_data(
+    model: TransformerBridge, items: Sequence[Corpus | LayerProbes], config: FairMedConfig
+) -> None:
+    """Refuse data that cannot serve, before anything is trained.
+
+    Raises:
+        TracelabError: the same attribute twice, probes of another model or of an edited one, groups
+            that nobody knows, or wishes about probers that are trained already.
+    """
+    corpora = [item for item in items if isinstance(item, Corpus)]
+    probes = [item for item in items if isinstance(item, LayerProbes)]
+    names = [c.attribute for c in corpora] + [p.settings["attribute"] for p in probes]
+    if not items or len(set(names)) < len(names):
+        raise TracelabError(
+            f"FairMed needs probers of at least one attribute, each once, not of {names}"
+        )
+    info = model_info(model)
+    for item in probes:
+        if item.settings["model"]["fingerprint"] != info.fingerprint:
+            made_for = item.settings["model"]["model_id"]
+            raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
+        if on := set(item.settings.get("hooks") or ()) - set(hook_names(model)):
+            raise TracelabError(
+                f"these probes were made with hooks on ({', '.join(sorted(on))}): probe the model "
+                "as it is"
+            )
+    asked = [n for n in PROBING if getattr(config, n) != FairMedConfig.model_fields[n].default]
+    if asked and not corpora:
+        raise TracelabError(
+            f"{', '.join(asked)}: these probes are made already; probe again, or give layers"
+        )
+    known = [c.group_names for c in corpora] + [p.settings["groups"] for p in probes]
+    _check_groups(config, {group for groups in known for group in groups})
 
 
 def _check_groups(config: FairMedConfig, known: set[str]) -> None:

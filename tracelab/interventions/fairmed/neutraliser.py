@@ -19,114 +19,14 @@ over a sequence's positions with one stop for all, and starts from noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from math import log
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import ConfigDict
 from torch import Tensor
 
-from tracelab.errors import TracelabError, require_choice
-from tracelab.ranges import require_int, require_number, require_seed
-
-NORMS = ("l2", "code")
-GRADS = ("l2", "sign")
-INITS = ("zero", "random")
-RADII = ("fixed", "adaptive")
-DIRECTIONS = ("adversarial", "random")
-POSITIONS = ("predictive", "published", "all")
-GROUPS = ("scored", "all")
-
-PUBLISHED_LAM = {
-    "age": 4.0,
-    "disability": 3.0,
-    "gender": 5.0,
-    "nationality": 4.0,
-    "physical_appearance": 6.0,
-    "race": 8.0,
-    "religion": 7.0,
-    "ses": 9.0,
-    "sexual_orientation": 6.0,
-}
-"""The paper's radius for LLaMA-2-Chat 7B on BBQ, by attribute."""
-
-
-@dataclass(frozen=True)
-class FairMedConfig:
-    """How activations are neutralised.
-
-    Attributes:
-        lam: the radius ε of a layer in standard deviations of its activation norm over training
-            prompts.
-        steps: most gradient steps.
-        step_frac: step size in radii.
-        tol: an activation with KL below it is neutral.
-        norm: ``"l2"`` or ``"code"`` (see the module's docstring).
-        grad: step along the gradient's direction (``"l2"``) or its signs.
-        init: ``"zero"``, or ``"random"`` inside the ball, as the released code.
-        radius: ``"fixed"``, or ``"adaptive"``: a quarter of ε, doubled up to 4 ε for those
-            activations (layer by layer, input by input) that are not yet neutral; our answer to an
-            open question of the paper.
-        direction: ``"adversarial"``, or ``"random"``: the control, a random direction of the same
-            length.
-        positions: ``"predictive"``: tokens whose logits are read; ``"published"``: answer tokens
-            when scoring, the last three prompt tokens and each new one when generating; ``"all"``.
-            What is read, tracelab's own functions say
-            (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every
-            token.
-        groups: among which groups the distribution is to be uniform: ``"scored"``, those that enter
-            the probers' F1; ``"all"``, as the paper; or their names. A group that the model hardly
-            ever names draws most of a perturbation to itself.
-        seed: of random directions.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
-
-    lam: float = 3.0
-    steps: int = 20
-    step_frac: float = 1 / 15
-    tol: float = 0.03
-    norm: str = "l2"
-    grad: str = "l2"
-    init: str = "zero"
-    radius: str = "fixed"
-    direction: str = "adversarial"
-    positions: str = "predictive"
-    groups: str | tuple[str, ...] = "scored"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lam", "tol"):
-            require_number(f"{name} of FairMed", getattr(self, name), least=0)
-        require_number("step_frac of FairMed", self.step_frac, above=0)
-        require_int("steps of FairMed", self.steps, 0, 1000)
-        require_seed(self.seed)
-        if isinstance(self.groups, str):
-            require_choice("groups", self.groups, GROUPS)
-        elif len(self.groups) == 1:
-            raise TracelabError(
-                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two "
-                "or more"
-            )
-        choices = {"norm": NORMS, "grad": GRADS, "init": INITS, "radius": RADII}
-        for name, known in {**choices, "direction": DIRECTIONS, "positions": POSITIONS}.items():
-            require_choice(name, getattr(self, name), known)
-
-    @classmethod
-    def published(cls, attribute: str, **changes: Any) -> FairMedConfig:
-        """What the released code does, with the paper's radius for an attribute (the mean of them
-        for another)."""
-        lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
-        code = cls(
-            lam=lam, norm="code", grad="sign", init="random", positions="published", groups="all"
-        )
-        return replace(code, **changes)
-
-    def settings(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+from tracelab.interventions.fairmed.config import FairMedConfig
 
 
 @dataclass(frozen=True)

@@ -13,119 +13,41 @@ Source: arXiv 2507.19962; what it leaves open is an option of :class:`KLAADConfi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError, require_choice
-from tracelab.gradients import learning, measuring
+from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
+from tracelab.interventions.klaad.config import KLAADConfig
 from tracelab.interventions.klaad.losses import (
-    ALIGNMENTS,
-    POOLS,
-    REDUCTIONS,
     aligned_positions,
     attention_loss,
     language_loss,
     pooled,
     triplet_loss,
 )
-from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import frozen
-from tracelab.interventions.training.loop import Chunks, require_partial, train
+from tracelab.interventions.training.loop import Chunks
+from tracelab.interventions.training.trained_delta import TrainedDelta
 from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
-from tracelab.interventions.training.triples import LABELS, Triples, split_by_target, tokenise
-from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.interventions.training.triples import LABELS, Triples, tokenise
+from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.hook_points import LINEAR_MAPS
-from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_facts, model_key, require_hook
+from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
-from tracelab.model.texts import as_records
-from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
-from tracelab.storage.data_hash import data_hash
 
-TRAINABLE = ("all", "attn_last")
 _DEV_RECORDS = 256
 
 
-@dataclass(frozen=True)
-class KLAADConfig:
-    """The losses' weights and readings, and how the deltas are trained.
-
-    Attributes:
-        lam1, lam2, lam3: weights of the language, attention and triplet losses (defaults: the
-            paper's for Llama).
-        margin: ``m`` of the triplet (0.3: the paper's for Llama).
-        per_head, double_softmax, reduction: readings of the attention loss.
-        align: of sentences of different length: ``"match"``, ``"pad"`` or ``"equal_only"``.
-        pool: hidden state of a sentence: its ``"last"`` token's or their ``"mean"``.
-        trainable: ``"all"``: deltas of every linear map; ``"attn_last"``: of the last layer's query
-            and key maps.
-        rank: of the deltas.
-        lr: peak of the cosine schedule (AdamW without weight decay; the paper's 1e-5 is for full
-            fine-tuning).
-        epochs, batch_size: triples a step.
-        eval_every: steps between two looks at the development triples.
-        patience: looks without improvement after which training ends.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # in a bundle's manifest
-
-    lam1: float = 0.7
-    lam2: float = 0.15
-    lam3: float = 0.15
-    margin: float = 0.3
-    per_head: bool = False
-    double_softmax: bool = False
-    reduction: str = "mean"
-    align: str = "match"
-    pool: str = "last"
-    trainable: str = "all"
-    rank: int = 8
-    lr: float = 2e-4
-    epochs: int = 1
-    batch_size: int = 8
-    eval_every: int = 50
-    patience: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("reduction", REDUCTIONS),
-            ("align", ALIGNMENTS),
-            ("pool", POOLS),
-            ("trainable", TRAINABLE),
-        ):
-            require_choice(name, getattr(self, name), choices)
-        lams = (self.lam1, self.lam2, self.lam3)
-        if not all(isfinite(lam) and lam >= 0 for lam in lams) or not any(lams):
-            raise TracelabError(f"lam1, lam2 and lam3 are at least 0 and not all 0: not {lams}")
-        require_number("margin", self.margin)
-        require_number("lr", self.lr, above=0)
-        require_int("rank", self.rank, most=WIDTH_MOST)
-        require_int("epochs", self.epochs, most=EPOCHS_MOST)
-        for name in ("batch_size", "eval_every", "patience"):
-            require_int(name, getattr(self, name))
-        require_seed(self.seed)
-
-
-class KLAADSpec(WeightDeltaSpec):
-    """The deltas' shapes, the configuration, and the bias types of the training data."""
-
-    config: KLAADConfig
-    bias: str
-
-
-class KLAAD(WeightDelta):
+class KLAAD(TrainedDelta):
     """Attention alignment as low-rank deltas.
 
     >>> edit = KLAAD.fit(model, tracelab.datasets.stereoset("gender", split="test"))
@@ -134,115 +56,63 @@ class KLAAD(WeightDelta):
     """
 
     kind = "klaad"
-    Spec = KLAADSpec
-
-    def __init__(
-        self, spec: KLAADSpec, origin: Origin | None, notes: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(spec, origin, notes)
-        self.config, self.bias = spec.config, spec.bias
+    Config = KLAADConfig
 
     @classmethod
-    @learning()
-    def fit(
+    def learned(
         cls,
         model: TransformerBridge,
         data: Iterable[StereoSetRecord],
-        config: KLAADConfig | None = None,
+        config: KLAADConfig,
         *,
-        dev: Iterable[StereoSetRecord] | None = None,
-        partial: Path | str | None = None,
-        allow_hooks: bool = False,
+        layers: Sequence[int] | None,
+        dev: Iterable[StereoSetRecord] | None,
+        checkpoint: Path | None,
     ) -> KLAAD:
         """Train the deltas on triples.
 
         Args:
-            data: training records; not those that the edit will be scored on.
-            dev: development records, which choose the state that is kept; default: those of a fifth
-                of the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
-            allow_hooks: fit on a model with hooks on, as it is with them.
-
-        Raises:
-            TracelabError: no usable triple, a loss that is not finite at the first step, or
-                training that diverges.
+            data: training records.
+            layers: that get deltas, if ``trainable`` is ``"all"``; default: each.
         """
-        began = perf_counter()
-        require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
-        require_partial(partial)
-        config = config or KLAADConfig()
         last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)
-        records, held_out = (
-            split_by_target(data, seed=config.seed)
-            if dev is None
-            else (as_records(data), as_records(dev))
-        )
-        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
         every = config.trainable == "all"
-        shapes = WeightDelta.low_rank(
-            model,
-            layers=range(last + 1) if every else [last],
-            modules=_present(model) if every else ("attn.q", "attn.k"),
-            rank=config.rank,
-            seed=config.seed,
+        if layers is not None and not every:
+            raise TracelabError(f"trainable={config.trainable!r} is of the last layer: give none")
+        chosen = [last] if not every else list(range(last + 1)) if layers is None else list(layers)
+        records, held_out = cls.split(data, dev, config.seed)
+        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
+        modules = _present(model) if every else ("attn.q", "attn.k")
+        edit = cls.begun(
+            model, config, train_triples, layers=chosen, modules=modules, rank=config.rank
         )
-        bias = "+".join(sorted({record.bias_type for record in train_triples.records}))
-        edit = cls(KLAADSpec(maps=shapes.spec().maps, config=config, bias=bias), shapes.origin)
-        edit.load_state_dict(shapes.state_dict())
-        edit.to(model.cfg.device)
-        first = 0 if every else last
         trained, measured = (
-            KLAADLoss(model, triples, config, first) for triples in (train_triples, dev_triples)
+            KLAADLoss(model, triples, config, chosen[0]) for triples in (train_triples, dev_triples)
         )
         shuffled = (
             np.random.default_rng(config.seed).permutation(len(measured))[:_DEV_RECORDS].tolist()
         )
         optimizer = torch.optim.AdamW(edit.parameters(), lr=config.lr, weight_decay=0.0)
         steps = config.epochs * ceil(len(trained) / config.batch_size)
-
-        def evaluate() -> dict[str, float]:
-            figures = measured.measure(edit, shuffled)
-            return figures | {"score": figures["loss"]}
-
-        key = {"data": data_hash(records), "dev": data_hash(held_out), "config": asdict(config)}
-        curves = train(
-            edit,
-            optimizer,
+        edit.train_on(
+            model,
+            records,
+            held_out,
             _batches(len(trained), config),
             lambda batch: trained.backward(edit, batch),
-            evaluate,
+            lambda: measured.measure(edit, shuffled),
+            module=edit,
+            optimizer=optimizer,
             steps=steps,
-            eval_every=config.eval_every,
-            patience=config.patience,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-            partial=partial,
-            key=key | model_key(model),
-            what=f"klaad({bias})",
+            checkpoint=checkpoint,
         )
-        curves.require_converged(f"klaad({bias})", partial)
-        edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
-        edit.notes |= {
-            "left_out": train_triples.left_out,
-            "n_train": len(trained),
-            "n_dev": len(measured),
-        }
-        edit.notes |= {"fit_seconds": round(perf_counter() - began, 1)}
+        edit.note_sizes(train_triples, len(trained), len(measured))
         return edit
 
-    @property
-    def name(self) -> str:
-        """``klaad(gender)``."""
-        return f"klaad({self.bias})"
 
-    def spec(self) -> KLAADSpec:
-        """The maps, the configuration and the bias types."""
-        return KLAADSpec(maps=self._spec.maps, config=self.config, bias=self.bias)
-
-    @classmethod
-    def build(cls, spec: Any, origin: Origin | None) -> KLAAD:
-        """With zero deltas."""
-        return cls(spec, origin)
+KLAADSpec = KLAAD.Spec
 
 
 def _present(model: TransformerBridge) -> list[str]:

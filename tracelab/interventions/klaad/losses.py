@@ -27,9 +27,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-ALIGNMENTS = ("match", "pad", "equal_only")
-POOLS = ("last", "mean")
-REDUCTIONS = ("mean", "sum")
 _EPS = 1e-8
 
 

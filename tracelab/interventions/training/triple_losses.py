@@ -24,10 +24,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import kl_div, softplus
 
-LOSSES = ("reference", "logprob", "preference")
-RETENTIONS = ("kl", "reference")
-SPANS = ("sentence", "filler")
-
 
 def token_logprobs(
     logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
@@ -82,7 +78,7 @@ def debias_loss(
     beta: float = 4.0,
     margin: float = 0.1,
 ) -> Float[Tensor, "batch"]:
-    """One of :data:`LOSSES` of each pair, from log-probabilities of its tokens."""
+    """The named loss of each pair, from log-probabilities of its tokens."""
     lbar_s, lbar_a = (
         mean_over(stereotype, stereotype_scored),
         mean_over(anti_stereotype, anti_stereotype_scored),
@@ -105,7 +101,7 @@ def retention_loss(
     tokens: Int[Tensor, "batch pos"],
     mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch"]:
-    """One of :data:`RETENTIONS` of each sentence, from the logits of the unedited and of the edited
+    """The named retention of each sentence, from the logits of the unedited and of the edited
     model."""
     chosen = scored(mask)
     if name == "kl":

@@ -16,25 +16,25 @@ kept) and D the differences between counterparts:
 
 Coordinates are clipped where one percent of those seen are larger, so that an unusual text is moved
 no further than usual ones. It makes a group hard to read at these layers, which is no evidence that
-the model does not use it
-elsewhere: compare with a random direction of the same rank, and read the cost in perplexity beside
-the effect.
+the model does not use it elsewhere: compare with a random direction of the same rank, and read the
+cost in perplexity beside the effect.
 """  # noqa: E501
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, FiniteFloat, PositiveInt
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.group_pairs import GroupPairs
+from tracelab.datasets.group_pairs import GroupPairs, group_pairs
 from tracelab.errors import TracelabError
-from tracelab.interventions.activation_edit import ActivationEdit, MethodConfig
+from tracelab.interventions.activation_edit import ActivationEdit
+from tracelab.interventions.erasure.config import ErasureConfig
 from tracelab.model.load import model_facts
 from tracelab.model.states import token_states
 from tracelab.model.texts import as_texts
@@ -44,21 +44,6 @@ LOW_LAYERS = 8
 """Of thirty: below them a text's group is still where it was named, above them it has been used."""
 _NEUTRAL_TOKENS = 24
 _CLIP = 0.99
-
-
-class ErasureConfig(MethodConfig):
-    """How the directions are found and how far they are removed."""
-
-    rank: PositiveInt = Field(1, le=65536, description="directions removed at each layer")
-    method: Literal["paired", "leace", "mean", "pca"] = Field(
-        "paired", description="how they are found"
-    )
-    strength: FiniteFloat = Field(
-        1.0, ge=0, description="share of them that is removed; 0 changes nothing"
-    )
-    shrink: float = Field(
-        0.02, gt=0, le=1, description="of the covariance towards its mean variance"
-    )
 
 
 class Erasure(ActivationEdit):
@@ -98,7 +83,18 @@ class Erasure(ActivationEdit):
         return range(max(1, round(LOW_LAYERS * n_layers / 30)))
 
     @classmethod
-    def learn(cls, edit: Erasure, model: TransformerBridge, data: GroupPairs) -> None:
+    def training_data(
+        cls,
+        bias: str,
+        *,
+        source: str | Path = "wheel",
+        limit: int | None = None,
+        without: Collection[str] = (),
+    ) -> GroupPairs:
+        """Openings of StereoSet's ``test`` sentences and their gender-swapped twins."""
+        return group_pairs(bias, source=source, limit=limit, without=without)
+
+    def learn(self, model: TransformerBridge, data: GroupPairs) -> None:
         """Closed form, layer by layer: each is fitted on states from which the layers before it are
         erased already.
 
@@ -111,24 +107,24 @@ class Erasure(ActivationEdit):
             encode(model, text).ids[:_NEUTRAL_TOKENS]
             for text in as_texts(data.neutral, "neutral text")
         ]
-        most = 1 if edit.config.method in ("leace", "mean") else min(len(pairs), model.cfg.d_model)
-        if edit.config.rank > most:
+        most = 1 if self.config.method in ("leace", "mean") else min(len(pairs), model.cfg.d_model)
+        if self.config.rank > most:
             raise TracelabError(
-                f"{edit.config.method} of {len(pairs)} pairs has rank {most} at most, not "
-                f"{edit.config.rank}"
+                f"{self.config.method} of {len(pairs)} pairs has rank {most} at most, not "
+                f"{self.config.rank}"
             )
-        for layer in edit.layers:
-            with edit.applied(model):
+        for layer in self.layers:
+            with self.applied(model):
                 first, second, other = (
-                    token_states(model, sequences, cls.point, layer)
+                    token_states(model, sequences, self.point, layer)
                     for sequences in ([a for a, _, _ in pairs], [b for _, b, _ in pairs], neutral)
                 )
             a, b = (
                 torch.cat([x[k:] for x, (_, _, k) in zip(xs, pairs, strict=True)])
                 for xs in (first, second)
             )
-            edit.set_(layer, **_directions(a, b, [x[1:] for x in other], edit.config))
-        edit.notes |= {"n_pairs": len(pairs), "left_out": left_out, "n_neutral": len(neutral)}
+            self.set_(layer, **_directions(a, b, [x[1:] for x in other], self.config))
+        self.notes |= {"n_pairs": len(pairs), "left_out": left_out, "n_neutral": len(neutral)}
 
 
 def _token_pairs(

@@ -1,0 +1,94 @@
+"""FairMed's configuration, and what the released code has in its place."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tracelab.config import Config, Count, NonNegative, Positive, Seed, Words
+from tracelab.errors import TracelabError, require_choice
+from tracelab.ranges import SEEDS_MOST
+
+GROUPS = ("scored", "all")
+
+PUBLISHED_LAM = {
+    "age": 4.0,
+    "disability": 3.0,
+    "gender": 5.0,
+    "nationality": 4.0,
+    "physical_appearance": 6.0,
+    "race": 8.0,
+    "religion": 7.0,
+    "ses": 9.0,
+    "sexual_orientation": 6.0,
+}
+"""The paper's radius for LLaMA-2-Chat 7B on BBQ, by attribute."""
+
+
+class FairMedConfig(Config):
+    """How activations are neutralised, and how the probers are trained.
+
+    ``radius="adaptive"`` is our answer to an open question of the paper: a quarter of ε, doubled
+    up to 4 ε for those activations (layer by layer, input by input) that are not yet neutral. What
+    is read, and so what ``positions`` means, tracelab's own functions say
+    (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every token.
+    Among ``groups``, one that the model hardly ever names draws most of a perturbation to itself.
+    """
+
+    presets: ClassVar = ("published",)
+
+    lam: NonNegative = Field(
+        3.0, description="radius ε of a layer, in standard deviations of its activation norm"
+    )
+    steps: int = Field(20, ge=0, le=1000, description="most gradient steps")
+    step_frac: Positive = Field(1 / 15, description="step size in radii")
+    tol: NonNegative = Field(0.03, description="an activation with KL below it is neutral")
+    norm: Literal["l2", "code"] = Field("l2", description="geometry of the ball; code: as released")
+    grad: Literal["l2", "sign"] = Field("l2", description="step along the gradient or its signs")
+    init: Literal["zero", "random"] = Field("zero", description="start; random: as released")
+    radius: Literal["fixed", "adaptive"] = Field("fixed", description="of the ball")
+    direction: Literal["adversarial", "random"] = Field(
+        "adversarial", description="random: the control, a random direction of the same length"
+    )
+    positions: Literal["predictive", "published", "all"] = Field(
+        "predictive",
+        description="tokens that are edited: those whose logits are read; answer tokens when "
+        "scoring, the last three of a prompt and each new one when generating; all",
+    )
+    groups: str | Words = Field(
+        "scored",
+        description="among which the distribution is to be uniform: scored (those that enter F1), "
+        "all (as the paper), or their names",
+    )
+    n_seeds: int = Field(3, ge=1, le=SEEDS_MOST, description="splits of the probers' data")
+    split: Literal["concept_template", "concept", "sentence"] = Field(
+        "concept_template", description="what is held out of the probers; sentence: the paper's"
+    )
+    top_k: Count | None = Field(None, description="layers to choose by F1; 9 of 32 in proportion")
+    seed: Seed = Field(0, description="of the probers' splits and of random directions")
+
+    @model_validator(mode="after")
+    def _groups_to_compare(self) -> Self:
+        if isinstance(self.groups, str):
+            require_choice("groups", self.groups, GROUPS)
+        elif len(self.groups) == 1:
+            raise TracelabError(
+                f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two "
+                "or more"
+            )
+        return self
+
+    @classmethod
+    def published(cls, attribute: str, **changes: Any) -> Self:
+        """What the released code does, with the paper's radius for an attribute (the mean of them
+        for another)."""
+        lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
+        code: dict[str, Any] = {"lam": lam, "norm": "code", "grad": "sign", "init": "random"}
+        return cls(**code | {"positions": "published", "groups": "all"} | changes)
+
+    @classmethod
+    def preset(cls, name: str, bias: str, **changes: Any) -> Self:
+        """``published``, with the radius of the attribute."""
+        require_choice(f"preset of {cls.__name__}", name, cls.presets)
+        return cls.published(bias, **changes)

@@ -1,0 +1,145 @@
+"""A method: an intervention that is fitted on data, by the same call whichever it is.
+
+    edit = KLAAD.fit(model, KLAAD.training_data("gender"), rank=4)
+
+:meth:`Method.fit` checks what every fit has to check; the method's own work is
+:meth:`Method.learned`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, create_model
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.config import Config as AnyConfig
+from tracelab.config import configured
+from tracelab.errors import TracelabError, quoted
+from tracelab.gradients import learning
+from tracelab.interventions.base import Intervention
+from tracelab.model.hooked import require_unedited
+from tracelab.model.load import model_facts
+from tracelab.ranges import require_layers
+from tracelab.storage.ownership import require_folder
+
+
+class Method(Intervention):
+    """Base of what is fitted.
+
+    Attributes:
+        Config: the method's configuration.
+        SpecBase: fields of :attr:`Spec` besides ``config``, for a method that sets no ``Spec``.
+        uses_dev: whether a fit looks at development data.
+    """
+
+    Config: ClassVar[type[AnyConfig]]
+    SpecBase: ClassVar[type[BaseModel] | None] = None
+    uses_dev: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "Config" in vars(cls) and "Spec" not in vars(cls) and cls.SpecBase is not None:
+            cls.Spec = create_model(
+                f"{cls.__name__}Spec", __base__=cls.SpecBase, config=(cls.Config, ...)
+            )
+
+    @classmethod
+    def training_data(
+        cls,
+        bias: str,
+        *,
+        source: str | Path = "wheel",
+        limit: int | None = None,
+        without: Collection[str] = (),
+    ) -> Any:
+        """What the method is fitted on for a bias type, from the embedded data.
+
+        Args:
+            source: ``"wheel"``, ``"hub"``, or a path to the official files.
+            limit: at most so many records.
+            without: target terms of StereoSet that must not be in it.
+
+        Raises:
+            TracelabError: no such data for this bias type, or no data that tracelab knows of.
+        """
+        raise TracelabError(f"tracelab has no data to fit {cls.kind} on: give fit() your own")
+
+    @classmethod
+    @learning()
+    def fit(
+        cls,
+        model: TransformerBridge,
+        data: Any,
+        config: AnyConfig | None = None,
+        *,
+        layers: Sequence[int] | str | None = None,
+        dev: Any = None,
+        checkpoint: Path | str | None = None,
+        allow_hooks: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """Fit the method.
+
+        Args:
+            data: what :meth:`training_data` gives, or your own of that kind; nothing that the edit
+                will be scored on.
+            config: default: ``Config()``.
+            layers: numbers; default: the method's own choice.
+            dev: development data, for a method that looks at some; default: a part of ``data``.
+            checkpoint: folder in which an interrupted fit is kept, and resumed from.
+            allow_hooks: fit on a model with hooks on, as it is with them.
+            changes: fields of the configuration: ``fit(model, data, rank=4)``.
+
+        Raises:
+            TracelabError: a configuration, layers or data that do not serve, hooks on the model, or
+                training that diverges.
+        """
+        began = perf_counter()
+        config = configured(cls.Config, config, changes, cls.__name__)
+        require_unedited(model, f"a fit of {cls.__name__}", allow_hooks=allow_hooks)
+        if isinstance(layers, str):
+            cls.require_layer_words(layers)
+        elif layers is not None:
+            facts = model_facts(model)
+            layers = require_layers(layers, facts.n_layers, facts.model_id)
+            if not layers:
+                raise TracelabError(f"{cls.__name__} needs at least one layer")
+        if dev is not None and not cls.uses_dev:
+            raise TracelabError(f"{cls.__name__} looks at no development data: leave dev out")
+        folder = None if checkpoint is None else Path(checkpoint)
+        if folder is not None:
+            require_folder(folder)
+        edit = cls.learned(model, data, config, layers=layers, dev=dev, checkpoint=folder)
+        # None: more than this call did, and nobody knows how long that took
+        if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:
+            del edit.notes["fit_seconds"]
+        return edit
+
+    @classmethod
+    @abstractmethod
+    def learned(
+        cls,
+        model: TransformerBridge,
+        data: Any,
+        config: Any,
+        *,
+        layers: Any,
+        dev: Any,
+        checkpoint: Path | None,
+    ) -> Self:
+        """The fitted edit, with what made it in its notes; the arguments are checked as far as they
+        are the same for all methods."""
+
+    @classmethod
+    def require_layer_words(cls, words: str) -> str:
+        """Return words for ``layers`` that the method understands; most understand none.
+
+        Raises:
+            TracelabError: it does not.
+        """
+        raise TracelabError(f"layers {quoted(words)} are not understood: give numbers")
