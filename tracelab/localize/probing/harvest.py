@@ -21,17 +21,10 @@ from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
-from tracelab.model.load import model_facts, require_hook
-from tracelab.model.partial_forward import last_logits
-from tracelab.model.tokens import (
-    encode,
-    first_token,
-    length_batches,
-    pad,
-    require_context,
-    token_texts,
-)
-from tracelab.progress import progress
+from tracelab.model.hook_points import Point
+from tracelab.model.load import model_facts
+from tracelab.model.states import mean_states
+from tracelab.model.tokens import first_token, token_texts
 
 SPILL_BYTES = 2 * 1024**3
 """Activations above this size go to a temporary file."""
@@ -97,33 +90,29 @@ def harvest(
     Raises:
         TracelabError: a prompt beyond the model's context, or logits that are not finite.
     """
-    n_layers = model_facts(model).n_layers
-    sequences = [encode(model, p.text, prepend_bos=prepend_bos).ids for p in corpus.prompts]
-    require_context(model, map(len, sequences), what="prompt")
-    store = _store(len(sequences), n_layers, model.cfg.d_model)
-    probabilities = torch.empty(len(sequences), len(words), dtype=torch.float32, device="cpu")
-    batch: list[int] = []  # the rows that the hooks are filling
+    probabilities = torch.empty(len(corpus.prompts), len(words), dtype=torch.float32, device="cpu")
 
-    def keep(layer: int):
-        def hook(mlp_out: Float[Tensor, "batch pos d_model"], hook: object) -> None:
-            store[batch, layer] = mlp_out[:, -1].float().cpu()
+    def read(batch: list[int], logits: Float[Tensor, "batch vocab"]) -> None:
+        require_finite_logits(logits, batch, "prompt")
+        p = logits.softmax(dim=-1).cpu()
+        probabilities[batch] = torch.stack([p[:, ids].sum(dim=1) for ids in words], dim=1)
 
-        return hook
-
-    hooks = [(require_hook(model, "mlp_out", layer), keep(layer)) for layer in range(n_layers)]
-    with model.hooks(fwd_hooks=hooks), progress(total=len(sequences), what="harvest") as bar:
-        for batch in length_batches(map(len, sequences), batch_tokens, equal=True):
-            tokens, _ = pad(model, [sequences[i] for i in batch])
-            logits = last_logits(model, tokens).float()
-            require_finite_logits(logits, batch, "prompt")
-            p = logits.softmax(dim=-1).cpu()
-            probabilities[batch] = torch.stack([p[:, ids].sum(dim=1) for ids in words], dim=1)
-            bar.update(len(batch))
+    activations = mean_states(
+        model,
+        [prompt.text for prompt in corpus.prompts],
+        [Point("mlp_out", layer) for layer in range(model_facts(model).n_layers)],
+        pool="last",
+        prepend_bos=prepend_bos,
+        batch_tokens=batch_tokens,
+        store=_store,
+        read_logits=read,
+        what="prompt",
+    )
     mass = probabilities.sum(dim=1)
-    return Harvest(store, probabilities / mass[:, None], mass)
+    return Harvest(activations, probabilities / mass[:, None], mass)
 
 
-def _store(*shape: int) -> Float[Tensor, "prompts layers d_model"]:
+def _store(shape: tuple[int, ...]) -> Float[Tensor, "prompts layers d_model"]:
     """An empty fp32 tensor, in memory or, if large, mapped to a file that vanishes with it."""
     size = torch.Size(shape).numel()
     if 4 * size <= SPILL_BYTES:
