@@ -54,7 +54,7 @@ def test_trace_heatmap_is_centred_on_zero_and_one_panel_a_component(trace):
 
 
 def test_example_labels_every_token_once_and_marks_the_noised(trace):
-    figure = figures.trace_example(trace)
+    figure = trace.plot_example()
     labels = figure.layout.yaxis.ticktext
     assert len(labels) == figure.data[0].z.shape[0] == len(figure.layout.yaxis.tickvals)
     assert any("*" in label for label in labels)

@@ -29,13 +29,14 @@ from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import before_after
 from tracelab.gradients import measuring
 from tracelab.inspection.weight_directions import DIRECTION_COLUMNS, weight_directions
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
-from tracelab.model.hook_points import hook_name
+from tracelab.model.hook_points import LINEAR_MAPS, hook_name
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
@@ -128,10 +129,8 @@ class BeforeAfter(Result):
             TracelabError: unknown view or prompt, a view of a method that is not among the edits,
                 or of attention where the model shows none.
         """
-        from tracelab.figures import before_after
-
         require_choice("view", view, VIEWS)
-        return before_after(self, view, prompt)
+        return before_after(self.tables(), self.settings, view, prompt, modules=LINEAR_MAPS)
 
     def figures(self) -> dict[str, go.Figure]:
         """Every view of every prompt that has it, by ``<view>-<prompt>``, and ``weights`` once."""

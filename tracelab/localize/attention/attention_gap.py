@@ -47,6 +47,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Pair, say_unusable
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import attention_maps, gap_distributions
 from tracelab.gradients import measuring
 from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
@@ -115,16 +116,23 @@ class AttentionGap(Result):
 
     def plot(self) -> go.Figure:
         """The distributions of the gap on sensitive and on other positions."""
-        from tracelab.figures import gap_distributions
-
-        return gap_distributions(self)
+        return gap_distributions(self.pairs, self.summary, self.settings, selection=self.selection)
 
     def plot_pair(self, pair: str | None = None) -> go.Figure:
         """Attention maps of a kept pair (default: the first): stereotype, anti-stereotype,
-        difference."""
-        from tracelab.figures import attention_maps
+        difference.
 
-        return attention_maps(self, pair)
+        Raises:
+            TracelabError: no map of this pair was kept.
+        """
+        known = list(dict.fromkeys(self.maps["pair"]))
+        pair = known[0] if pair is None else pair
+        if pair not in known:
+            raise TracelabError(
+                f"no attention map of pair {pair!r} was kept: choose one of {known}"
+            )
+        maps, positions = (table[table["pair"] == pair] for table in (self.maps, self.positions))
+        return attention_maps(maps, positions, self.settings)
 
 
 def attention_gap(

@@ -34,6 +34,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import f1_per_layer
 from tracelab.gradients import measuring
 from tracelab.localize.probing.harvest import group_token_ids, harvest
 from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
@@ -101,9 +102,7 @@ class LayerProbes(Result):
 
     def plot(self) -> go.Figure:
         """F1 per layer with its interval and the control."""
-        from tracelab.figures import f1_per_layer
-
-        return f1_per_layer(self)
+        return f1_per_layer(self.layers, self.settings)
 
 
 @measuring()
