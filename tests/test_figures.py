@@ -91,7 +91,7 @@ def test_without_a_browser_the_html_stays_and_one_line_says_so(gap, tmp_path, ca
     def no_browser(*args, **kwargs):
         raise RuntimeError("Kaleido requires Google Chrome\nto be installed.")
 
-    monkeypatch.setattr("plotly.io.write_images", no_browser)
+    monkeypatch.setattr("tracelab.figures.style.write_images", no_browser)
     written = figures.save_figures({"gap": gap.plot()}, tmp_path)
     assert written == [tmp_path / "gap.html"]
     assert capsys.readouterr().err == (
