@@ -12,7 +12,7 @@ from tracelab.figures.localize import (
     trace_heatmap,
 )
 from tracelab.figures.scoreboard import scoreboard, tradeoff
-from tracelab.figures.scores import scores, sweep
+from tracelab.figures.scores import log_probabilities, scores, sweep
 from tracelab.figures.style import save_figures
 from tracelab.figures.training import loss_curves, training_curves
 
@@ -21,6 +21,7 @@ __all__ = [
     "before_after",
     "f1_per_layer",
     "gap_distributions",
+    "log_probabilities",
     "loss_curves",
     "save_figures",
     "scoreboard",

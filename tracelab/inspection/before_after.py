@@ -117,13 +117,17 @@ class BeforeAfter(Result):
         """The table of tokens."""
         return self.tokens
 
+    def headline(self) -> str:
+        """How many edits and prompts, and how far a distribution moved at most."""
+        edits, prompts = (len(self.settings[name]) for name in ("edits", "prompts"))
+        return f"{edits} edits, n = {prompts} prompts, KL up to {self.positions['kl'].max():.3g}"
+
     def plot(self, view: str = "tokens", *, prompt: int = 0) -> go.Figure:
         """One view of one prompt, the edits side by side.
 
         Args:
-            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed), ``"logits"``
-                (experts), ``"attention"`` or ``"weights"`` (weight deltas; the same for every
-                prompt).
+            view: one of :data:`VIEWS`: ``groups`` is of FairMed, ``logits`` of experts, ``weights``
+                of weight deltas and the same for every prompt.
 
         Raises:
             TracelabError: unknown view or prompt, a view of a method that is not among the edits,
@@ -138,15 +142,11 @@ class BeforeAfter(Result):
             "groups": self.groups.empty,
             "logits": "z_plus" not in self.tokens,
             "attention": self.attention.empty,
-            "weights": self.weights.empty,
+            "weights": True,
         }
-        drawn = {
-            f"{view}-{number}": self.plot(view, prompt=number)
-            for number in range(len(self.settings["prompts"]))
-            for view in VIEWS
-            if view != "weights" and not empty.get(view)
-        }
-        return drawn if empty["weights"] else drawn | {"weights": self.plot("weights")}
+        prompts, views = self.settings["prompts"], [v for v in VIEWS if not empty.get(v)]
+        drawn = {f"{v}-{n}": self.plot(v, prompt=n) for n in range(len(prompts)) for v in views}
+        return drawn if self.weights.empty else drawn | {"weights": self.plot("weights")}
 
 
 @measuring()

@@ -88,6 +88,16 @@ class Scoreboard(Result):
         """The table."""
         return self.table
 
+    def headline(self) -> str:
+        """How many of the differences are more than chance, and how many cells failed."""
+        n, sure = self.table["difference"].notna().sum(), (self.table["p_holm"] < 0.05).sum()
+        edits, benchmarks = (len(self.settings[name]) for name in ("edits", "benchmarks"))
+        failed = f", {self.failures} cells failed" if self.failures else ""
+        return (
+            f"{self.settings['bias'] or 'all bias types'}, {edits} edits on {benchmarks} benchmarks"
+            f", {sure} of n = {n} differences hold{failed}"
+        )
+
     @property
     def failed(self) -> pd.DataFrame:
         """Cells without scores: ``edit, benchmark, bias, reason``."""

@@ -76,6 +76,14 @@ class LayerProbes(Result):
         """The table of layers."""
         return self.layers
 
+    def headline(self) -> str:
+        """The best layer's F1."""
+        best = self.layers.loc[self.layers["f1"].idxmax()]
+        return (
+            f"{self.settings['attribute']}, n = {len(self.labels)} prompts, "
+            f"best F1 {best['f1']:.2f} in layer {best['layer']}"
+        )
+
     @property
     def top_layers(self) -> list[int]:
         """The chosen layers, best F1 first."""

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from tracelab.errors import TracelabError
 from tracelab.figures import trace_example, trace_heatmap
 from tracelab.ranges import require_seed
-from tracelab.results import Result
+from tracelab.results import Result, bias_types
 from tracelab.statistics import mean_interval, percentile_interval, resample_counts
 
 TE_FLOOR = 0.1
@@ -44,6 +44,14 @@ class CausalTrace(Result):
     def frame(self) -> pd.DataFrame:
         """The table of effects."""
         return self.effects
+
+    def headline(self) -> str:
+        """The largest normalised effect."""
+        most = self.peak()
+        return (
+            f"{bias_types(self.cases)}, n = {len(self.cases)} pairs, largest NIE "
+            f"{most['nie']:.2f} of {most['component']} at {most['role']} in layer {most['layer']}"
+        )
 
     def peak(self, component: str | None = None) -> pd.Series:
         """The row of the largest normalised effect, of one component or of all."""
