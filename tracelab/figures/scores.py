@@ -64,12 +64,8 @@ def log_probabilities(
     ticks = {"tickvals": rows, "ticktext": [escape(name) for name in names]}
     figure.update_yaxes(range=[len(rows) - 0.5, -0.5], **ticks)
     figure.update_xaxes(title="log-probability (nats)")
-    which = (
-        f"{len(table)} texts"
-        if len(shown) == len(table)
-        else (f"the first {len(shown)} of {len(table)} texts")
-    )
-    caption = f"{which}, {len(tokens)} tokens · {model_name(settings)}"
+    first = f"the first {len(shown)} of " if len(shown) < len(table) else ""
+    caption = f"{first}{len(table)} texts, {len(tokens)} tokens · {model_name(settings)}"
     figure = finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
     return figure.update_layout(margin_l=40 + 7 * max(map(len, names)))
 

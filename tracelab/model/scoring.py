@@ -74,12 +74,12 @@ class Scores(Result):
     @property
     def sum(self) -> Float[np.ndarray, "texts"]:
         """Log-probability of each text."""
-        return self.table["logprob"].to_numpy()
+        return self.table["logprob"].to_numpy(copy=True)
 
     @property
     def mean(self) -> Float[np.ndarray, "texts"]:
         """Mean log-probability a token of each text."""
-        return self.table["logprob_mean"].to_numpy()
+        return self.table["logprob_mean"].to_numpy(copy=True)
 
     def headline(self) -> str:
         """The mean over texts of the log-probability a token."""
@@ -92,7 +92,8 @@ class Scores(Result):
 
     def _by_text(self, column: str) -> list[np.ndarray]:
         """A column of the tokens, cut where a text ends."""
-        return np.split(self.scored[column].to_numpy(), self.table["n_tokens"].cumsum()[:-1])
+        ends = self.table["n_tokens"].cumsum()[:-1]
+        return np.split(self.scored[column].to_numpy(copy=True), ends)
 
 
 @dataclass(frozen=True)
