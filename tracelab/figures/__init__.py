@@ -1,6 +1,8 @@
-"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`),
-their training (:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is
-in :mod:`.style`.
+"""Every figure of tracelab: tables and settings in, a plotly ``Figure`` out.
+
+Localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`), their training
+(:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is in
+:mod:`.style`. No class of a result is known here: a result's ``plot`` hands over what is drawn.
 """
 
 from tracelab.figures.edits import before_after
