@@ -54,7 +54,7 @@ def test_trace_heatmap_is_centred_on_zero_and_one_panel_a_component(trace):
 
 
 def test_example_labels_every_token_once_and_marks_the_noised(trace):
-    figure = figures.trace_example(trace)
+    figure = trace.plot_example()
     labels = figure.layout.yaxis.ticktext
     assert len(labels) == figure.data[0].z.shape[0] == len(figure.layout.yaxis.tickvals)
     assert any("*" in label for label in labels)
@@ -91,7 +91,7 @@ def test_without_a_browser_the_html_stays_and_one_line_says_so(gap, tmp_path, ca
     def no_browser(*args, **kwargs):
         raise RuntimeError("Kaleido requires Google Chrome\nto be installed.")
 
-    monkeypatch.setattr("plotly.io.write_images", no_browser)
+    monkeypatch.setattr("tracelab.figures.style.write_images", no_browser)
     written = figures.save_figures({"gap": gap.plot()}, tmp_path)
     assert written == [tmp_path / "gap.html"]
     assert capsys.readouterr().err == (

@@ -54,6 +54,7 @@ with contextlib.suppress(SystemExit):
     "code",
     [
         "import tracelab; tracelab.TracelabError; dir(tracelab)",
+        "from tracelab.datasets import templates; templates('gender')",
         command("--help"),
         command("--version"),
         command("fit", "--help"),
@@ -62,7 +63,7 @@ with contextlib.suppress(SystemExit):
         command("fit", "fairmed", "--layers", "a"),
     ],
 )
-def test_help_and_words_that_are_not_understood_need_no_torch(code):
+def test_help_words_that_are_not_understood_and_records_need_no_torch(code):
     assert loaded_by(code) == []
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pkgutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tracelab
 from tests.interventions.edits import random_delta, random_experts
 from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.errors import TracelabError
@@ -18,14 +21,19 @@ from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pai
 from tracelab.evaluate.benchmarks.hellinger import HellingerScores, hellinger, prompt_pairs
 from tracelab.evaluate.benchmarks.perplexity import PerplexityScores, perplexity
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.edited import EditedScores, edited_scores
+from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
 from tracelab.inspection.before_after import BeforeAfter, inspect
-from tracelab.localize import causal_trace, probe_layers
+from tracelab.localize import attention_gap, causal_trace, probe_layers
+from tracelab.localize.attention.attention_gap import AttentionGap
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.localize.probing.probes import LayerProbes
 from tracelab.localize.tracing.result import CausalTrace
 from tracelab.model.generation import Generations, generate
 from tracelab.model.load import model_info
+from tracelab.model.scoring import Scores, score
 from tracelab.model.settings import run_settings
+from tracelab.report.editing import Choice
 from tracelab.results import Result
 from tracelab.storage.data_hash import data_hash
 
@@ -42,16 +50,25 @@ def results(tiny_model) -> dict[type[Result], Result]:
     trace = causal_trace(
         model, stereoset("gender", limit=4), n_samples=1, window=2, layers=[1], max_cases=2
     )
+    delta, records = random_delta(model), stereoset("religion", limit=10)
+    choice = pd.DataFrame(
+        {"edit": ["unedited", "a", "b"], "ss": [60.0, 50.0, 55.0], "chosen": [False, True, True]}
+    )
     return {
-        StereoSetScores: stereoset_scores(model, stereoset("religion", limit=10)),
+        AttentionGap: attention_gap(model, crows_pairs("age", limit=10)),
+        Scoreboard: evaluate(model, delta, ["crows-pairs"], bias="gender", limit=4, costs=False),
+        EditedScores: edited_scores(
+            model, delta, lambda name: stereoset_scores(model, records, edit=name or "none")
+        ),
+        Choice: Choice(run_settings(model, records, seed=0), choice),
+        Scores: score(model, ["The dog", "A cat sits"], ["I see:", "You see:"]),
+        StereoSetScores: stereoset_scores(model, records),
         CrowsPairsScores: crows_pairs_scores(model, crows_pairs("age", limit=10)),
         PerplexityScores: perplexity(model, ["The dog sleeps.", "The cat sits on the wall."]),
         HellingerScores: hellinger(model, prompt_pairs("gender")[:3]),
         LayerProbes: probes,
         CausalTrace: trace,
-        BeforeAfter: inspect(
-            model, [random_delta(model), random_experts(model)], ["The dog", "A cat"], top=3
-        ),
+        BeforeAfter: inspect(model, [delta, random_experts(model)], ["The dog", "A cat"], top=3),
         Generations: generate(
             model, ["The dog", "A cat sits"], max_new_tokens=3, num_return_sequences=2
         ),
@@ -59,6 +76,11 @@ def results(tiny_model) -> dict[type[Result], Result]:
 
 
 KINDS = [
+    AttentionGap,
+    Scoreboard,
+    EditedScores,
+    Choice,
+    Scores,
     StereoSetScores,
     CrowsPairsScores,
     PerplexityScores,
@@ -163,7 +185,8 @@ def test_settings_tell_model_data_seed_and_versions(results, tiny_model, kind):
     settings = results[kind].settings
     assert settings["model"] == model_info(tiny_model("llama")).settings()
     assert len(settings["data_hash"]) == 16
-    assert settings.get("seed") == (None if kind is BeforeAfter else 0)  # inspect draws nothing
+    drawn = kind not in (BeforeAfter, Scores)  # these draw nothing
+    assert settings.get("seed") == (0 if drawn else None)
     assert settings["versions"]["torch"] == version("torch") == torch.__version__
     assert set(settings["versions"]) == {"tracelab", "torch", "transformers", "transformer-lens"}
 
@@ -184,6 +207,57 @@ def test_a_result_shows_itself_in_a_notebook(results, kind):
     rows = len(results[kind].frame)
     assert shown.count("<tr") == 1 + min(rows, 12)
     assert (f"{rows} rows in all" in shown) is (rows > 12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_repr_is_one_line_with_the_model_n_and_a_number(results, kind):
+    shown = repr(results[kind])
+    assert shown.startswith(f"{kind.__name__}(tiny-llama, ")
+    assert "n = " in shown
+    assert not shown.endswith(" rows)")  # what is said of a result without a headline
+    assert shown.isprintable()
+    assert len(shown) < 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_repr_stays_one_line_whatever_a_file_says_and_lacks(results, kind):
+    model = {"model_id": "a\n\x1b[2J" + "b" * 5000}
+    nothing = {name: pd.DataFrame() for name in results[kind].tables()}
+    for settings in ({}, {"model": model}, {"model": None}):
+        shown = repr(replace(results[kind], settings=settings, **nothing))
+        assert shown.startswith(kind.__name__)
+        assert shown.isprintable()
+        assert len(shown) < 200
+
+
+def test_every_result_class_shows_itself_so():
+    for module in pkgutil.walk_packages(tracelab.__path__, "tracelab."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    kinds = below(Result)
+    assert set(KINDS) < kinds
+    assert {kind for kind in kinds if kind.__repr__ is not Result.__repr__} == set()
+    assert {kind for kind in kinds if kind.headline is Result.headline} == set()
+
+
+def below(kind: type) -> set[type]:
+    """The package's classes that are derived from one."""
+    found = {each for child in kind.__subclasses__() for each in {child} | below(child)}
+    return {each for each in found if each.__module__.startswith("tracelab.")}
+
+
+def test_a_result_of_ones_own_has_its_number_of_rows_for_a_headline():
+    @dataclass(frozen=True)
+    class Lengths(Result):
+        table: pd.DataFrame
+
+        @property
+        def frame(self):
+            return self.table
+
+    made = Lengths({"model": {"model_id": "m"}}, pd.DataFrame({"x": range(1000)}))
+    assert repr(made) == "Lengths(m, 1000 rows)"
+    assert "<b>Lengths</b> · m · 1000 rows</p>" in made._repr_html_()
 
 
 def test_a_result_without_table_or_figure_says_so(results):

@@ -138,6 +138,22 @@ def test_sum_mean_and_frame_agree_with_the_token_values(tiny_model):
     assert scores.frame["logprob"].to_numpy() == pytest.approx(scores.sum)
 
 
+def test_the_table_of_tokens_names_them_and_where_they_stand(tiny_model):
+    scores = score(tiny_model("llama"), ["was late", "slept"], ["The nurse", "A dog"])
+    assert scores.scored["text"].tolist() == [0, 0, 1]
+    assert scores.scored["token"].tolist() == ["·was", "·late", "·slept"]
+    assert scores.scored["position"].tolist() == [2, 3, 2]
+    assert scores.frame["context"].tolist() == ["The nurse", "A dog"]
+    assert scores.plot().data[0].x == pytest.approx(np.concatenate(scores.logprobs))
+
+
+def test_the_data_hash_tells_texts_and_contexts_apart(tiny_model):
+    model = tiny_model("llama")
+    given = [(["a b"], None), (["b"], ["a"]), (["b"], ["c"])]
+    hashes = {score(model, *each).settings["data_hash"] for each in given}
+    assert len(hashes) == 3
+
+
 def test_hooks_on_the_model_are_in_force(tiny_model):
     model = tiny_model("llama")
     clean = score(model, [TEXTS[0]]).sum[0]

@@ -17,6 +17,7 @@ from typing import Any
 
 LONGEST_MESSAGE = 1000
 LONGEST_VALUE = 200
+LONGEST_REPR = 180
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that change the direction in which a line is shown."""
 
@@ -48,6 +49,12 @@ def cut(text: str, longest: int) -> str:
     """A text of at most so many characters; the middle of a longer one is left out."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"
+
+
+def brief(held: object, *facts: object) -> str:
+    """The ``repr`` of what holds much: its class and a few facts, in one line."""
+    listed = ", ".join(cut(one_line(str(fact)), LONGEST_REPR * 2 // 3) for fact in facts)
+    return cut(f"{type(held).__name__}({listed})", LONGEST_REPR)
 
 
 def quoted(value: Any) -> str:

@@ -4,6 +4,14 @@ A result is a frozen dataclass whose fields are pandas tables, plain JSON values
 tensors. ``save`` writes each table as Parquet, the tensors as safetensors and the rest as one JSON
 file, which names the others with their hashes; ``load`` reads them back and takes none that was
 altered. Which model, data, seed and versions made it is in ``settings``.
+
+    @dataclass(frozen=True)
+    class Lengths(Result):
+        table: pd.DataFrame                     # any number of tables
+        @property
+        def frame(self): return self.table      # the one to look at first
+        def headline(self): return "…"          # its number, for the repr and a notebook
+        def plot(self): return bars(self.table, self.settings)   # of tracelab.figures
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +29,7 @@ import plotly.graph_objects as go
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tracelab.errors import TracelabError, quoted
+from tracelab.errors import TracelabError, brief, quoted
 from tracelab.escaping import for_html, lines
 from tracelab.storage.files import atomic_folder, recover
 from tracelab.storage.ownership import (
@@ -39,6 +48,15 @@ class Result:
     """Base of all results; see the module's docstring."""
 
     settings: dict[str, Any]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Of its own accord a dataclass writes a repr of all its tables, unless one stands in it.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def headline(self) -> str:
+        """What it was measured on, how many of it, and the number to quote, in a few words."""
+        return f"{len(self.frame)} rows"
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -154,14 +172,31 @@ class Result:
     def _values(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
+    def _facts(self) -> list[str]:
+        """The model and the headline, as far as they are there."""
+        facts = []
+        with suppress(Exception):  # a debugger shows half-made results too
+            facts.append(str(self.settings["model"]["model_id"]))
+        with suppress(Exception):
+            facts.append(self.headline())
+        return facts
+
+    def __repr__(self) -> str:
+        return brief(self, *self._facts())
+
     def _repr_html_(self) -> str:
-        model = self.settings.get("model")
-        model_id = for_html(str(model.get("model_id", ""))) if isinstance(model, dict) else ""
+        facts = "".join(f" · {for_html(fact)}" for fact in self._facts())
         table = self.frame.head(12).to_html(
             index=False, float_format="{:.4g}".format, border=0, escape=True
         )
         more = f"<p>… {len(self.frame)} rows in all</p>" if len(self.frame) > 12 else ""
-        return f"<p><b>{type(self).__name__}</b> · {model_id}</p>{table}{more}"
+        return f"<p><b>{type(self).__name__}</b>{facts}</p>{table}{more}"
+
+
+def bias_types(records: pd.DataFrame) -> str:
+    """For a headline: the bias types by name or, if they are more than three, how many."""
+    names = sorted(set(records["bias_type"]))
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} bias types"
 
 
 def require_result_folder(folder: Path | str) -> None:

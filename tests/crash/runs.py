@@ -21,9 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import plotly.io
-
 from tracelab.cli import main
+from tracelab.figures import style
 from tracelab.report.presets import PRESETS, Preset
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -89,7 +88,7 @@ def _run(line: list[str], log: str, largest_file: int | None, tells: Connection)
         os.dup2(words, 1)
         os.dup2(words, 2)
         PRESETS["crash"] = Preset(prober_seeds=1, trace_pairs=2, trace_samples=1, layer_step=4)
-        plotly.io.write_images = _no_browser
+        style.write_images = _no_browser
         if largest_file is not None:  # like a disk that fills up while a file is written
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

@@ -22,6 +22,23 @@ def ids(pairs):
     return [pair.id for pair in pairs]
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        datasets.templates("gender"),
+        datasets.expert_texts("gender"),
+        datasets.group_pairs("gender"),
+        datasets.GroupPairs.of("a\nb" * 999, [("x", "y")] * 999),
+    ],
+    ids=lambda held: type(held).__name__,
+)
+def test_what_holds_many_texts_has_a_repr_of_one_line(held):
+    assert repr(held).startswith(f"{type(held).__name__}(")
+    assert "n = " in repr(held)
+    assert repr(held).isprintable()
+    assert len(repr(held)) < 200
+
+
 def test_select_keeps_the_benchmarks_order():
     assert ids(select(PAIRS, "gender", what="X")) == ["p1", "p3", "p4"]
     assert ids(select(PAIRS, None, what="X")) == ["p0", "p1", "p2", "p3", "p4"]

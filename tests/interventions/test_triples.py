@@ -36,6 +36,10 @@ def with_bos(tokenizer):
 # ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
+def test_the_repr_is_one_line(tiny_model):
+    assert repr(tokenise(tiny_model("llama"), records(20))) == "Triples(race, n = 20, 0 left out)"
+
+
 def test_sentences_are_three_a_record_in_the_order_of_the_labels(tiny_model, tokenizer):
     given = records(20)
     triples = tokenise(tiny_model("llama"), given)

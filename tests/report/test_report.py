@@ -11,6 +11,7 @@ import tracelab
 from tests.interventions.edits import random_delta
 from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks.stereoset import StereoSetScores
 from tracelab.report import editing
 from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
@@ -56,6 +57,17 @@ def test_the_page_is_self_contained_and_holds_every_figure(made):
     ):
         assert f'id="{name}"' in page
         assert (made / "figures" / f"{name}.html").is_file()
+
+
+def test_the_data_and_the_parts_have_a_repr_of_one_line(small_preset):
+    data = report_parts.Data.read("gender", PRESETS[small_preset], 0)
+    parts = object.__new__(report_parts.Parts)
+    scores = StereoSetScores({"model": {"model_id": "m" * 999}}, pd.DataFrame(), pd.DataFrame())
+    vars(parts).update(stereoset=scores, crows=None, probes=scores)
+    for held in (data, parts):
+        assert repr(held).isprintable()
+        assert len(repr(held)) < 200
+    assert repr(parts).endswith("stereoset, probes)")
 
 
 def test_headline_numbers_are_those_of_the_tables(made):

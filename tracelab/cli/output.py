@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.figures.style import require_script_place
+from tracelab.figures.style import require_script_place, save_figures
 from tracelab.localize.tracing.partial import require_cases_file
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
@@ -110,8 +110,6 @@ def hand_out(result: Result, options: argparse.Namespace) -> None:
         partial_file(options).unlink(missing_ok=True)
         figures = result.figures()
         if figures:
-            from tracelab.figures import save_figures
-
             named = {
                 "-".join(filter(None, (result_name(options), name))): figure
                 for name, figure in figures.items()

@@ -117,7 +117,7 @@ def _file(path: Path, changed: tuple[int, ...]) -> tuple[CrowsPair, ...]:
 
 
 def _hub() -> list[CrowsPair]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # seconds, which reading a file does not take
 
     try:
         # The repository holds a loading script, which `datasets` no longer runs: take the hub's own

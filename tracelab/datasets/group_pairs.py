@@ -19,7 +19,7 @@ from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.records import spread
 from tracelab.datasets.spans import words_pattern
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, brief, require_choice
 
 BIAS_TYPES = ("gender",)
 """Bias types that the embedded data have such pairs of."""
@@ -46,6 +46,9 @@ class GroupPairs:
     ) -> GroupPairs:
         """From pairs of your own."""
         return cls(bias, tuple((str(a), str(b)) for a, b in pairs), tuple(neutral))
+
+    def __repr__(self) -> str:
+        return brief(self, self.bias, f"n = {len(self.pairs)}", f"{len(self.neutral)} neutral")
 
 
 def group_pairs(

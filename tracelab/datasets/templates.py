@@ -22,7 +22,7 @@ from pathlib import Path
 from tracelab.datasets.records import parse, place, say_unusable, spread
 from tracelab.datasets.sources import file_at, json_of, object_in
 from tracelab.datasets.spans import composed
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, brief, require_choice
 from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_whole_limit
 
@@ -55,6 +55,10 @@ class Corpus:
     def group_names(self) -> tuple[str, ...]:
         """Names of the groups, in the order of all soft labels."""
         return tuple(name for name, _ in self.groups)
+
+    def __repr__(self) -> str:
+        groups = ", ".join(self.group_names)
+        return brief(self, self.attribute, f"n = {len(self.prompts)} prompts", f"groups {groups}")
 
 
 def templates(attribute: str, *, limit: int | None = None) -> Corpus:

@@ -47,7 +47,7 @@ def wikitext(
 
 
 def _hub(split: str) -> list[str]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # seconds, which reading a file does not take
 
     try:
         return list(load_dataset(HUB_ID, "wikitext-2-v1", split=split)["text"])

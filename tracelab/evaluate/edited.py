@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.interventions import Intervention
+from tracelab.metrics import label
 from tracelab.model.hooked import require_unedited
 from tracelab.ranges import require_seed
 from tracelab.results import Result
@@ -32,6 +33,14 @@ class EditedScores(Result):
     def frame(self) -> pd.DataFrame:
         """The table."""
         return self.table
+
+    def headline(self) -> str:
+        """The first metric under the edit, of all records together, and its difference."""
+        table = self.table[self.table["difference"].notna()]
+        row = table.loc[table["n"].idxmax()]
+        on = ", ".join(filter(None, (row["benchmark"], row["bias"])))
+        change = f"{label(row['metric'])} {row['value']:.4g} ({row['difference']:+.3g})"
+        return f"{on}, n = {row['n']}, {change} under {row['edit']}"
 
 
 def edited_scores(

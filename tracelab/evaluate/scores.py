@@ -20,6 +20,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from tracelab.errors import TracelabError
+from tracelab.metrics import label
 from tracelab.model.finite import CAUSE
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, two_stage_means
@@ -65,6 +66,13 @@ class BenchmarkScores(Result, ABC):
     def frame(self) -> pd.DataFrame:
         """The scores, one row a metric and bias type."""
         return self.table
+
+    def headline(self) -> str:
+        """The first metric, of all records together."""
+        row = self.table.loc[self.table["n"].idxmax()]
+        on = ", ".join(filter(None, (row["benchmark"], row["bias"])))
+        under = f" under {row['edit']}" if isinstance(row["edit"], str) else ""
+        return f"{on}, n = {row['n']}, {label(row['metric'])} {row['value']:.4g}{under}"
 
     @abstractmethod
     def samples(self) -> list[Sample]:

@@ -1,6 +1,8 @@
-"""Every figure of tracelab: localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`),
-their training (:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is
-in :mod:`.style`.
+"""Every figure of tracelab: tables and settings in, a plotly ``Figure`` out.
+
+Localisers (:mod:`.localize`), edits (:mod:`.edits`, :mod:`.deltas`), their training
+(:mod:`.training`), scores (:mod:`.scores`, :mod:`.scoreboard`); what they share is in
+:mod:`.style`. No class of a result is known here: a result's ``plot`` hands over what is drawn.
 """
 
 from tracelab.figures.edits import before_after
@@ -12,7 +14,7 @@ from tracelab.figures.localize import (
     trace_heatmap,
 )
 from tracelab.figures.scoreboard import scoreboard, tradeoff
-from tracelab.figures.scores import scores, sweep
+from tracelab.figures.scores import log_probabilities, scores, sweep
 from tracelab.figures.style import save_figures
 from tracelab.figures.training import loss_curves, training_curves
 
@@ -21,6 +23,7 @@ __all__ = [
     "before_after",
     "f1_per_layer",
     "gap_distributions",
+    "log_probabilities",
     "loss_curves",
     "save_figures",
     "scoreboard",

@@ -3,7 +3,8 @@ layer attends to."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,6 @@ from plotly.subplots import make_subplots
 from tracelab.errors import TracelabError
 from tracelab.figures.maps import map_panels
 from tracelab.figures.style import COLOURS, MARKERS, escape, finish, model_name, prompt_text
-from tracelab.model.hook_points import LINEAR_MAPS
-
-if TYPE_CHECKING:
-    from tracelab.inspection.before_after import BeforeAfter
 
 N_LISTED = 8
 """Directions in the listing of ``weights``, shared by the edits; each has two at least."""
@@ -25,13 +22,17 @@ _LABELS = 32
 """Labels of tokens on an axis; of a longer prompt every other token has one, or every third, …"""
 
 
-def weights(result: BeforeAfter) -> go.Figure:
+def weights(table: pd.DataFrame, settings: dict[str, Any], *, modules: Sequence[str]) -> go.Figure:
     """Size of each edit's deltas by layer, and their directions with the largest singular values as
     tokens.
 
     Listed are directions that write to the residual stream; if there are none, any.
+
+    Args:
+        table: one row a direction: ``edit, layer, module, direction, relative, singular_value,
+            share, promoted, demoted``.
+        modules: all linear maps, each of which has its colour and marker.
     """
-    table = result.weights
     if table.empty:
         raise TracelabError("the view 'weights' is of weight deltas, and none of the edits is one")
     edits = list(dict.fromkeys(table["edit"]))
@@ -60,10 +61,10 @@ def weights(result: BeforeAfter) -> go.Figure:
         subplot_titles=[escape(edits[0]), listing, *(escape(edit) for edit in edits[1:])],
     )
     for row, edit in enumerate(edits, start=1):
-        for curve in _sizes(table[(table["edit"] == edit) & (table["direction"] == 0)]):
+        for curve in _sizes(table[(table["edit"] == edit) & (table["direction"] == 0)], modules):
             curve.showlegend = all(curve.name != other.name for other in figure.data)
             figure.add_trace(curve, row=row, col=1)
-    n_layers = result.settings["model"]["n_layers"]
+    n_layers = settings["model"]["n_layers"]
     figure.update_xaxes(range=[-0.5, n_layers - 0.5], dtick=5 if n_layers > 10 else 1)
     figure.update_xaxes(title="layer", row=len(edits), col=1)
     figure.update_yaxes(title="‖ΔW‖ / ‖W‖", rangemode="tozero")
@@ -73,21 +74,19 @@ def weights(result: BeforeAfter) -> go.Figure:
         "What the weight deltas write",
         "tokens that a direction pushes most up and down, later blocks left out; its sign is "
         "arbitrary · "
-        f"{model_name(result.settings)}",
+        f"{model_name(settings)}",
         height=185 + max(50 + 42 * len(listed), 190 * len(edits)),
     )
 
 
-def attention(result: BeforeAfter, prompt: int) -> go.Figure:
+def attention(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """The last layer's attention before and after and the difference, one row an edit."""
-    table = result.attention
     if table.empty:
         raise TracelabError(
-            f"the view 'attention' needs attention patterns, and {model_name(result.settings)} "
-            "shows none"
+            f"the view 'attention' needs attention patterns, and {model_name(settings)} shows none"
         )
     table = table[table["prompt"] == prompt]
-    edits = list(result.settings["edits"])
+    edits = list(settings["edits"])
     rows = []
     for edit in edits:
         part = table[table["edit"] == edit]
@@ -106,20 +105,20 @@ def attention(result: BeforeAfter, prompt: int) -> go.Figure:
     ]
     return finish(
         map_panels(rows, labels, titles),
-        f"Attention at layer {result.settings['model']['n_layers'] - 1}, mean over heads",
-        f"key across, query down; prompt “{prompt_text(result.settings, prompt)}” · "
-        f"{model_name(result.settings)}",
+        f"Attention at layer {settings['model']['n_layers'] - 1}, mean over heads",
+        f"key across, query down; prompt “{prompt_text(settings, prompt)}” · "
+        f"{model_name(settings)}",
         height=185 + 295 * len(rows),
         legend=False,
     )
 
 
-def _sizes(maps: pd.DataFrame) -> list[go.Scatter]:
+def _sizes(maps: pd.DataFrame, modules: Sequence[str]) -> list[go.Scatter]:
     """Relative norm of an edit's deltas by layer, a curve a module, which looks the same in every
     figure."""
     curves = []
     for module, part in maps.groupby("module", sort=False):
-        i = LINEAR_MAPS.index(module)
+        i = modules.index(module)
         colour = COLOURS[i % len(COLOURS)]
         # another where colours begin again
         symbol = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]

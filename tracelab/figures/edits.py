@@ -1,9 +1,13 @@
-"""Figures of edits: what ``inspect`` found before and after, one view a function."""
+"""Figures of edits: what ``inspect`` found before and after, one view a function.
+
+Each takes the table of its view, the settings (``prompts``, ``edits``, the model) and the number of
+a prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +28,6 @@ from tracelab.figures.style import (
     prompt_text,
 )
 
-if TYPE_CHECKING:
-    from tracelab.inspection.before_after import BeforeAfter
-
 MEASURES = {
     "resid_post": "residual stream",
     "mlp_out": "MLP output",
@@ -34,28 +35,36 @@ MEASURES = {
 }
 
 
-def before_after(result: BeforeAfter, view: str, prompt: int) -> go.Figure:
-    """One view of one prompt; see :meth:`tracelab.inspection.before_after.BeforeAfter.plot`."""
-    if not 0 <= prompt < len(result.settings["prompts"]):
-        raise TracelabError(
-            f"no prompt {prompt}: there are {len(result.settings['prompts'])}, counted from 0"
-        )
-    views: dict[str, Callable[[BeforeAfter, int], go.Figure]] = {
-        "tokens": _tokens,
-        "positions": _positions,
-        "layers": _layers,
-        "groups": _groups,
-        "logits": _logits,
-        "attention": attention,
-        "weights": lambda result, _: weights(result),
-    }
-    return views[view](result, prompt)
+def before_after(
+    tables: Mapping[str, pd.DataFrame],
+    settings: dict[str, Any],
+    view: str,
+    prompt: int,
+    *,
+    modules: Sequence[str],
+) -> go.Figure:
+    """One view of one prompt; see :meth:`tracelab.inspection.before_after.BeforeAfter.plot`.
+
+    Args:
+        tables: the views' own by their names; ``logits`` is drawn from ``tokens``.
+        modules: all linear maps that ``weights`` may name, so that each looks alike in all figures.
+
+    Raises:
+        TracelabError: no such prompt, or nothing to draw in this view.
+    """
+    n_prompts = len(settings["prompts"])
+    if not 0 <= prompt < n_prompts:
+        raise TracelabError(f"no prompt {prompt}: there are {n_prompts}, counted from 0")
+    if view == "weights":
+        return weights(tables["weights"], settings, modules=modules)
+    drawn_from, draw = _VIEWS[view]
+    return draw(tables[drawn_from], settings, prompt)
 
 
-def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
+def _tokens(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """Probability before and after of the tokens that moved most, one panel an edit."""
-    table = _last(_of(result.tokens, prompt))
-    edits = list(result.settings["edits"])
+    table = _last(_of(table, prompt))
+    edits = list(settings["edits"])
     spacing = min(0.14, 0.5 / len(edits))
     # Of an edit that changes nothing, which tokens moved most is arbitrary.
     moved = {
@@ -116,15 +125,19 @@ def _tokens(result: BeforeAfter, prompt: int) -> go.Figure:
     else:
         figure.update_xaxes(title="probability of the next token")
     return _finish(
-        result, figure, prompt, "Tokens that the edit promotes and demotes", height=230 + 22 * most
+        settings,
+        figure,
+        prompt,
+        "Tokens that the edit promotes and demotes",
+        height=230 + 22 * most,
     )
 
 
-def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
+def _positions(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """KL of the next-token distribution after each token."""
-    table = _of(result.positions, prompt)
+    table = _of(table, prompt)
     figure = go.Figure()
-    for i, edit in enumerate(result.settings["edits"]):
+    for i, edit in enumerate(settings["edits"]):
         part = table[table["edit"] == edit]
         figure.add_scatter(
             x=part["position"],
@@ -133,24 +146,24 @@ def _positions(result: BeforeAfter, prompt: int) -> go.Figure:
             name=escape(edit),
             **_style(i),
         )
-    first = table[table["edit"] == next(iter(result.settings["edits"]))]
+    first = table[table["edit"] == next(iter(settings["edits"]))]
     figure.update_xaxes(
         tickvals=first["position"], ticktext=[escape(t) for t in first["token"]], tickangle=-50
     )
     figure.update_yaxes(title="KL(before ‖ after), nats", rangemode="tozero")
     return _finish(
-        result, figure, prompt, "How far the next-token distribution moves after each token"
+        settings, figure, prompt, "How far the next-token distribution moves after each token"
     )
 
 
-def _layers(result: BeforeAfter, prompt: int) -> go.Figure:
+def _layers(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """Relative change of residual stream, MLP output and attention pattern by layer."""
-    table = _last(_of(result.layers, prompt))
+    table = _last(_of(table, prompt))
     figure = make_subplots(
         rows=1, cols=len(MEASURES), subplot_titles=list(MEASURES.values()), horizontal_spacing=0.07
     )
     for column, measure in enumerate(MEASURES, start=1):
-        for i, edit in enumerate(result.settings["edits"]):
+        for i, edit in enumerate(settings["edits"]):
             part = table[table["edit"] == edit]
             figure.add_scatter(
                 x=part["layer"],
@@ -166,13 +179,13 @@ def _layers(result: BeforeAfter, prompt: int) -> go.Figure:
     figure.update_xaxes(title="layer", dtick=5)
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title="‖after - before‖ / ‖before‖", row=1, col=1)
-    return _finish(result, figure, prompt, "How far each layer moves at the last token")
+    return _finish(settings, figure, prompt, "How far each layer moves at the last token")
 
 
-def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
+def _groups(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """FairMed: group probability before and after at each edited layer, one panel an edit and
     attribute."""
-    table = _last(_of(result.groups, prompt))
+    table = _last(_of(table, prompt))
     if table.empty:
         raise TracelabError("the view 'groups' is of FairMed, and none of the edits is one")
     panels = list(table.groupby(["edit", "attribute"], sort=False))
@@ -212,13 +225,15 @@ def _groups(result: BeforeAfter, prompt: int) -> go.Figure:
         )
         figure.update_xaxes(title="edited layer", categoryarray=layers, row=1, col=column)
     figure.update_yaxes(title="probers' group probability", range=[0, 1], row=1, col=1)
-    return _finish(result, figure, prompt, "What the probers read before and after (grey: uniform)")
+    return _finish(
+        settings, figure, prompt, "What the probers read before and after (grey: uniform)"
+    )
 
 
-def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
+def _logits(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
     """Experts: the target's, the expert's and the anti-expert's logit of the tokens that moved
     most."""
-    table = _last(_of(result.tokens, prompt))
+    table = _last(_of(table, prompt))
     if "z_plus" not in table or table["z_plus"].isna().all():
         raise TracelabError("the view 'logits' is of experts, and none of the edits has any")
     table = table[table["z_plus"].notna()]
@@ -264,7 +279,7 @@ def _logits(result: BeforeAfter, prompt: int) -> go.Figure:
         }
     )
     return _finish(
-        result,
+        settings,
         figure,
         prompt,
         "What the experts add (logits less their mean over these tokens)",
@@ -290,7 +305,18 @@ def _style(i: int, size: int = 7) -> dict[str, Any]:
 
 
 def _finish(
-    result: BeforeAfter, figure: go.Figure, prompt: int, title: str, **options: Any
+    settings: dict[str, Any], figure: go.Figure, prompt: int, title: str, **options: Any
 ) -> go.Figure:
-    caption = f"after “{prompt_text(result.settings, prompt)}” · {model_name(result.settings)}"
+    caption = f"after “{prompt_text(settings, prompt)}” · {model_name(settings)}"
     return finish(figure, title, caption, **options)
+
+
+_VIEWS = {
+    "tokens": ("tokens", _tokens),
+    "positions": ("positions", _positions),
+    "layers": ("layers", _layers),
+    "groups": ("groups", _groups),
+    "logits": ("tokens", _logits),
+    "attention": ("attention", attention),
+}
+"""Of each view, but of the weights, the table and the function that draws it."""

@@ -1,22 +1,16 @@
-"""Figures of the localisers, one function each: a result in, a plotly ``Figure`` out."""
+"""Figures of the localisers, one function each: tables and settings in, a plotly ``Figure`` out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.errors import TracelabError
 from tracelab.figures.maps import map_panels
 from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, band, escape, finish, model_name
-
-if TYPE_CHECKING:  # results draw themselves by calling this module
-    from tracelab.localize.attention.attention_gap import AttentionGap
-    from tracelab.localize.probing.probes import LayerProbes
-    from tracelab.localize.tracing.result import CausalTrace
 
 ROLE_NAMES = {
     "attribute": "attribute words",
@@ -32,10 +26,14 @@ COMPONENT_NAMES = {
 }
 
 
-def f1_per_layer(probes: LayerProbes) -> go.Figure:
-    """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in
-    grey."""
-    table, settings = probes.layers, probes.settings
+def f1_per_layer(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
+    """Macro-F1 of each layer's prober with its 95 % band, and the shuffled-label control in grey.
+
+    Args:
+        table: one row a layer: ``layer, f1, low, high, f1_control, control_low, control_high,
+            n_test, top_k``.
+        settings: with ``attribute``, ``split``, ``n_seeds`` and the model.
+    """
     figure = go.Figure()
     band(figure, table["layer"], table["control_low"], table["control_high"], GREY)
     figure.add_scatter(
@@ -70,9 +68,16 @@ def f1_per_layer(probes: LayerProbes) -> go.Figure:
     )
 
 
-def trace_heatmap(trace: CausalTrace) -> go.Figure:
-    """Normalised indirect effect by layer and role of position, one panel a component."""
-    effects = trace.effects
+def trace_heatmap(
+    effects: pd.DataFrame, cases: pd.DataFrame, settings: dict[str, Any]
+) -> go.Figure:
+    """Normalised indirect effect by layer and role of position, one panel a component.
+
+    Args:
+        effects: one row a (component, role, layer): ``nie`` over ``n_nie`` cases.
+        cases: one row a case, with its ``bias_type``.
+        settings: with ``n_samples`` and the model.
+    """
     components = [c for c in COMPONENT_NAMES if c in set(effects["component"])]
     roles = [role for role in ROLE_NAMES if role in set(effects["role"])]
     figure = make_subplots(
@@ -108,11 +113,10 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
             "colorbar": {"title": "NIE"},
         }
     )
-    settings = trace.settings
     return finish(
         figure,
-        f"Which restored states bring the {_bias(trace.cases)} gap back",
-        f"Normalised indirect effect over {len(trace.cases)} pairs, {settings['n_samples']} noise "
+        f"Which restored states bring the {_bias(cases)} gap back",
+        f"Normalised indirect effect over {len(cases)} pairs, {settings['n_samples']} noise "
         "samples; "
         f"1 = the state carries all of the total effect · {model_name(settings)}",
         height=170 + 150 * len(components),
@@ -120,27 +124,26 @@ def trace_heatmap(trace: CausalTrace) -> go.Figure:
     )
 
 
-def trace_example(
-    trace: CausalTrace, case: str | None = None, component: str = "resid"
-) -> go.Figure:
-    """Indirect effect on one pair by layer and token; noised tokens are bold with an asterisk."""
-    table = trace.example(case, component)
-    states = trace.states
-    if case is None:
-        case = trace.cases.loc[trace.cases["te"].abs().idxmax(), "case"]
-    chosen = states[(states["case"] == case) & (states["component"] == component)]
-    labels = chosen.drop_duplicates("column").set_index("column")
-    facts = trace.cases.set_index("case").loc[case]
+def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any]) -> go.Figure:
+    """Indirect effect on one pair by layer and token; noised tokens are bold with an asterisk.
+
+    Args:
+        states: of one case and one component, a row a (column, layer): ``component, role, token``
+            and the restored ``gap``.
+        case: ``stereotype, high, low``: the sentence, the gap clean and corrupted.
+    """
+    labels = states.drop_duplicates("column").set_index("column")
+    component = states["component"].iloc[0]
     marked = [
         f"<b>{escape(text)}*</b>" if role == "attribute" else escape(text)
         for text, role in zip(labels["token"], labels["role"], strict=True)
     ]
-    ie = table - facts["low"]
+    ie = states.pivot(index="layer", columns="column", values="gap") - case["low"]
     bound = float(np.abs(ie.to_numpy()).max()) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=ie.to_numpy(np.float32).T,
-            x=table.index.to_list(),
+            x=ie.index.to_list(),
             y=list(range(len(marked))),
             colorscale=DIVERGING,
             zmin=-bound,
@@ -154,24 +157,27 @@ def trace_example(
     figure.update_xaxes(title="layer")
     return finish(
         figure,
-        f"One pair: {facts['stereotype']}",
+        f"One pair: {case['stereotype']}",
         f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; "
         "gap clean "
-        f"{facts['high']:.2f}, corrupted {facts['low']:.2f} nats · {model_name(trace.settings)}",
+        f"{case['high']:.2f}, corrupted {case['low']:.2f} nats · {model_name(settings)}",
         height=190 + 26 * len(marked),
         legend=False,
     )
 
 
-def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
+def attention_maps(
+    maps: pd.DataFrame, positions: pd.DataFrame, settings: dict[str, Any]
+) -> go.Figure:
     """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive
-    tokens bold."""
-    known = list(dict.fromkeys(gap.maps["pair"]))
-    pair = known[0] if pair is None else pair
-    if pair not in known:
-        raise TracelabError(f"no attention map of pair {pair!r} was kept: choose one of {known}")
-    maps = gap.maps[gap.maps["pair"] == pair]
-    tokens = gap.positions[gap.positions["pair"] == pair].sort_values("position")
+    tokens bold.
+
+    Args:
+        maps: of one pair, a row a (query, key): ``stereotype, anti_stereotype``.
+        positions: of that pair: ``position, token_stereotype, token_anti_stereotype, sensitive``.
+        settings: with ``layer``, ``heads`` and the model.
+    """
+    tokens = positions.sort_values("position")
     first, second = (
         maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
         for name in ("stereotype", "anti_stereotype")
@@ -187,7 +193,6 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
     ]
     titles = ["stereotype", "anti-stereotype", "difference"]
     figure = map_panels([(first, second, first - second)], labels, titles)
-    settings = gap.settings
     return finish(
         figure,
         f"Attention at layer {settings['layer']}, {_heads(settings)}",
@@ -198,11 +203,21 @@ def attention_maps(gap: AttentionGap, pair: str | None = None) -> go.Figure:
     )
 
 
-def gap_distributions(gap: AttentionGap) -> go.Figure:
-    """Distributions over pairs of the mean gap on sensitive and on other positions, log scale."""
+def gap_distributions(
+    pairs: pd.DataFrame, summary: pd.DataFrame, settings: dict[str, Any], *, selection: str
+) -> go.Figure:
+    """Distributions over pairs of the mean gap on sensitive and on other positions, log scale.
+
+    Args:
+        pairs: one row a (pair, selection): ``bias_type, sensitive, other``.
+        summary: one row a (selection, metric): ``value, low, high, n``.
+        settings: with ``layer``, ``heads``, ``reduce`` and the model.
+        selection: whose pairs are drawn: ``"equal"`` or ``"aligned"``.
+    """
     figure = go.Figure()
-    n = int(gap.value("hit_rate").n)
-    chosen = gap.pairs[gap.pairs["selection"] == gap.selection]
+    values = summary.set_index(["metric", "selection"])
+    hit, chance = (values.loc[(metric, selection)] for metric in ("hit_rate", "chance"))
+    chosen = pairs[pairs["selection"] == selection]
     for name, column, colour in (
         ("other positions", "other", GREY),
         ("sensitive positions", "sensitive", ORANGE),
@@ -223,24 +238,22 @@ def gap_distributions(gap: AttentionGap) -> go.Figure:
         tickvals=powers,
         ticktext=[f"10<sup>{p}</sup>" for p in powers],
     )
-    hit, chance = gap.value("hit_rate"), gap.value("chance")
     text = (
-        f"{n} pairs of {'equal' if gap.selection == 'equal' else 'unequal'} length; largest gap on "
-        "a sensitive "
+        f"{int(hit.n)} pairs of {'equal' if selection == 'equal' else 'unequal'} length; largest "
+        "gap on a sensitive "
         f"position in {hit.value:.1f} % "
         f"[{hit.low:.1f}, {hit.high:.1f}] of pairs, by chance {chance.value:.1f} %"
     )
-    if "excess" in set(gap.summary["selection"]):
-        excess = gap.value("hit_rate", "excess")
+    if ("hit_rate", "excess") in values.index:
+        excess = values.loc[("hit_rate", "excess")]
         text += (
             f"; {excess.value:+.1f} points [{excess.low:.1f}, {excess.high:.1f}] over a neutral "
             "swap "
             f"({int(excess.n)} pairs)"
         )
-    settings = gap.settings
     return finish(
         figure,
-        f"Attention gap of {_bias(gap.pairs)} pairs at layer {settings['layer']}, "
+        f"Attention gap of {_bias(pairs)} pairs at layer {settings['layer']}, "
         f"{_heads(settings)} "
         f"({settings['reduce']})",
         f"{text} · {model_name(settings)}",

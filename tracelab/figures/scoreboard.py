@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,16 +24,21 @@ from tracelab.figures.style import (
 )
 from tracelab.metrics import METRICS, UNEDITED, ideal, label
 
-if TYPE_CHECKING:
-    from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
-
 _COLUMNS = 4
 
 
-def scoreboard(board: Scoreboard) -> go.Figure:
+def scoreboard(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     """One panel a benchmark, bias type and metric; edits that differ from the unedited model after
-    Holm are orange."""
-    table = board.table[board.table["reason"] == ""]
+    Holm are orange.
+
+    Args:
+        table: one row an (edit, benchmark, bias, metric): ``value, low, high, n, difference,
+            p_holm``; those with a ``reason`` have no value and are left out.
+
+    Raises:
+        TracelabError: no row has a value.
+    """
+    table = table[table["reason"] == ""]
     if table.empty:
         raise TracelabError("every cell of this scoreboard failed: there is nothing to draw")
     edits = list(table["edit"].unique())
@@ -77,27 +82,36 @@ def scoreboard(board: Scoreboard) -> go.Figure:
     caption = (
         "95 % bootstrap; dotted: ideal; orange: differs from the unedited model on the same "
         "units, p < 0.05 after "
-        f"Holm's correction over the table · {model_name(board.settings)}"
+        f"Holm's correction over the table · {model_name(settings)}"
     )
     height = 150 + n_rows * (90 + 24 * len(edits))
     figure = finish(figure, "Every benchmark under each edit", caption, height=height, legend=False)
     return figure.update_layout(margin_l=40 + 7 * max(map(len, edits)))
 
 
-def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
+def tradeoff(
+    table: pd.DataFrame, settings: dict[str, Any], bias_metric: str, capability: str
+) -> go.Figure:
     """How far a bias metric is from its ideal value against a capability metric.
 
     On the bias type that the edits were made for; of a scoreboard of all types on the first that
     has the metric.
+
+    Args:
+        table: as in :func:`scoreboard`.
+        settings: with the ``bias`` type (None: all) and the model.
+
+    Raises:
+        TracelabError: a metric that the table has not, or a bias metric without an ideal value.
     """
-    table = board.table[board.table["reason"] == ""]
+    table = table[table["reason"] == ""]
     require_choice(
         "metric with an ideal value",
         bias_metric,
         sorted(m for m in set(table["metric"]) if ideal(m) is not None),
     )
     require_choice("metric", capability, sorted(set(table["metric"])))
-    bias = board.settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
+    bias = settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
     own = table[table["bias"].isin([bias, ""])]
     x, y = (
         own[own["metric"] == m].drop_duplicates("edit").set_index("edit")
@@ -125,7 +139,7 @@ def tradeoff(board: Scoreboard, bias_metric: str, capability: str) -> go.Figure:
         title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero"
     )
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
-    caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(board.settings)}"
+    caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(settings)}"
     return finish(figure, "Bias against capability", caption)
 
 

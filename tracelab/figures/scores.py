@@ -1,17 +1,73 @@
-"""Figures of benchmark scores: edits beside each other, and a score along a parameter of an
-edit."""
+"""Figures of scores: of texts token by token, of edits beside each other, and along a parameter of
+an edit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.figures.style import COLOURS, GREY, MARKERS, band, bars, escape, finish
+from tracelab.errors import cut, one_line
+from tracelab.figures.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    band,
+    bars,
+    escape,
+    finish,
+    model_name,
+)
 from tracelab.metrics import UNEDITED, ideal, label
+
+N_TEXTS = 40
+"""Texts that :func:`log_probabilities` draws; of more, the first."""
+_LONG = 40
+
+
+def log_probabilities(
+    table: pd.DataFrame, scored: pd.DataFrame, settings: dict[str, Any]
+) -> go.Figure:
+    """Log-probability of each token and their mean, one row a text.
+
+    Args:
+        table: one row a text: ``text, logprob_mean``.
+        scored: one row a token: ``text`` (its number), ``token, logprob``.
+    """
+    shown = table.head(N_TEXTS)
+    rows = list(range(len(shown)))
+    names = [cut(one_line(text), _LONG) for text in shown["text"]]
+    tokens = scored[scored["text"] < len(shown)]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=tokens["logprob"].to_numpy(np.float32),
+        y=tokens["text"],
+        mode="markers",
+        name="a token",
+        marker={"color": GREY, "symbol": "line-ns-open", "size": 8},
+        text=[escape(token) for token in tokens["token"]],
+        hovertemplate="%{text}: %{x:.3g}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=shown["logprob_mean"].to_numpy(np.float32),
+        y=rows,
+        mode="markers",
+        name="mean of its tokens",
+        marker={"color": BLUE, "symbol": "diamond", "size": 9},
+        hovertemplate="%{x:.3g}<extra></extra>",
+    )
+    ticks = {"tickvals": rows, "ticktext": [escape(name) for name in names]}
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5], **ticks)
+    figure.update_xaxes(title="log-probability (nats)")
+    first = f"the first {len(shown)} of " if len(shown) < len(table) else ""
+    caption = f"{first}{len(table)} texts, {len(tokens)} tokens · {model_name(settings)}"
+    figure = finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
+    return figure.update_layout(margin_l=40 + 7 * max(map(len, names)))
 
 
 def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:

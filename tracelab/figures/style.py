@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.io import write_images
 from plotly.offline import get_plotlyjs
 
 from tracelab.storage.files import atomic_file, own_file
@@ -65,8 +66,6 @@ def save_figures(
             figure.write_html(path, include_plotlyjs=SCRIPT, full_html=True)
     if not png or not figures:
         return pages
-    from plotly.io import write_images
-
     with tempfile.TemporaryDirectory() as made:
         drawn = [Path(made) / f"{number}.png" for number in range(len(pictures))]
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,9 +11,6 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
 from tracelab.figures.style import BLUE, GREY, ORANGE, escape, finish
-
-if TYPE_CHECKING:  # edits draw themselves by calling this module
-    from tracelab.interventions.base import Intervention
 
 TITLES = {
     "debias": "debiasing loss",
@@ -69,26 +66,29 @@ def loss_curves(rows: Sequence[Mapping[str, Any]], *, title: str, caption: str) 
     return finish(figure, title, caption, height=185 + 230 * high)
 
 
-def training_curves(edit: Intervention) -> go.Figure:
+def training_curves(notes: Mapping[str, Any], *, name: str, made_for: str) -> go.Figure:
     """The curves that a trained edit keeps in its notes.
+
+    Args:
+        notes: ``curves`` (see :func:`loss_curves`) and, if they were counted, ``n_train`` and
+            ``n_dev``.
+        name: of the edit.
+        made_for: id of its model; empty if none is known.
 
     Raises:
         TracelabError: it keeps none.
     """
-    notes = edit.notes
     if not notes.get("curves"):
         raise TracelabError(
-            f"the notes of {edit.name} hold no training curves: only an edit that was fitted has "
-            "them"
+            f"the notes of {name} hold no training curves: only an edit that was fitted has them"
         )
     counts = [
         f"{notes[key]} {what} triples"
         for key, what in (("n_train", "training"), ("n_dev", "development"))
         if key in notes
     ]
-    made_for = "" if edit.origin is None else edit.origin.model_id
     caption = " · ".join(filter(None, [", ".join(counts), made_for]))
-    return loss_curves(notes["curves"], title=f"Training of {edit.name}", caption=caption)
+    return loss_curves(notes["curves"], title=f"Training of {name}", caption=caption)
 
 
 def _kept_step(table: pd.DataFrame) -> int | None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
 from typing import Any
 
 import pandas as pd
@@ -30,13 +29,15 @@ from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import before_after
 from tracelab.gradients import measuring
+from tracelab.inspection.told import groups_of, told_rows
 from tracelab.inspection.weight_directions import DIRECTION_COLUMNS, weight_directions
 from tracelab.interventions.base import LOGITS, Intervention, Told
 from tracelab.interventions.stack import Stack
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
-from tracelab.model.hook_points import hook_name
+from tracelab.model.hook_points import LINEAR_MAPS, hook_name
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
@@ -109,38 +110,28 @@ class BeforeAfter(Result):
 
     @property
     def groups(self) -> pd.DataFrame:
-        """Group probabilities that edits told, wide: ``layer, attribute, group, p_before, p_after``
-        and what else they told of the attribute at the layer."""
-        place = [*_PLACE, "layer", "attribute"]
-        told = self.told.assign(attribute=self.told["label"].str.partition(": ")[0])
-        rows = told[told["quantity"] == "p"].assign(
-            group=lambda p: p["label"].str.partition(": ")[2]
-        )
-        rows = rows.rename(columns={"before": "p_before", "after": "p_after"})
-        rows = rows[[*place, "group", "p_before", "p_after"]]
-        for quantity, part in told[told["quantity"] != "p"].groupby("quantity", sort=False):
-            names = {"before": f"{quantity}_before", "after": f"{quantity}_after"}
-            if part["before"].isna().all():
-                part, names = part.drop(columns="before"), {"after": str(quantity)}
-            rows = rows.merge(part.rename(columns=names)[[*place, *names.values()]], on=place)
-        return rows
+        """Group probabilities that edits told: :func:`~tracelab.inspection.told.groups_of`."""
+        return groups_of(self.told, _PLACE)
+
+    def headline(self) -> str:
+        """How many edits and prompts, and how far a distribution moved at most."""
+        edits, prompts = (len(self.settings[name]) for name in ("edits", "prompts"))
+        return f"{edits} edits, n = {prompts} prompts, KL up to {self.positions['kl'].max():.3g}"
 
     def plot(self, view: str = "tokens", *, prompt: int = 0) -> go.Figure:
         """One view of one prompt, the edits side by side.
 
         Args:
-            view: ``"tokens"``, ``"positions"``, ``"layers"``, ``"groups"`` (FairMed), ``"logits"``
-                (experts), ``"attention"`` or ``"weights"`` (weight deltas; the same for every
-                prompt).
+            view: one of :data:`VIEWS`: ``groups`` is of FairMed, ``logits`` of experts, ``weights``
+                of weight deltas and the same for every prompt.
 
         Raises:
             TracelabError: unknown view or prompt, a view of a method that is not among the edits,
                 or of attention where the model shows none.
         """
-        from tracelab.figures import before_after
-
         require_choice("view", view, VIEWS)
-        return before_after(self, view, prompt)
+        tables = self.tables() | {"groups": self.groups}
+        return before_after(tables, self.settings, view, prompt, modules=LINEAR_MAPS)
 
     def figures(self) -> dict[str, go.Figure]:
         """Every view of every prompt that has it, by ``<view>-<prompt>``, and ``weights`` once."""
@@ -148,15 +139,11 @@ class BeforeAfter(Result):
             "groups": self.groups.empty,
             "logits": "z_plus" not in self.tokens,
             "attention": self.attention.empty,
-            "weights": self.weights.empty,
+            "weights": True,
         }
-        drawn = {
-            f"{view}-{number}": self.plot(view, prompt=number)
-            for number in range(len(self.settings["prompts"]))
-            for view in VIEWS
-            if view != "weights" and not empty.get(view)
-        }
-        return drawn if empty["weights"] else drawn | {"weights": self.plot("weights")}
+        prompts, views = self.settings["prompts"], [v for v in VIEWS if not empty.get(v)]
+        drawn = {f"{v}-{n}": self.plot(v, prompt=n) for n in range(len(prompts)) for v in views}
+        return drawn if self.weights.empty else drawn | {"weights": self.plot("weights")}
 
 
 @measuring()
@@ -227,7 +214,7 @@ def inspect(
                 rows["tokens"] += _token_rows(model, where, before, after, top, rank_by, named)
                 rows["positions"].append(_position_row(where, texts[position], before, after))
                 rows["layers"] += _layer_rows(where, before, after)
-                rows["told"] += _told_rows(where, after.told)
+                rows["told"] += told_rows(where, after.told)
             rows["attention"] += _attention_rows(
                 {"edit": name, "prompt": number}, texts, before, after
             )
@@ -360,22 +347,6 @@ def _layer_rows(where: dict[str, Any], before: _Run, after: _Run) -> list[dict[s
     return [
         where | {"layer": layer} | {kind: moved(kind, layer) for kind in _MEASURED}
         for layer in layers
-    ]
-
-
-def _told_rows(where: dict[str, Any], told: list[Told]) -> list[dict[str, Any]]:
-    position = where["position"]
-    return [
-        where
-        | {
-            "layer": each.layer,
-            "quantity": each.quantity,
-            "label": each.label,
-            "before": nan if each.before is None else float(each.before[0, position]),
-            "after": float(each.after[0, position]),
-        }
-        for each in told
-        if each.quantity != LOGITS
     ]
 
 

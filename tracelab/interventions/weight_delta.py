@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import training_curves
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention, PointEdit, flat_input
 from tracelab.interventions.origin import Origin
@@ -186,9 +187,8 @@ class WeightDelta(Intervention):
         Raises:
             TracelabError: the notes hold no curves.
         """
-        from tracelab.figures import training_curves
-
-        return training_curves(self)
+        made_for = "" if self.origin is None else self.origin.model_id
+        return training_curves(self.notes, name=self.name, made_for=made_for)
 
     @measuring()
     def scale_(self, factor: float) -> None:

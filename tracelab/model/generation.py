@@ -52,6 +52,10 @@ class Generations(Result):
         """One row a sample."""
         return self.table
 
+    def headline(self) -> str:
+        """How many prompts and samples."""
+        return f"n = {self.table['prompt_id'].nunique()} prompts, {len(self.table)} continuations"
+
 
 @measuring()
 def generate(

@@ -42,7 +42,7 @@ def convert(gguf: Path, folder: Path) -> None:
     ``save_pretrained`` refuses a model loaded from GGUF, so the state dict is copied into a model
     made from the config without its ``quantization_config``.
     """
-    import torch
+    import torch  # here, as the embedded data are read without it
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": gguf.name, "trust_remote_code": False}

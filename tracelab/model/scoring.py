@@ -10,25 +10,27 @@ are on the model are in force, so an edited model is scored by the same call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.figures import log_probabilities
 from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context
+from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context, token_texts
 from tracelab.progress import progress
+from tracelab.results import Result
 from tracelab.span import Span
 
 BATCH_TOKENS = 1024
@@ -36,37 +38,70 @@ BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Result):
     """Log-probabilities (natural logarithm) of texts.
 
     Attributes:
-        texts: the scored texts.
-        logprobs: per text, one value a scored token: float32 ``[scored tokens]``.
-        tokens: per text, the ids of the scored tokens.
-        settings: the model, the hooks on it, and how it was scored.
+        table: one row a text: ``text, context`` (None where it had none), ``n_tokens, logprob`` and
+            ``logprob_mean``, a token.
+        scored: one row a scored token: ``text`` (its number), ``position`` (from 0, context and BOS
+            counted), ``token_id, token, logprob``.
     """
 
-    texts: tuple[str, ...]
-    logprobs: tuple[Float[np.ndarray, "_scored"], ...]
-    tokens: tuple[tuple[int, ...], ...]
-    settings: dict[str, Any]
+    table: pd.DataFrame
+    scored: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a text."""
+        return self.table
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The scored texts."""
+        return tuple(self.table["text"])
+
+    @property
+    def logprobs(self) -> tuple[Float[np.ndarray, "_scored"], ...]:
+        """Of each text, one value a scored token: float32."""
+        return tuple(self._by_text("logprob"))
+
+    @property
+    def tokens(self) -> tuple[tuple[int, ...], ...]:
+        """Of each text, the ids of the scored tokens."""
+        return tuple(tuple(ids.tolist()) for ids in self._by_text("token_id"))
 
     @property
     def sum(self) -> Float[np.ndarray, "texts"]:
         """Log-probability of each text."""
-        return np.array([values.sum() for values in self.logprobs])
+        return self.table["logprob"].to_numpy(copy=True)
 
     @property
     def mean(self) -> Float[np.ndarray, "texts"]:
         """Mean log-probability a token of each text."""
-        return np.array([values.mean() for values in self.logprobs])
+        return self.table["logprob_mean"].to_numpy(copy=True)
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row a text: ``text, n_tokens, logprob, logprob_mean``."""
-        counts = [len(values) for values in self.logprobs]
-        columns = {"n_tokens": counts, "logprob": self.sum, "logprob_mean": self.mean}
-        return pd.DataFrame({"text": self.texts, **columns})
+    def headline(self) -> str:
+        """The mean over texts of the log-probability a token."""
+        n, mean = len(self.table), self.table["logprob_mean"].mean()
+        return f"n = {n} texts, {len(self.scored)} tokens, mean log p {mean:.3f} a token"
+
+    def plot(self) -> go.Figure:
+        """Each text's mean a token and its tokens."""
+        return log_probabilities(self.table, self.scored, self.settings)
+
+    def _by_text(self, column: str) -> list[np.ndarray]:
+        """A column of the tokens, cut where a text ends."""
+        ends = self.table["n_tokens"].cumsum()[:-1]
+        return np.split(self.scored[column].to_numpy(copy=True), ends)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What was to be scored, for the hash of the data."""
+
+    text: str
+    context: str | None
 
 
 def score(
@@ -111,10 +146,32 @@ def score(
         sequences.append(encoding.ids)
         firsts.append(max(inside[0], 1))
     values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
-    tokens = tuple(ids[first:] for ids, first in zip(sequences, firsts, strict=True))
+    given = [_Given(text, contexts[i] if contexts else None) for i, text in enumerate(texts)]
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
-    settings = run_settings(model, prepend_bos=bos, with_contexts=contexts is not None)
-    return Scores(tuple(texts), tuple(v.numpy() for v in values), tokens, settings)
+    settings = run_settings(model, given, prepend_bos=bos, with_contexts=contexts is not None)
+    sums, means = (np.array([each(v.numpy()) for v in values]) for each in (np.sum, np.mean))
+    table = pd.DataFrame([asdict(each) for each in given]).assign(
+        n_tokens=[len(v) for v in values], logprob=sums, logprob_mean=means
+    )
+    return Scores(settings, table, _scored(model, sequences, firsts, torch.cat(values)))
+
+
+def _scored(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    values: Float[Tensor, "scored"],
+) -> pd.DataFrame:
+    """The table of scored tokens."""
+    places = [
+        (text, position, ids[position])
+        for text, (ids, first) in enumerate(zip(sequences, firsts, strict=True))
+        for position in range(first, len(ids))
+    ]
+    table = pd.DataFrame(places, columns=["text", "position", "token_id"])
+    known = table["token_id"].unique().tolist()
+    names = dict(zip(known, token_texts(model, known), strict=True))
+    return table.assign(token=table["token_id"].map(names), logprob=values.numpy())
 
 
 def token_logprobs(

@@ -57,6 +57,11 @@ class Choice(Result):
         """One row an edit, the unedited model first."""
         return self.table
 
+    def headline(self) -> str:
+        """Those that were chosen, of how many."""
+        chosen = " + ".join(self.table.loc[self.table["chosen"], "edit"]) or "none"
+        return f"{chosen} of n = {len(self.table) - 1} edits"
+
 
 def fit_edits(
     model: TransformerBridge,

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES, trace_example
+from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
 from tracelab.report.parts import Parts
 
 
@@ -105,7 +105,7 @@ def _localised(parts: Parts) -> list[Section]:
             "away (purple). "
             "The filler's row names both sentences' tokens; one pair is an illustration, not "
             "evidence.",
-            trace_example(parts.example),
+            parts.example.plot_example(),
         ),
         Section(
             "attention_gap",

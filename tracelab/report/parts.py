@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import Corpus, CrowsPair, StereoSetRecord, crows_pairs, stereoset
 from tracelab.datasets.templates import templates
+from tracelab.errors import brief
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
@@ -55,6 +56,9 @@ class Parts:
         """The results by name, without those that do not exist."""
         return {name: result for name, result in vars(self).items() if result is not None}
 
+    def __repr__(self) -> str:
+        return brief(self, self.stereoset.settings["model"]["model_id"], *self.named())
+
 
 @dataclass(frozen=True)
 class Data:
@@ -75,6 +79,10 @@ class Data:
         corpus = templates(bias, limit=preset.limit)
         split_rows(corpus, "concept_template", seed)
         return cls(stereoset(bias, limit=preset.limit), crows, corpus)
+
+    def __repr__(self) -> str:
+        n = f"n = {len(self.records)} of StereoSet", f"{len(self.crows or ())} of CrowS-Pairs"
+        return brief(self, *n, self.corpus)
 
 
 def measure(

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
+from transformers import pipeline
 
 from tracelab.errors import TracelabError
 from tracelab.model.loading import why_not
@@ -41,8 +42,6 @@ def load_classifier(name_or_path: str | Path, *, what: str) -> Classifier:
         TracelabError: no such folder, no way to reach the hub, or a model that does not classify
             texts.
     """
-    from transformers import pipeline
-
     folder = Path(name_or_path).expanduser()
     local = folder.is_dir()
     try:

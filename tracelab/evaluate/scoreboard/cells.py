@@ -18,6 +18,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Sentence
+from tracelab.errors import brief
 from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.model.load import model_key
@@ -54,6 +55,10 @@ class Question:
             return cls(benchmark, bias, benchmark.read(bias or None, limit), options)
         except FAILURES as error:
             return cls(benchmark, bias, (), options, _reason(error))
+
+    def __repr__(self) -> str:
+        facts = (self.benchmark.name, self.bias, f"n = {len(self.records)}", self.reason)
+        return brief(self, *filter(None, facts))
 
 
 @dataclass(frozen=True)

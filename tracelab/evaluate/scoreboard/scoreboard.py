@@ -33,6 +33,7 @@ from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.evaluate.scoreboard.interference import interference
 from tracelab.evaluate.scores import Benchmark
+from tracelab.figures import scoreboard, tradeoff
 from tracelab.interventions import Intervention, Stack
 from tracelab.metrics import UNEDITED
 from tracelab.model.hooked import require_unedited
@@ -87,6 +88,16 @@ class Scoreboard(Result):
         """The table."""
         return self.table
 
+    def headline(self) -> str:
+        """How many of the differences are more than chance, and how many cells failed."""
+        n, sure = self.table["difference"].notna().sum(), (self.table["p_holm"] < 0.05).sum()
+        edits, benchmarks = (len(self.settings[name]) for name in ("edits", "benchmarks"))
+        failed = f", {self.failures} cells failed" if self.failures else ""
+        return (
+            f"{self.settings['bias'] or 'all bias types'}, {edits} edits on {benchmarks} benchmarks"
+            f", {sure} of n = {n} differences hold{failed}"
+        )
+
     @property
     def failed(self) -> pd.DataFrame:
         """Cells without scores: ``edit, benchmark, bias, reason``."""
@@ -111,16 +122,12 @@ class Scoreboard(Result):
 
     def plot(self) -> go.Figure:
         """Every score with its interval, one panel a metric."""
-        from tracelab.figures import scoreboard
-
-        return scoreboard(self)
+        return scoreboard(self.table, self.settings)
 
     def plot_tradeoff(self, bias_metric: str = "ss", capability: str = "perplexity") -> go.Figure:
         """Distance of a bias metric from its ideal value against a capability metric, one point an
         edit."""
-        from tracelab.figures import tradeoff
-
-        return tradeoff(self, bias_metric, capability)
+        return tradeoff(self.table, self.settings, bias_metric, capability)
 
     def figures(self) -> dict[str, go.Figure]:
         """The dot plot and, where it can be drawn, bias against capability."""

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import say_unusable
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, brief
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode, require_context
 from tracelab.ranges import require_seed
@@ -45,6 +45,11 @@ class Triples:
     def index(self, record: int, label: str) -> int:
         """Number of a record's sentence in :attr:`sequences`."""
         return 3 * record + LABELS.index(label)
+
+    def __repr__(self) -> str:
+        lost = sum(self.left_out.values())
+        bias = ", ".join(sorted({record.bias_type for record in self.records}))
+        return brief(self, bias, f"n = {len(self.records)}", f"{lost} left out")
 
 
 def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Triples:

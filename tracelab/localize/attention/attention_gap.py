@@ -21,12 +21,10 @@ Attention must change where the input changes, so any swapped word beats chance.
 paper lacks: in each pair with one differing token, a *neutral* word nearby is swapped for another
 instead, and hits are counted the same way. What the stereotype adds is the difference, ``excess``.
 
-Pairs whose sentences differ in token count are aligned by difflib over token ids. Replaced blocks
-of unequal length become one position each: attention to a block is summed over its tokens,
-attention from it averaged. Tokens that only one sentence has are left out and the rows
-renormalised. Such pairs are reported under ``aligned``, apart from ``equal``, the paper's
-selection. A pair that differs in nothing else than such tokens has no sensitive position; the
-summary counts these under ``unusable``.
+Pairs whose sentences differ in token count are aligned (:mod:`.alignment`) and reported under
+``aligned``, apart from ``equal``, the paper's selection. A pair that differs in nothing else than
+tokens which only one sentence has is without a sensitive position; the summary counts these under
+``unusable``.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -47,23 +44,23 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Pair, say_unusable
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import attention_maps, gap_distributions
 from tracelab.gradients import measuring
+from tracelab.localize.attention.alignment import Alignment
 from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import (
-    Encoding,
     encode,
     length_batches,
     pad,
     require_context,
-    token_texts,
 )
 from tracelab.progress import progress
 from tracelab.ranges import INT_MOST, require_int, require_seed
-from tracelab.results import Result
+from tracelab.results import Result, bias_types
 from tracelab.statistics import mean_interval
 
 REDUCTIONS = ("received", "received_abs", "paid", "both", "last")
@@ -99,6 +96,14 @@ class AttentionGap(Result):
         """The summary table."""
         return self.summary
 
+    def headline(self) -> str:
+        """How often the largest gap lies on a differing word, and how often by chance."""
+        hit, chance = self.value("hit_rate"), self.value("chance")
+        return (
+            f"{bias_types(self.pairs)}, n = {int(hit['n'])} pairs, "
+            f"hit rate {hit['value']:.1f} % (chance {chance['value']:.1f} %)"
+        )
+
     @property
     def selection(self) -> str:
         """The selection to quote: ``equal``, or ``aligned`` where no pair has equal token
@@ -115,16 +120,23 @@ class AttentionGap(Result):
 
     def plot(self) -> go.Figure:
         """The distributions of the gap on sensitive and on other positions."""
-        from tracelab.figures import gap_distributions
-
-        return gap_distributions(self)
+        return gap_distributions(self.pairs, self.summary, self.settings, selection=self.selection)
 
     def plot_pair(self, pair: str | None = None) -> go.Figure:
         """Attention maps of a kept pair (default: the first): stereotype, anti-stereotype,
-        difference."""
-        from tracelab.figures import attention_maps
+        difference.
 
-        return attention_maps(self, pair)
+        Raises:
+            TracelabError: no map of this pair was kept.
+        """
+        known = list(dict.fromkeys(self.maps["pair"]))
+        pair = known[0] if pair is None else pair
+        if pair not in known:
+            raise TracelabError(
+                f"no attention map of pair {pair!r} was kept: choose one of {known}"
+            )
+        maps, positions = (table[table["pair"] == pair] for table in (self.maps, self.positions))
+        return attention_maps(maps, positions, self.settings)
 
 
 def attention_gap(
@@ -184,7 +196,7 @@ def attention_gap(
     require_context(
         model, (max(len(first.ids), len(second.ids)) for first, second in encoded), what="pair"
     )
-    aligned = [_Alignment.of(*pair) for pair in encoded]
+    aligned = [Alignment.of(*pair) for pair in encoded]
     usable = [i for i, a in enumerate(aligned) if a.sensitive.any() and not a.sensitive.all()]
     if not usable:
         raise TracelabError(f"none of {len(records)} pairs has both equal and differing tokens")
@@ -341,51 +353,6 @@ def summarise(pairs: pd.DataFrame, *, n_unusable: int = 0, seed: int = 0) -> pd.
     missing = {"low": math.nan, "high": math.nan, "n": n_unusable}
     rows.append({"selection": "unusable", "metric": "pairs", "value": float(n_unusable), **missing})
     return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True)
-class _Alignment:
-    """Blocks of positions of two token sequences that stand for each other, and which of them
-    differ."""
-
-    blocks: tuple[tuple[range, range], ...]
-    sensitive: Bool[np.ndarray, "aligned"]
-    equal: bool  # the sequences have the same length: every position is aligned with itself
-
-    @classmethod
-    def of(cls, first: Encoding, second: Encoding) -> _Alignment:
-        equal = len(first.ids) == len(second.ids)
-        blocks: list[tuple[range, range]] = []
-        codes: Sequence[Any] = [("equal", 0, len(first.ids), 0, len(second.ids))]
-        if not equal:
-            codes = SequenceMatcher(None, first.ids, second.ids, autojunk=False).get_opcodes()
-        for tag, a0, a1, b0, b1 in codes:
-            if a1 - a0 == b1 - b0:
-                blocks += [
-                    (range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)
-                ]
-            elif tag == "replace":
-                blocks.append((range(a0, a1), range(b0, b1)))
-        differ = [first.ids[a.start : a.stop] != second.ids[b.start : b.stop] for a, b in blocks]
-        return cls(tuple(blocks), np.array(differ, dtype=bool), equal)
-
-    def restrict(
-        self, pattern: Float[np.ndarray, "_query _key"], side: int
-    ) -> Float[np.ndarray, "aligned aligned"]:
-        """The map over aligned blocks; rows of unequal pairs are renormalised to sum to 1."""
-        if self.equal:
-            return pattern
-        sides = [list(block[side]) for block in self.blocks]
-        keys = np.stack([pattern[:, positions].sum(axis=1) for positions in sides], axis=1)
-        chosen = np.stack([keys[positions].mean(axis=0) for positions in sides])
-        return chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-8)
-
-    def texts(self, model: TransformerBridge, encoding: Encoding, side: int) -> list[str]:
-        """The text of each block."""
-        return [
-            "".join(token_texts(model, encoding.ids[block[side].start : block[side].stop]))
-            for block in self.blocks
-        ]
 
 
 def _pair_row(gap: Float[np.ndarray, "pos"], sensitive: Bool[np.ndarray, "pos"]) -> dict[str, Any]:

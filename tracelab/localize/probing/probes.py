@@ -34,6 +34,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures import f1_per_layer
 from tracelab.gradients import measuring
 from tracelab.localize.probing.harvest import group_token_ids, harvest
 from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
@@ -75,6 +76,14 @@ class LayerProbes(Result):
         """The table of layers."""
         return self.layers
 
+    def headline(self) -> str:
+        """The best layer's F1."""
+        best = self.layers.loc[self.layers["f1"].idxmax()]
+        return (
+            f"{self.settings['attribute']}, n = {len(self.labels)} prompts, "
+            f"best F1 {best['f1']:.2f} in layer {best['layer']}"
+        )
+
     @property
     def top_layers(self) -> list[int]:
         """The chosen layers, best F1 first."""
@@ -101,9 +110,7 @@ class LayerProbes(Result):
 
     def plot(self) -> go.Figure:
         """F1 per layer with its interval and the control."""
-        from tracelab.figures import f1_per_layer
-
-        return f1_per_layer(self)
+        return f1_per_layer(self.layers, self.settings)
 
 
 @measuring()

@@ -12,8 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from tracelab.errors import TracelabError
+from tracelab.figures import trace_example, trace_heatmap
 from tracelab.ranges import require_seed
-from tracelab.results import Result
+from tracelab.results import Result, bias_types
 from tracelab.statistics import mean_interval, percentile_interval, resample_counts
 
 TE_FLOOR = 0.1
@@ -43,6 +44,14 @@ class CausalTrace(Result):
     def frame(self) -> pd.DataFrame:
         """The table of effects."""
         return self.effects
+
+    def headline(self) -> str:
+        """The largest normalised effect."""
+        most = self.peak()
+        return (
+            f"{bias_types(self.cases)}, n = {len(self.cases)} pairs, largest NIE "
+            f"{most['nie']:.2f} of {most['component']} at {most['role']} in layer {most['layer']}"
+        )
 
     def peak(self, component: str | None = None) -> pd.Series:
         """The row of the largest normalised effect, of one component or of all."""
@@ -81,20 +90,28 @@ class CausalTrace(Result):
         Args:
             case: id of the case; default: the one with the largest |total effect|.
         """
+        _, states = self._of_one(case, component)
+        return states.pivot(index="layer", columns="column", values="gap")
+
+    def _of_one(self, case: str | None, component: str) -> tuple[pd.Series, pd.DataFrame]:
+        """The row of one case, by default of the largest |total effect|, and its states."""
         if case is None:
             case = self.cases.loc[self.cases["te"].abs().idxmax(), "case"]
-        chosen = self.states[
+        states = self.states[
             (self.states["case"] == case) & (self.states["component"] == component)
         ]
-        if chosen.empty:
+        if states.empty:
             raise TracelabError(f"no states of case {case!r} and component {component!r}")
-        return chosen.pivot(index="layer", columns="column", values="gap")
+        return self.cases.set_index("case").loc[case], states
 
     def plot(self) -> go.Figure:
         """Normalised effect by layer and role of position, one panel a component."""
-        from tracelab.figures import trace_heatmap
+        return trace_heatmap(self.effects, self.cases, self.settings)
 
-        return trace_heatmap(self)
+    def plot_example(self, case: str | None = None, component: str = "resid") -> go.Figure:
+        """Indirect effect on one pair (default: as in :meth:`example`) by layer and token."""
+        facts, states = self._of_one(case, component)
+        return trace_example(states, facts, self.settings)
 
 
 def effect_table(cases: pd.DataFrame, states: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
