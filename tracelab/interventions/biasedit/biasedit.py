@@ -65,7 +65,7 @@ class BiasEdit(WeightDelta):
 
     >>> edit = BiasEdit.fit(model, tracelab.datasets.stereoset("gender", split="test"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "biasedit"

@@ -110,7 +110,7 @@ class FairMed(Intervention):
 
     >>> edit = FairMed.fit(model, tracelab.datasets.templates("gender"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "fairmed"

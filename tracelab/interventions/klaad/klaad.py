@@ -130,7 +130,7 @@ class KLAAD(WeightDelta):
 
     >>> edit = KLAAD.fit(model, tracelab.datasets.stereoset("gender", split="test"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "klaad"
