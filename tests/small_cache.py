@@ -1,8 +1,8 @@
 """A cache folder in which everything is small: for examples that run as a user types them.
 
-``tracelab.load()`` finds a random model of three layers in it, with the embedded model's tokenizer,
-and ``tracelab.datasets`` every n-th record of the embedded benchmarks. Nothing of tracelab is
-replaced: it reads other files.
+``tracelab.load()`` finds a random model of three layers in it, with the commonest tokens of the
+embedded model's tokenizer, and ``tracelab.datasets`` every n-th record of the embedded benchmarks.
+Nothing of tracelab is replaced: it reads other files.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ from tracelab.storage.cache import write_checksums
 
 LAYERS = 3
 """BiasEdit's default edits the last three."""
+TOKENS = 8192
+"""Most of a tiny model's time goes into logits."""
 
 
-def make_small_cache(folder: Path, tokenizer: Any) -> Path:
+def make_small_cache(folder: Path) -> Path:
     """Fill an empty folder; ``TRACELAB_CACHE`` set to it makes it the cache."""
-    _model(folder / assets.MODEL.folder, tokenizer)
+    _model(assets.model_dir(), folder / assets.MODEL.folder)
     _data(assets.data_dir(), folder / assets.DATA.folder)
     return folder
 
 
-def _model(folder: Path, tokenizer: Any) -> None:
+def _model(source: Path, folder: Path) -> None:
     small = {"num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
-    tiny_hf("llama", len(tokenizer), **small).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tiny_hf("llama", TOKENS, **small).save_pretrained(folder)
+    shutil.copy(source / "tokenizer_config.json", folder)
+    tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    bpe = tokenizer["model"]
+    bpe["vocab"] = {token: number for token, number in bpe["vocab"].items() if number < TOKENS}
+    # Merges are in the order of what they make, so a beginning of them is a tokenizer too.
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in bpe["merges"])
+    bpe["merges"] = [pair for pair in pairs if "".join(pair) in bpe["vocab"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     write_checksums(folder)
 
 

@@ -60,8 +60,8 @@ class Checker(doctest.OutputChecker):
 
 
 @pytest.fixture(scope="module")
-def small_cache(tmp_path_factory, tokenizer) -> Path:
-    return make_small_cache(tmp_path_factory.mktemp("cache"), tokenizer)
+def small_cache(tmp_path_factory) -> Path:
+    return make_small_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class SuffixRunner:
     scores them many times need not compute it again. The model itself does the rest, hooks and
     gradients included.
 
-    >>> sequences = [[504, 8994], [504, 8994, 1142], [1348, 416]]  # token ids
+    >>> sequences = [[504, 2100], [504, 2100, 1142], [1348, 416]]  # token ids
     >>> runner = SuffixRunner(model, sequences, start=1)
     >>> with edit.applied(model):  # of block 1 or later ones
     ...     tokens, mask, logits = runner([0, 2])
