@@ -55,8 +55,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 KINDS = tuple(CONFIGS)
 
 
-def tiny_hf(kind: str, vocab_size: int, seed: int = 0) -> Any:
-    """A plain ``transformers`` model with random weights, not wrapped."""
-    config = AutoConfig.for_model(kind, vocab_size=vocab_size, **CONFIGS[kind])
+def tiny_hf(kind: str, vocab_size: int, seed: int = 0, **changes: Any) -> Any:
+    """A plain ``transformers`` model with random weights, not wrapped; ``changes`` to its
+    configuration."""
+    config = AutoConfig.for_model(kind, vocab_size=vocab_size, **CONFIGS[kind] | changes)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()

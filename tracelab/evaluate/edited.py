@@ -54,6 +54,8 @@ def edited_scores(
 ) -> EditedScores:
     """Measure a benchmark with and without an edit.
 
+    >>> from tracelab.evaluate import stereoset_scores
+    >>> records = tracelab.datasets.stereoset("gender")
     >>> edited_scores(model, edit, lambda name: stereoset_scores(model, records, edit=name)).frame
 
     Args:

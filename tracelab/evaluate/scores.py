@@ -87,7 +87,7 @@ class Benchmark:
         read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the
             file (WikiText: the first lines); without ``bias`` those of all types.
         score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the
-            moment.
+            moment; the settings of the scores have its name under ``benchmark``.
         kind: the class of its scores.
         metrics: those that belong on a scoreboard (none: all); the others are in the scores
             themselves.

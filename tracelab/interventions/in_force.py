@@ -24,7 +24,7 @@ class InForce:
     >>> handle = edit.attach(hf_model)          # on
     >>> handle.close()                          # off
     >>> with handle:                            # on for the length of the block
-    ...     hf_model(tokens)
+    ...     hf_model(tokens).logits
 
     Attributes:
         edit: what is put on.

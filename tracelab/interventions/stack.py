@@ -25,8 +25,10 @@ class Stack(Intervention):
     """Interventions applied together; at a shared point the first acts first. An empty stack
     changes nothing.
 
-    >>> with Stack([fairmed, experts]).applied(model):
-    ...     model(tokens)
+    >>> erasure = tracelab.Erasure.fit(model, tracelab.datasets.group_pairs("gender"))
+    >>> experts = tracelab.Experts.fit(model, tracelab.datasets.expert_texts("gender"))
+    >>> with Stack([erasure, experts]).applied(model):
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "stack"

@@ -88,9 +88,10 @@ class _LowRank(nn.Module):
 class WeightDelta(Intervention):
     """Deltas of chosen linear maps.
 
-    >>> delta = WeightDelta.low_rank(model, layers=[27, 28, 29], modules=["mlp.out"], rank=8)
-    >>> with delta.applied(model):  # train delta.parameters() on any loss of the model
-    ...     loss = my_loss(model)
+    >>> delta = WeightDelta.low_rank(model, layers=[1, 2], modules=["mlp.out"], rank=8)
+    >>> with delta.applied(model):  # any loss of the model; here the next tokens'
+    ...     loss = -model(tokens).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+    >>> loss.backward()  # into delta.parameters(), and no others
     """
 
     kind = "weight_delta"

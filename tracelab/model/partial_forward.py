@@ -82,9 +82,12 @@ class SuffixRunner:
     scores them many times need not compute it again. The model itself does the rest, hooks and
     gradients included.
 
-    >>> runner = SuffixRunner(model, sequences, start=27)
-    >>> with edit.applied(model):
-    ...     tokens, mask, logits = runner([0, 5, 9])
+    >>> sequences = [[504, 2100], [504, 2100, 1142], [1348, 416]]  # token ids
+    >>> runner = SuffixRunner(model, sequences, start=1)
+    >>> with edit.applied(model):  # of block 1 or later ones
+    ...     tokens, mask, logits = runner([0, 2])
+    >>> tuple(logits.shape)[:2]
+    (2, 2)
     """
 
     def __init__(
@@ -156,9 +159,15 @@ class BlockRunner:
     """Runs single blocks of a model on given residuals, from a position on.
 
     >>> runner = BlockRunner(model)
-    >>> cache = runner.key_values(tokens)                      # keys and values of every block
-    >>> after = runner.run(7, resid[:, 3:], start=3, length=12, prefix=(k[:, :, :3], v[:, :, :3]))
-    >>> logits = runner.head(after)                            # as if block 7 were the last
+    >>> _, cache = model.run_with_cache(tokens)
+    >>> resid, length = cache["blocks.1.hook_resid_pre"], tokens.shape[1]
+    >>> k, v = runner.key_values(tokens)[1]  # block 1's keys and values
+    >>> after = runner.run(
+    ...     1, resid[:, 3:], start=3, length=length, prefix=(k[:, :, :3], v[:, :, :3])
+    ... )
+    >>> torch.allclose(after, cache["blocks.1.hook_resid_post"][:, 3:], atol=1e-4)
+    True
+    >>> logits = runner.head(after)  # as if block 1 were the last
     """
 
     def __init__(self, model: TransformerBridge) -> None:

@@ -78,6 +78,7 @@ def score_predictions(
 ) -> BBQScores:
     """Score answers, however they were found, as the official script does.
 
+    >>> items = tracelab.datasets.bbq("gender")
     >>> score_predictions(items, {item.id: item.label for item in items}).frame
 
     Args:

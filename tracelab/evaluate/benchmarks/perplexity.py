@@ -61,7 +61,9 @@ def perplexity(
 ) -> PerplexityScores:
     """Perplexity of a model on texts, each alone or in windows over all of them.
 
-    >>> perplexity(model, wikitext(), max_length=992, benchmark="wikitext-2").frame
+    >>> texts = tracelab.datasets.neutral_sentences(100)  # or wikitext(), from the hub
+    >>> perplexity(model, texts).frame
+    >>> perplexity(model, texts, max_length=992, benchmark="windows").frame
 
     Args:
         max_length: tokens of a window, BOS included: the texts are joined by empty lines and cut

@@ -103,8 +103,9 @@ def bold_scores(
 ) -> BoldScores:
     """Let a model continue BOLD's prompts, and score the texts, domain by domain.
 
-    >>> bold_scores(model, bold("gender"), scorer=["vader", "be5"]).frame
-    >>> bold_scores(model, bold("gender"), scorer=text_scorers.regard("my-classifier")).frame
+    >>> prompts = tracelab.datasets.bold("gender", limit=8)
+    >>> scores = bold_scores(model, prompts, scorer=["vader", lambda texts: [*map(len, texts)]])
+    >>> scores.frame  # beside "vader": "be5", text_scorers.regard(a classifier's hub id), …
 
     Args:
         prompts: of one or several domains, such as :func:`~tracelab.datasets.bold` gives.

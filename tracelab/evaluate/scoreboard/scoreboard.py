@@ -1,8 +1,9 @@
 """Edits beside each other: every benchmark, before and under each edit, with paired statistics and
 costs.
 
-    board = tracelab.evaluate(model, {"fairmed": fairmed, "both": Stack([fairmed, experts])},
-    bias="gender") board.plot()
+    >>> board = tracelab.evaluate(model, {"mine": edit}, ["crows-pairs", "local-bias"],
+    ...                           bias="gender")
+    >>> board.plot()
 
 Each row is measured on the same records as the unedited model and compared with it unit by unit
 (:mod:`.paired`). ``p_holm`` is corrected over all comparisons of the table (Holm, 1979), so that

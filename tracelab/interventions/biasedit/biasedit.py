@@ -54,7 +54,7 @@ class BiasEdit(TrainedDelta):
 
     >>> edit = BiasEdit.fit(model, tracelab.datasets.stereoset("gender", split="test"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "biasedit"

@@ -51,7 +51,7 @@ class Erasure(ActivationEdit):
 
     >>> edit = Erasure.fit(model, tracelab.datasets.group_pairs("gender"))
     >>> with edit.applied(model):
-    ...     tracelab.generate(model, "The nurse said that")
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "erasure"

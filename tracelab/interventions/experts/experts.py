@@ -66,7 +66,7 @@ class Experts(Method):
 
     >>> edit = Experts.fit(model, tracelab.datasets.expert_texts("gender"))
     >>> with edit.with_alpha(0.5).applied(model):
-    ...     tracelab.generate(model, ["The nurse said that"]).frame
+    ...     tracelab.generate(model, "The nurse said that").frame
 
     Several directions at once are a :class:`~tracelab.interventions.stack.Stack` of them: the
     differences add up.

@@ -115,7 +115,7 @@ class FairMed(Method):
 
     >>> edit = FairMed.fit(model, tracelab.datasets.templates("gender"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "fairmed"

@@ -52,7 +52,7 @@ class KLAAD(TrainedDelta):
 
     >>> edit = KLAAD.fit(model, tracelab.datasets.stereoset("gender", split="test"))
     >>> with edit.applied(model):
-    ...     model(tokens)
+    ...     tracelab.generate(model, "The nurse said that").frame
     """
 
     kind = "klaad"
