@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, quoted
+from tracelab.interventions import display
 from tracelab.interventions.bundle import save_bundle
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
@@ -330,10 +331,10 @@ class Intervention(nn.Module, ABC):
         return save_bundle(self, path)
 
     def __repr__(self) -> str:
-        """One line; torch's listing of inner modules says nothing of an edit."""
-        made_for = "" if self.origin is None else f", made for {self.origin.model_id}"
-        size = sum(value.numel() for value in self.state_dict().values())
-        return f"<{type(self).__name__} {self.name}{made_for}, {size:,} values>"
+        return display.line(self)  # torch's listing of inner modules says nothing of an edit
+
+    def _repr_html_(self) -> str:
+        return display.html(self)
 
 
 def tensors_hash(edit: Intervention) -> str:
