@@ -40,7 +40,8 @@ def test_the_code_of_a_section_runs_from_top_to_bottom(title, small_cache, tmp_p
 
 
 def test_the_sections_that_promise_code_have_it():
-    assert {"A new benchmark", "A new localiser"} <= WITH_CODE.keys()
+    promised = {"A new benchmark", "A new localiser", "A new intervention in 40 lines"}
+    assert promised <= WITH_CODE.keys()
 
 
 def test_the_code_passes_the_linter_that_it_asks_for(tmp_path):
