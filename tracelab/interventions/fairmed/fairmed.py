@@ -33,7 +33,8 @@ from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_info
+from tracelab.model.load import model_facts
+from tracelab.model.weights import same_weights
 from tracelab.ranges import require_layers
 
 _NOISE_BLOCK = 256
@@ -186,11 +187,10 @@ class FairMed(Intervention):
             raise TracelabError(
                 f"FairMed needs probers of at least one attribute, each once, not of {names}"
             )
-        info = model_info(model)
+        info = model_facts(model)
         for item in items:
-            if (
-                isinstance(item, LayerProbes)
-                and item.settings["model"]["fingerprint"] != info.fingerprint
+            if isinstance(item, LayerProbes) and not same_weights(
+                model, item.settings["model"]["fingerprint"]
             ):
                 made_for = item.settings["model"]["model_id"]
                 raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")

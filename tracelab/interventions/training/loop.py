@@ -27,6 +27,7 @@ from torch import nn
 from tracelab.errors import TracelabError
 from tracelab.gradients import learning
 from tracelab.model.finite import CAUSE
+from tracelab.model.weights import held
 from tracelab.progress import progress
 from tracelab.storage.files import atomic_file
 from tracelab.storage.ownership import adopt, is_ours, require_file, require_ours
@@ -114,6 +115,7 @@ class Chunks:
 
 
 @learning()
+@held()
 def train(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
