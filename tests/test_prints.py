@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import tracelab
 from tests.interventions.edits import CLOSE, TOKENS, bridged, logits, random_delta
-from tests.tiny import D_MODEL, KINDS, tiny_hf
+from tests.tiny import D_MODEL, KINDS, MORE_KINDS, tiny_hf
 from tracelab import probe_layers
 from tracelab.datasets import templates
 from tracelab.errors import TracelabError
@@ -27,6 +27,7 @@ from tracelab.model.weights import (
     held,
     same_weights,
     sampled_fingerprint,
+    weights_hash,
 )
 
 HEAD = D_MODEL // 4
@@ -92,6 +93,13 @@ def test_an_edit_is_refused_on_the_ablated_model_bridged_and_plain(tokenizer, ch
     for use in (lambda: edit.hooks(model), lambda: edit.attach(plain)):
         with pytest.raises(TracelabError, match=f"has weights {MARK}.*: fit it on that model"):
             use()
+
+
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_bridge_and_plain_model_have_one_print(tokenizer, kind):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf(kind, len(tokenizer)), own, model_id=kind)
+    assert fingerprint(model) == fingerprint(tiny_hf(kind, len(tokenizer)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,3 +202,22 @@ def test_a_model_with_an_adapter_merged_has_a_print_of_its_own_bridged_or_plain(
     plain = copy.deepcopy(merged)
     assert fingerprint(from_hf(merged, own, model_id="merged")) == fingerprint(plain)
     assert fingerprint(plain) != fingerprint(tiny_hf("llama", len(tokenizer)))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "phi3"])
+def test_a_part_of_a_joint_weight_that_a_bridge_computes_with_counts(tokenizer, kind):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf(kind, len(tokenizer)), own, model_id=kind)
+    before, key = fingerprint(model), weights_hash(model.original_model)
+    assert before == fingerprint(tiny_hf(kind, len(tokenizer)))
+    kept = logits(model)
+    model.blocks[1].attn.q.original_component.weight.data[3] = 0
+    assert not torch.equal(logits(model), kept)
+    assert fingerprint(model) != before
+    assert weights_hash(model.original_model) != key
+
+
+def test_a_print_draws_no_random_numbers(tiny_model):
+    state = torch.get_rng_state()
+    fingerprint(tiny_model("gpt_neox"))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -30,6 +30,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components.joint_gate_up_mlp import (
+    JointGateUpMLPBridge,
+)
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import (
     JointQKVAttentionBridge,
 )
@@ -40,6 +43,12 @@ _ROW, _CHUNK = 1024, 1024 * 1024
 _SMALLEST = 2.0**-16
 """Values up to here count as 0: float16 cannot hold them as bfloat16 does, and a checkpoint in
 bfloat16 is to have one print in both."""
+
+_SPLIT: tuple[tuple[type[nn.Module], tuple[str, ...], str], ...] = (
+    (JointQKVAttentionBridge, ("q", "k", "v"), "split_qkv_matrix"),
+    (JointGateUpMLPBridge, ("gate", "in"), "split_gate_up_matrix"),
+)
+"""Where a bridge computes with the parts of a joint weight: their names, and what splits it."""
 
 _HELD: ContextVar[WeakKeyDictionary[nn.Module, tuple[Any, str]] | None] = ContextVar(
     "held", default=None
@@ -105,7 +114,7 @@ def sampled_fingerprint(model: nn.Module, samples: int = 64) -> str:
     """The print that tracelab made before, for reading only: of each parameter its shape and
     ``samples`` evenly spaced values, in bfloat16."""
     prints = []
-    for parameter in own_parameters(getattr(model, "original_model", model)):
+    for parameter in _own(getattr(model, "original_model", model), _SPLIT[:1]):
         flat = parameter.detach().flatten()
         count = min(samples, flat.numel())
         index = torch.arange(count, device="cpu") * flat.numel() // count
@@ -118,7 +127,7 @@ def sampled_fingerprint(model: nn.Module, samples: int = 64) -> str:
 def weights_hash(hf_model: nn.Module) -> str:
     """16 hexadecimal digits that change with any bit of any weight (in the dtype and on the device
     that they have)."""
-    return _joined(own_parameters(hf_model))
+    return _joined(list(hf_model.parameters()))
 
 
 def buffers_hash(hf_model: nn.Module) -> str:
@@ -126,24 +135,52 @@ def buffers_hash(hf_model: nn.Module) -> str:
     return _joined(list(hf_model.buffers()))
 
 
-def own_parameters(hf_model: nn.Module) -> list[nn.Parameter]:
-    """The model's parameters, without the split copies of a joint query-key-value weight that a
-    bridge adds."""
-    copies = {
+def _own(hf_model: nn.Module, split: Sequence[Any] = _SPLIT) -> list[nn.Parameter]:
+    """The model's parameters, without the parts of joint weights that a bridge adds."""
+    added = {
         id(parameter)
-        for module in hf_model.modules()
-        if isinstance(module, JointQKVAttentionBridge)
-        for split in (module.q, module.k, module.v)
-        for parameter in split.parameters()
+        for _, parts, _ in _joints(hf_model, split)
+        for part in parts
+        for parameter in part.parameters()
     }
-    return [parameter for parameter in hf_model.parameters() if id(parameter) not in copies]
+    return [parameter for parameter in hf_model.parameters() if id(parameter) not in added]
+
+
+def _joints(
+    hf_model: nn.Module, split: Sequence[Any] = _SPLIT
+) -> Iterator[tuple[Any, list[nn.Module], str]]:
+    """Each module of a bridge that has a joint weight split, the parts, and what splits it."""
+    for module in hf_model.modules():
+        for cls, names, splitter in split:
+            if isinstance(module, cls):
+                yield module, [module.get_submodule(name) for name in names], splitter
+
+
+def _strayed(hf_model: nn.Module) -> set[int]:
+    """The parts, by ``id``, that are no longer what their joint weight says: on some architectures
+    (GPT-NeoX, Bloom, Falcon) they are copies, and what the bridge computes with."""
+    found: set[int] = set()
+    for module, parts, splitter in _joints(hf_model):
+        try:
+            with torch.device(
+                "meta"
+            ):  # the linear maps that carry them need no values of their own
+                anew = getattr(module, splitter)(module.original_component)
+        except Exception:  # an adapter's own code, written to run once, at boot
+            continue
+        for part, made in zip(parts, anew, strict=True):
+            for own, joint in zip(part.parameters(), made.parameters(), strict=True):
+                same_memory = own.data_ptr() == joint.data_ptr() and own.stride() == joint.stride()
+                if not same_memory and not joint.is_meta and not torch.equal(own, joint):
+                    found.add(id(own))
+    return found
 
 
 def _placed(hf_model: nn.Module) -> Iterator[tuple[bytes, Tensor]]:
     """The model's parameters, each with the numbers in its name: its layer, its expert."""
-    own = {id(parameter) for parameter in own_parameters(hf_model)}
+    counted = {id(parameter) for parameter in _own(hf_model)} | _strayed(hf_model)
     for name, parameter in hf_model.named_parameters():
-        if id(parameter) in own:
+        if id(parameter) in counted:
             numbers = re.findall(r"(?<![^.])\d+(?![^.])", name)
             yield f"{'.'.join(numbers)} {list(parameter.shape)} ".encode(), parameter.detach()
 
@@ -151,7 +188,7 @@ def _placed(hf_model: nn.Module) -> Iterator[tuple[bytes, Tensor]]:
 def _state(hf_model: nn.Module) -> Any:
     """Which tensors a model has, and how often torch saw them written to; None: torch does not
     count."""
-    parameters = own_parameters(hf_model)
+    parameters = list(hf_model.parameters())
     if any(parameter.is_inference() for parameter in parameters):
         return None
     return [(p.data_ptr(), p._version, p.dtype, p.shape) for p in parameters]
