@@ -162,9 +162,7 @@ def _strayed(hf_model: nn.Module) -> set[int]:
     found: set[int] = set()
     for module, parts, splitter in _joints(hf_model):
         try:
-            with torch.device(
-                "meta"
-            ):  # the linear maps that carry them need no values of their own
+            with torch.device("meta"):  # what carries them needs no values of its own
                 anew = getattr(module, splitter)(module.original_component)
         except Exception:  # an adapter's own code, written to run once, at boot
             continue

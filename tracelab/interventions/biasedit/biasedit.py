@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import learning, measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
@@ -172,12 +171,11 @@ class BiasEdit(WeightDelta):
         edit.zero_grad()
         strength, table = _strength(edit, measured)
         if not strength:
-            warnings.warn(
+            warn(
                 f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the "
                 "development triples without "
                 f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, '
                 "or on more triples",
-                stacklevel=3,
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors
