@@ -211,10 +211,10 @@ class Intervention(nn.Module, ABC):
                 raise AttributeError
             return hf_model.get_submodule(path)
         except AttributeError:
+            lacks = f"module {quoted(path)}" if path else f"module whose output is {point}"
             raise TracelabError(
-                f"{type(hf_model).__name__} has no module {quoted(path)} (it may be computed "
-                "together with others): "
-                f"an edit of {point} cannot be attached to it"
+                f"{type(hf_model).__name__} has no {lacks} (it may be computed together with "
+                f"others): an edit of {point} cannot be attached to it"
             ) from None
 
     def paths(self) -> dict[str, str]:

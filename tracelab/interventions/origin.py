@@ -10,7 +10,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.model.hook_points import Point, module_path
+from tracelab.model.hook_points import Point, module_path, require_editable
 from tracelab.model.load import model_facts, model_info, require_hook
 from tracelab.model.weights import fingerprint_like, same_weights
 
@@ -85,6 +85,7 @@ def point_name(model: TransformerBridge, point: Point) -> str:
         TracelabError: the model has no such point or layer, or edits there do not do what they
             should.
     """
+    require_editable(point)
     if not point.linear:
         return require_hook(model, point.kind, point.layer)
     require_hook(model, "resid_post", point.layer)  # the layer exists
