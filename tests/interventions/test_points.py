@@ -1,5 +1,5 @@
-"""What an edit does at a point is the same on a bridge and in plain ``transformers``: at every point
-that edits act on, on every architecture; where it cannot be, that is one sentence."""
+"""What an edit does at a point is the same on a bridge and in plain ``transformers``, at every
+point that edits act on, on every architecture; where it cannot be, that is one sentence."""
 
 from __future__ import annotations
 
