@@ -9,9 +9,8 @@ rounded to bfloat16, written into tables of 1,024 by 1,024 and read as 64-bit wo
 so a head, a neuron, a row or a single value that was changed or moved is another print, and the
 sums are exact: the same on every device, in float32 and in bfloat16. It does not see changes that
 bfloat16 rounds away. Nothing tells of a change through ``.data``, so all weights are read each time
-(SmolLM2-135M: 0.1 s on one core; no more than a forward pass does); :func:`held` keeps prints while
-tracelab itself is at work. :func:`same_weights` also reads the prints of before, which saw
-64 values of each parameter.
+(SmolLM2-135M: 0.1 to 0.2 s on one core); :func:`held` keeps prints while tracelab itself is at
+work. :func:`same_weights` also reads the prints of before, which saw 64 values of each parameter.
 
 :func:`weights_hash` sees every bit, for what is kept and handed out again.
 """
