@@ -158,3 +158,66 @@ def test_an_adapter_whose_base_is_elsewhere_is_told_with_the_base(adapter, tmp_p
         TracelabError, match=r"cannot load the model 'moved', an adapter, on its base '\.\./base'"
     ):
         tracelab.load(moved)
+
+
+def told_of(adapter, folder, base):
+    """A copy of the adapter that names its base so."""
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": base})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("named", ["../base", "inside/base"])
+def test_a_relative_base_is_looked_for_from_the_adapters_folder(
+    adapter, base, oracle, tmp_path, monkeypatch, named
+):
+    folder = told_of(adapter, tmp_path / "moved", named)
+    shutil.copytree(base, folder / named)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="was merged into the weights of its base"):
+        model = tracelab.load("../moved")
+    with torch.no_grad():
+        assert torch.allclose(model(ids()), oracle(ids()).logits, atol=1e-4)
+
+
+def test_a_relative_base_is_else_looked_for_from_the_working_folder(
+    adapter, base, tmp_path, monkeypatch
+):
+    folder = told_of(adapter, tmp_path / "moved", "here/base")
+    shutil.copytree(base, tmp_path / "work" / "here" / "base")
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.warns(UserWarning, match="was merged into the weights of its base 'here/base'"):
+        assert tracelab.load(folder)
+
+
+def test_of_several_adapters_the_message_says_which_was_merged(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "many")
+    for name in ("polite", "terse"):
+        shutil.copytree(adapter, tmp_path / "many" / name)
+    with pytest.warns(UserWarning, match="its folder holds others, which were not: polite, terse$"):
+        tracelab.load(tmp_path / "many")
+    (tmp_path / "many" / "adapter_config.json").unlink()
+    with pytest.raises(
+        TracelabError, match="holds the adapters polite, terse: name the folder of one of them"
+    ):
+        tracelab.load(tmp_path / "many")
+    with pytest.warns(UserWarning, match="was merged into the weights of its base"):
+        assert tracelab.load(tmp_path / "many" / "terse")
+
+
+def test_a_module_that_was_switched_off_by_exchange_is_one_sentence(tokenizer):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    for place in ("mlp", "self_attn"):
+        model = tiny_hf("llama", len(tokenizer))
+        setattr(model.model.layers[1], place, torch.nn.Identity())
+        with pytest.raises(
+            TracelabError, match="cannot bridge 'off': 'Identity' object has no .* put back the"
+        ):
+            from_hf(model, own, model_id="off")
+    model = tiny_hf("llama", len(tokenizer))
+    model.model.norm = torch.nn.Identity()
+    assert from_hf(model, own, model_id="no-norm")(ids()).isfinite().all()

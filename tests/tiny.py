@@ -53,6 +53,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 KINDS = tuple(CONFIGS)
+"""What most tests run on."""
+
+CONFIGS |= {
+    "opt": {
+        "hidden_size": D_MODEL,
+        "word_embed_proj_dim": D_MODEL,
+        "ffn_dim": 64,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "init_std": 0.25,
+    },
+    "phi": {**_ROPE, "partial_rotary_factor": 0.5},
+    "phi3": _LLAMA,
+    "gemma": {**_LLAMA, "head_dim": 8},
+    "qwen3": {**_LLAMA, "head_dim": 8},
+    "mixtral": {**_LLAMA, "num_local_experts": 2},
+    "olmo2": _LLAMA,
+    "granite": _LLAMA,
+    "cohere": _LLAMA,
+    "falcon": _ROPE,
+    "bloom": {
+        "hidden_size": D_MODEL,
+        "n_layer": N_LAYERS,
+        "n_head": 4,
+        "initializer_range": 0.25,
+    },
+    "gptj": {
+        "n_embd": D_MODEL,
+        "n_layer": N_LAYERS,
+        "n_head": 4,
+        "n_positions": 128,
+        "rotary_dim": 4,
+        "initializer_range": 0.25,
+    },
+}
+
+MORE_KINDS = tuple(CONFIGS)
+"""With those that only tests of what differs between architectures run on."""
 
 
 def tiny_hf(kind: str, vocab_size: int, seed: int = 0, **changes: Any) -> Any:

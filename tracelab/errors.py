@@ -11,7 +11,9 @@ read.
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +33,18 @@ class TracelabError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(as_message(message))
+
+
+_INNER = frozenset({"tracelab", "contextlib", "torch", "jaxtyping", "beartype"})
+"""Packages whose lines say nothing to a user: ours, and the decorators that we use."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside tracelab that led here, however deep this is called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _INNER and frame.f_back:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def as_message(text: str) -> str:

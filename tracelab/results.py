@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,7 +28,7 @@ import plotly.graph_objects as go
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tracelab.errors import TracelabError, brief, quoted
+from tracelab.errors import TracelabError, brief, quoted, warn
 from tracelab.escaping import for_html, lines
 from tracelab.storage.files import atomic_folder, recover
 from tracelab.storage.ownership import (
@@ -147,7 +146,7 @@ class Result:
                 f"{folder / MARKER} was changed since tracelab wrote it: "
                 "what it says is no longer tracelab's"
             )
-            warnings.warn(said, ChangedSinceWritten, stacklevel=3)
+            warn(said, ChangedSinceWritten)
         hashes = values.pop("files", None)
         del values["result"]
         for name, digest in (hashes or {}).items():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.ranges import require_limit, require_whole_limit
 from tracelab.span import Span
 
@@ -146,7 +145,7 @@ def say_unusable(
     if consequence == _LEFT_OUT and 0 < total <= counts.total():
         raise TracelabError(f"none of {total} {what} can be used ({listed})")
     if counts.total() > many * total:
-        warnings.warn(f"{counts.total()} of {total} {what} {consequence} ({listed})", stacklevel=3)
+        warn(f"{counts.total()} of {total} {what} {consequence} ({listed})")
 
 
 def holds_placeholder(text: str) -> bool:

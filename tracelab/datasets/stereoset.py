@@ -9,7 +9,6 @@ shares no id and no target term with it and serves as training split. Licence of
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from tracelab.datasets.records import (
 )
 from tracelab.datasets.sources import changed_at, file_at, is_named, json_of, object_in
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
-from tracelab.errors import TracelabError, quoted, require_choice
+from tracelab.errors import TracelabError, quoted, require_choice, warn
 from tracelab.model import assets
 from tracelab.model.texts import as_texts
 
@@ -112,11 +111,10 @@ def attribute_words(bias: str, folder: Path | None = None) -> tuple[str, ...]:
     wheel = assets.cache_dir() / assets.DATA.folder / "StereoSet/data"
     path = next((f / name for f in (folder, wheel) if f is not None and (f / name).is_file()), None)
     if path is None:
-        warnings.warn(
+        warn(
             f"no {name} beside the data and no fetched wheel: only target terms count as attribute "
             "words "
             "(`tracelab fetch data` gets it)",
-            stacklevel=2,
         )
         return ()
     return _attribute_words(path, bias)

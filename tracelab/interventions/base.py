@@ -43,8 +43,7 @@ from tracelab.interventions.sizes import (
 from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
-from tracelab.model.load import model_facts, model_info
-from tracelab.model.weights import fingerprint
+from tracelab.model.load import model_facts
 
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
 
@@ -134,9 +133,9 @@ class Intervention(nn.Module, ABC):
             TracelabError: naming both models.
         """
         if self.origin is not None:
-            info = model_info(model)
-            sizes = (info.n_layers, model.cfg.d_model, model.cfg.d_vocab)
-            self.origin.require(info.model_id, info.fingerprint, sizes, self.allow_mismatch)
+            facts = model_facts(model)
+            sizes = (facts.n_layers, model.cfg.d_model, model.cfg.d_vocab)
+            self.origin.require(facts.model_id, model.original_model, sizes, self.allow_mismatch)
 
     def require_plain(self, hf_model: Any) -> None:
         """Refuse a plain ``transformers`` model that this was not made for.
@@ -148,7 +147,7 @@ class Intervention(nn.Module, ABC):
             config = hf_model.config.get_text_config()
             sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
             name = str(config.name_or_path or type(hf_model).__name__)
-            self.origin.require(name, fingerprint(hf_model), sizes, self.allow_mismatch)
+            self.origin.require(name, hf_model, sizes, self.allow_mismatch)
 
     def hooks(self, model: TransformerBridge) -> Hooks:
         """The TransformerLens hooks ``[(name, function), …]``, for ``model.hooks`` or
@@ -229,10 +228,10 @@ class Intervention(nn.Module, ABC):
                 raise AttributeError
             return hf_model.get_submodule(path)
         except AttributeError:
+            lacks = f"module {quoted(path)}" if path else f"module whose output is {point}"
             raise TracelabError(
-                f"{type(hf_model).__name__} has no module {quoted(path)} (it may be computed "
-                "together with others): "
-                f"an edit of {point} cannot be attached to it"
+                f"{type(hf_model).__name__} has no {lacks} (it may be computed together with "
+                f"others): an edit of {point} cannot be attached to it"
             ) from None
 
     def paths(self) -> dict[str, str]:
@@ -349,14 +348,14 @@ def _require_fit(model: TransformerBridge, edit: PointEdit) -> None:
     if edit.point.linear:
         require_map(
             edit.point,
-            model_info(model).model_id,
+            model_facts(model).model_id,
             bridged_map(model, edit.point),
             edit.d_in,
             edit.d_out,
         )
     elif edit.point.kind != "logits":
         require_fit(
-            edit.point, model_info(model).model_id, model.cfg.d_model, edit.d_out, "outputs"
+            edit.point, model_facts(model).model_id, model.cfg.d_model, edit.d_out, "outputs"
         )
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.model.hook_points import Point, module_path
+from tracelab.model.hook_points import Point, module_path, require_editable
 from tracelab.model.load import model_facts, model_info, require_hook
+from tracelab.model.weights import fingerprint_like, same_weights
 
 
 class Origin(BaseModel):
@@ -57,7 +59,7 @@ class Origin(BaseModel):
     def require(
         self,
         model_id: str,
-        print_of_weights: str,
+        hf_model: nn.Module,
         sizes: tuple[int, int, int],
         allow_mismatch: bool,
     ) -> None:
@@ -68,11 +70,11 @@ class Origin(BaseModel):
                 f"this edit was made for {self.model_id} (layers, d_model, vocabulary: {own}), "
                 f"{model_id} has {sizes}: fit it on that model"
             )
-        if print_of_weights != self.fingerprint and not allow_mismatch:
+        if not allow_mismatch and not same_weights(hf_model, self.fingerprint):
             raise TracelabError(
                 f"this edit was made for {self.model_id} with weights {self.fingerprint}, "
-                f"{model_id} has weights "
-                f"{print_of_weights}: fit it on that model, or load it with allow_mismatch=True"
+                f"{model_id} has weights {fingerprint_like(self.fingerprint, hf_model)}: fit it on "
+                "that model, or load it with allow_mismatch=True"
             )
 
 
@@ -83,6 +85,7 @@ def point_name(model: TransformerBridge, point: Point) -> str:
         TracelabError: the model has no such point or layer, or edits there do not do what they
             should.
     """
+    require_editable(point)
     if not point.linear:
         return require_hook(model, point.kind, point.layer)
     require_hook(model, "resid_post", point.layer)  # the layer exists

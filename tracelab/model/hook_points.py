@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import measuring
 from tracelab.model.finite import CAUSE
 
@@ -67,8 +68,8 @@ class Point:
 
 
 def module_path(model: TransformerBridge, point: Point) -> str | None:
-    """Path of the module in a plain ``transformers`` model whose output is the point; None for the
-    logits.
+    """Path of the module in a plain ``transformers`` model whose output is the point; None where
+    there is none: the logits, and what a block computes itself (Granite scales what it adds).
 
     A linear map that the architecture computes together with others (query, key and value of GPT-2)
     has a path here, but no module there.
@@ -77,19 +78,38 @@ def module_path(model: TransformerBridge, point: Point) -> str | None:
         return None
     if point.linear:
         name = str(point)
-    elif point.layer is None:
-        name = point.kind
     else:
-        # "hook_mlp_out" is the output of the MLP, or of the norm after it where there is one (Gemma
-        # 2); "hook_resid_post" that of the block itself.
-        alias = model.blocks[point.layer].hook_aliases[f"hook_{point.kind}"]
-        name = f"blocks.{point.layer}.{alias}".removesuffix("hook_out").removesuffix(".")
+        # By its own name: "hook_mlp_out" is the output of the MLP, or of the norm after it where
+        # there is one (Gemma 2), "hook_embed" that of the norm after the embedding (Bloom).
+        hook = model.hook_dict[str(point)].name or ""
+        name, _, end = hook.rpartition(".")
+        if end != "hook_out":
+            return None
     return model.adapter.translate_transformer_lens_path(name)
 
 
 def hook_name(kind: str, layer: int | None = None) -> str:
-    """The TransformerLens name of a hook point, e.g. ``blocks.3.hook_mlp_out``."""
-    return HOOKS[kind].format(layer=layer)
+    """The TransformerLens name of a hook point, e.g. ``blocks.3.hook_mlp_out``.
+
+    Raises:
+        TracelabError: no such kind, or one that is in every layer and none is named.
+    """
+    name = HOOKS[require_choice("hook point", kind, HOOKS)]
+    if layer is None and "{layer}" in name:
+        raise TracelabError(f"the hook point {kind!r} is in every layer: say in which")
+    return name.format(layer=layer)
+
+
+def require_editable(point: Point) -> None:
+    """Refuse a point that edits do not act on.
+
+    Raises:
+        TracelabError: naming those that they do.
+    """
+    kinds = (*EDITED, *LINEAR_MAPS)
+    require_choice("point of an edit", point.kind, kinds)
+    if point.layer is None and point.kind not in ("embed", "logits"):
+        raise TracelabError(f"the point {point.kind!r} is in every layer: say in which")
 
 
 def check_hook_points(model: TransformerBridge) -> dict[str, str]:
@@ -139,7 +159,7 @@ def check_hook_points(model: TransformerBridge) -> dict[str, str]:
                     faults[kind] = "edits there change nothing on this architecture"
     if "logits" in seen and not torch.equal(seen["logits"], clean.float()):
         faults["logits"] = (
-            "the returned logits are computed from it (a soft cap): attach the edit to "
+            "the returned logits are computed from it (a soft cap or a scale): attach the edit to "
             "model.original_model instead"
         )
     if {"resid_mid", "mlp_out", "resid_post"} <= seen.keys() - faults.keys():

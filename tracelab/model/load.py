@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,11 +19,11 @@ from weakref import WeakKeyDictionary
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import find_adapter_config_file
 
-from tracelab.errors import TracelabError, quoted, require_choice
+from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import leave_inference_mode, measuring
 from tracelab.model import assets
+from tracelab.model.adapters import is_adapter, merged
 from tracelab.model.forward_pass import watch
 from tracelab.model.hook_points import check_hook_points, hook_name
 from tracelab.model.hooked import hook_keys, in_training
@@ -110,8 +109,8 @@ def load(
     where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
     adapter = None
     try:
-        if gguf is None and find_adapter_config_file(folder, revision=revision) is not None:
-            hf_model, tokenizer = _merged(model_id, folder, dtype, where)
+        if gguf is None and is_adapter(folder, revision):
+            hf_model, tokenizer = merged(model_id, folder, dtype, where)
             adapter = model_id
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
@@ -127,46 +126,6 @@ def load(
     model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
     _FACTS[model] = replace(_FACTS[model], adapter=adapter, trust_remote_code=trust_remote_code)
     return model
-
-
-def _merged(
-    model_id: str, folder: str, dtype: torch.dtype, where: dict[str, Any]
-) -> tuple[Any, Any]:
-    """The base model of an adapter with the adapter's change in its weights, and the tokenizer."""
-    try:
-        from peft import AutoPeftModelForCausalLM, PeftConfig
-    except ImportError:
-        raise TracelabError(
-            f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first"
-        ) from None
-    base = PeftConfig.from_pretrained(
-        folder, revision=where.get("revision")
-    ).base_model_name_or_path
-    try:
-        wrapped = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except Exception as error:  # as in load
-        raise TracelabError(
-            f"cannot load the model {model_id!r}, an adapter, on its base {quoted(base)}: "
-            f"{why_not(error)} Have the "
-            "base where adapter_config.json says (from the working folder, or on the hub), or "
-            "merge the adapter first"
-        ) from error
-    if not hasattr(wrapped.base_model, "merge_and_unload"):
-        kind = wrapped.peft_config["default"].peft_type
-        raise TracelabError(
-            f"the adapter {folder!r} ({kind}) cannot be merged into weights: load its base {base!r}"
-        )
-    merged = wrapped.merge_and_unload(safe_merge=True)
-    warnings.warn(
-        f"the adapter {folder!r} was merged into the weights of its base {base!r}", stacklevel=3
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    except (OSError, ValueError):  # an adapter alone
-        tokenizer = AutoTokenizer.from_pretrained(
-            base, trust_remote_code=where["trust_remote_code"]
-        )
-    return merged, tokenizer
 
 
 def _usable_device(device: str | torch.device | None) -> str:
@@ -228,6 +187,11 @@ def from_hf(
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise TracelabError(f"TransformerLens cannot bridge {model_id!r}: {reason}") from error
+    except AttributeError as error:  # a module lacks the parts that its place calls for
+        raise TracelabError(
+            f"TransformerLens cannot bridge {model_id!r}: {error}; put back the module that was "
+            "exchanged (to switch a part off, set the weights of its last linear map to 0)"
+        ) from error
     model.eval()
     _TOKENIZERS[model] = tokenizer
     _FACTS[model] = _describe(model, model_id, prepend_bos)
@@ -385,9 +349,8 @@ def _converted(gguf: Path) -> tuple[str, str | None]:
     try:
         return str(assets.gguf_dir(gguf)), None
     except OSError as error:
-        warnings.warn(
+        warn(
             f"{gguf.name} is converted for this run only, the cache cannot be written ({error})",
-            stacklevel=4,
         )
         return str(gguf.parent), gguf.name
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
@@ -400,7 +363,7 @@ def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> Mod
     watch(model.original_model)
     faults = check_hook_points(model)
     if "not finite" in faults.get("logits", ""):
-        warnings.warn(f"nothing can be measured on {model_id!r}: {faults['logits']}", stacklevel=3)
+        warn(f"nothing can be measured on {model_id!r}: {faults['logits']}")
     return ModelFacts(
         model_id=model_id,
         revision=getattr(model.original_model.config, "_commit_hash", None),

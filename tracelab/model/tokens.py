@@ -9,7 +9,6 @@ ids that it has no embedding of.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_int
 from tracelab.span import Span
@@ -79,9 +78,8 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         )
     if model_facts(model).prepend_bos if prepend_bos is None else prepend_bos:
         if ids[0] == (first := bos_id(model)):
-            warnings.warn(
+            warn(
                 "a text begins with the BOS token already: no second one comes before it",
-                stacklevel=2,
             )
         else:
             ids, offsets = [first, *ids], [(0, 0), *offsets]
@@ -126,7 +124,7 @@ def require_context(
         raise TracelabError(
             f"{text}: shorten it{', or lower max_new_tokens' if new_tokens else ''}"
         )
-    warnings.warn(f"{text}: beyond it the model does what it was not trained for", stacklevel=4)
+    warn(f"{text}: beyond it the model does what it was not trained for")
 
 
 def context_length(model: TransformerBridge) -> int | None:

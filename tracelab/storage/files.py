@@ -23,13 +23,12 @@ import stat
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ENXIO
 from pathlib import Path
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.storage.ownership import claim
 
 PREFIX = ".tmp-"
@@ -213,9 +212,7 @@ def _open_to_write(target: Path) -> int | None:
             if error.errno != ENXIO or not target.is_fifo():
                 raise
             if time.monotonic() > deadline:
-                warnings.warn(
-                    f"nobody reads the pipe {str(target)!r}: what was for it is lost", stacklevel=2
-                )
+                warn(f"nobody reads the pipe {str(target)!r}: what was for it is lost")
                 return None
             time.sleep(0.05)
         else:

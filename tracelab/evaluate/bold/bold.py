@@ -35,9 +35,10 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.bold.text_scorers import TextScorer, text_scorer
 from tracelab.evaluate.scores import BenchmarkScores, Sample, column, score_table
 from tracelab.model.generation import Generations, generate
-from tracelab.model.load import model_info
+from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_records, as_texts
+from tracelab.model.weights import same_weights
 from tracelab.ranges import require_seed
 from tracelab.storage.data_hash import data_hash
 
@@ -255,11 +256,9 @@ def _given(
     wrong = TracelabError(
         "texts are continuations of other prompts: pass the prompts and groups they were made for"
     )
-    theirs, ours = texts.settings["model"], model_info(model).settings()
-    if theirs["fingerprint"] != ours["fingerprint"]:
-        raise TracelabError(
-            f"texts were written by {theirs['model_id']}, not by {ours['model_id']}"
-        )
+    theirs, ours = texts.settings["model"], model_facts(model).model_id
+    if not same_weights(model, theirs["fingerprint"]):
+        raise TracelabError(f"texts were written by {theirs['model_id']}, not by {ours}")
     if isinstance(texts, Generations):
         if list(texts.table.drop_duplicates("prompt_id")["prompt"]) != [
             prompt.text for prompt in kept

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
@@ -125,11 +124,11 @@ class BiasEdit(TrainedDelta):
         edit.zero_grad()
         strength, table = _strength(edit, measured)
         if not strength:
-            warnings.warn(
+            warn(
                 f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the "
-                f"development triples without costing more than {LMS_LOSS:g} points of LMS "
-                '(notes["strengths"]); train longer, or on more triples',
-                stacklevel=2,
+                "development triples without "
+                f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, '
+                "or on more triples",
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors

@@ -37,7 +37,8 @@ from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import hook_names
-from tracelab.model.load import model_info
+from tracelab.model.load import model_facts
+from tracelab.model.weights import same_weights
 
 PROBING = ("n_seeds", "split", "top_k")
 """Fields of the configuration that are about the probers."""
@@ -361,11 +362,10 @@ def _check_data(
         raise TracelabError(
             f"FairMed needs probers of at least one attribute, each once, not of {names}"
         )
-    info = model_info(model)
     for item in probes:
-        if item.settings["model"]["fingerprint"] != info.fingerprint:
-            made_for = item.settings["model"]["model_id"]
-            raise TracelabError(f"these probes are of {made_for}: probe {info.model_id} itself")
+        if not same_weights(model, item.settings["model"]["fingerprint"]):
+            made_for, own = item.settings["model"]["model_id"], model_facts(model).model_id
+            raise TracelabError(f"these probes are of {made_for}: probe {own} itself")
         if on := set(item.settings.get("hooks") or ()) - set(hook_names(model)):
             raise TracelabError(
                 f"these probes were made with hooks on ({', '.join(sorted(on))}): probe the model "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -24,9 +23,10 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import learning
 from tracelab.model.finite import CAUSE
+from tracelab.model.weights import held
 from tracelab.progress import progress
 from tracelab.storage.files import atomic_file
 from tracelab.storage.ownership import adopt, is_ours, require_file, require_ours
@@ -109,11 +109,12 @@ class Chunks:
                 if self.size == 1 or not should_reduce_batch_size(error):
                     raise
             self.size //= 2
-            warnings.warn(f"out of memory: {self.size} texts at a time from here on", stacklevel=3)
+            warn(f"out of memory: {self.size} texts at a time from here on")
             restart()
 
 
 @learning()
+@held()
 def train(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -146,10 +147,9 @@ def train(
             not at it.
     """
     if partial is not None and not _is_a_trainings(partial):
-        warnings.warn(
+        warn(
             f"{str(partial)!r} was not written by tracelab: it stays as it is, and nothing of "
             f"{what} is kept",
-            stacklevel=2,
         )
         partial = None
     curves, best, best_score, stale, done = (
@@ -222,7 +222,7 @@ def train(
                 reason = f"{what}, step {done + 1}: {error}"
                 if not done:
                     raise TracelabError(reason) from error
-                warnings.warn(f"{reason}; the best state before it is kept", stacklevel=2)
+                warn(f"{reason}; the best state before it is kept")
                 break
             optimizer.step()
             if scheduler is not None:

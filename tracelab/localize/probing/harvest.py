@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.hook_points import Point
@@ -62,7 +61,7 @@ def group_token_ids(model: TransformerBridge, corpus: Corpus) -> list[Int[Tensor
     }
     if shared:
         texts = ", ".join(repr(text) for text in token_texts(model, sorted(shared)))
-        warnings.warn(f"first tokens shared by several groups are left out: {texts}", stacklevel=2)
+        warn(f"first tokens shared by several groups are left out: {texts}")
     for (name, words), ids in zip(corpus.groups, by_group, strict=True):
         if not ids - shared:
             raise TracelabError(

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import Corpus
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.figures import f1_per_layer
 from tracelab.gradients import measuring
 from tracelab.localize.probing.harvest import group_token_ids, harvest
@@ -165,9 +165,7 @@ def probe_layers(
         )
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
-        warnings.warn(
-            f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group", stacklevel=3
-        )
+        warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group")
     tally = _Tally(corpus, n_layers, scored)
     kept: Probers | None = None
     with progress(total=2 * n_seeds * config.epochs, what="probers", unit="epoch") as bar:

@@ -28,7 +28,6 @@ information, not that the stereotype is stored there.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from math import prod
@@ -44,7 +43,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
 from tracelab.localize.tracing.partial import add_case, read_cases, require_cases_file
@@ -165,9 +164,7 @@ def causal_trace(
         )
         run = "fast" if same else "plain"
         if run == "plain":
-            warnings.warn(
-                "caches cannot be shared on this model: tracing the slow way", stacklevel=3
-            )
+            warn("caches cannot be shared on this model: tracing the slow way")
     tracer: Tracer = fast_trace if run == "fast" else plain_trace
     settings = run_settings(
         model,
