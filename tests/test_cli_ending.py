@@ -18,7 +18,7 @@ from tracelab.cli import ending, main
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.output import result_name
 from tracelab.cli.parser import make_parser
-from tracelab.cli.partial import partial_fit, require_partial_folder
+from tracelab.cli.checkpoint import partial_fit, require_partial_folder
 from tracelab.errors import TracelabError
 from tracelab.storage.files import PREFIX
 

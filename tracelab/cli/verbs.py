@@ -14,7 +14,7 @@ import pandas as pd
 
 from tracelab.cli.arguments import parse_int, parse_layers
 from tracelab.cli.output import partial_file, result_name, say, write_json
-from tracelab.cli.partial import partial_fit, require_partial_folder
+from tracelab.cli.checkpoint import partial_fit, require_partial_folder
 from tracelab.datasets import crows_pairs, expert_texts, group_pairs, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table

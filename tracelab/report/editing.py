@@ -41,7 +41,7 @@ from tracelab.model.load import model_key
 from tracelab.model.settings import run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import kept
 
 LMS_LOSS = 1.0
 PROMPTS = {

@@ -28,7 +28,7 @@ from tracelab.model.settings import run_settings
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import kept
 
 R = TypeVar("R", bound=Result)
 

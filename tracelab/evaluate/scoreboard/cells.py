@@ -22,7 +22,7 @@ from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.model.load import model_key
 from tracelab.model.settings import run_settings
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import kept
 from tracelab.storage.ownership import file_name
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)

@@ -57,7 +57,7 @@ from tracelab.ranges import (
     require_seed,
 )
 from tracelab.storage.data_hash import data_hash
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import kept
 from tracelab.storage.ownership import require_folder
 
 FILTER_ORDERS = ("after", "base_first")

@@ -17,7 +17,7 @@ import torch
 
 from tracelab.errors import TracelabError
 from tracelab.results import Result
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import kept
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class Failing:
 ANOTHER = """
 import sys, time
 from pathlib import Path
-from tests.test_kept import small, Small
-from tracelab.storage.kept import kept
+from tests.test_checkpoint import small, Small
+from tracelab.storage.checkpoint import kept
 def make():
     time.sleep(0.3)
     return small(int(sys.argv[2]))
