@@ -121,7 +121,7 @@ def test_texts_of_no_two_tokens_are_refused(small):
         Experts.fit(small, empty, training=TRAINING)
 
 
-def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
+def test_an_interrupted_fit_resumes_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
     from tracelab.interventions.experts import experts as module
 
     runs, finetune = [], module.finetune
@@ -135,8 +135,8 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
     monkeypatch.setattr(module, "finetune", interrupted)
     training = FinetuneConfig(rank=2, modules=("mlp.out",), epochs=1)
     with pytest.raises(KeyboardInterrupt):
-        Experts.fit(small, TEXTS, training=training, partial=tmp_path)
-    edit = Experts.fit(small, TEXTS, training=training, partial=tmp_path)
+        Experts.fit(small, TEXTS, training=training, checkpoint=tmp_path)
+    edit = Experts.fit(small, TEXTS, training=training, checkpoint=tmp_path)
     assert runs == ["expert", "anti_expert", "anti_expert"]
     whole = Experts.fit(small, TEXTS, training=training)
     for name, value in whole.state_dict().items():
@@ -147,9 +147,9 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
         small,
         TEXTS,
         training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1),
-        partial=tmp_path,
+        checkpoint=tmp_path,
     )
-    assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
+    assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is resumed
     assert isinstance(edit.expert, WeightDelta)
 
 
@@ -160,7 +160,7 @@ def test_a_training_that_diverges_and_stays_finite_is_refused(small, lr, tmp_pat
     with pytest.raises(
         TracelabError, match=r"expert: the training diverged .*: lower the learning rate"
     ):
-        Experts.fit(small, TEXTS, training=training, partial=tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [".tracelab.lock"]
+        Experts.fit(small, TEXTS, training=training, checkpoint=tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".tracelab.lock"]
     assert torch.equal(logits(small), before)
     assert all(parameter.grad is None for parameter in small.parameters())

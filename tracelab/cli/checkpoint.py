@@ -1,64 +1,58 @@
-"""Where an interrupted ``fit`` keeps what it has: the folder ``X.partial`` beside the bundle
-``X``."""
+"""Where an interrupted ``fit`` or ``trace`` is resumed from: the folder ``X.checkpoint`` beside the
+bundle or result ``X``."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tracelab.errors import TracelabError
+from tracelab.cli.output import result_name
 from tracelab.storage.files import PREFIX
 from tracelab.storage.locks import LOCK, locked
-from tracelab.storage.ownership import LIST, adopt, is_ours, named_in, require_folder
+from tracelab.storage.ownership import LIST, require_folder, require_ours
 
-NAMES = ("training", "expert", "expert.key", "anti_expert", "anti_expert.key")
+VERBS = ("fit", "trace")
+TOOLS = (LIST, LOCK)
 
 
-def require_partial_folder(out: str) -> Path:
-    """The folder for a bundle; refused, before any work, if something is there that no interrupted
-    fit left.
+def require_checkpoint(target: Path | str) -> Path:
+    """The folder for a bundle or result; refused, before any work, if anything but a checkpoint is
+    there.
 
     Raises:
         TracelabError: naming it.
     """
-    from tracelab.interventions.training.loop import require_partial
-
-    whole = Path(os.path.abspath(out))
-    folder = whole.with_name(f"{whole.name}.partial")
-    if folder.is_file():
-        require_partial(folder)  # 0.1 kept a training in a file
-        return folder
+    whole = Path(os.path.abspath(target))
+    folder = whole.with_name(f"{whole.name}.checkpoint")
+    if os.path.lexists(folder) and not folder.is_dir():
+        require_ours(folder)
     require_folder(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        is_tool = path.name in (LIST, LOCK) or path.name.startswith(PREFIX)
-        of_0_1 = path.name in NAMES and named_in(path / "tracelab.json") is not None
-        if not (is_tool or of_0_1 or (path.name in NAMES and is_ours(path))):
-            raise TracelabError(
-                f"{str(path)!r}, where an interrupted fit is kept, was not written by tracelab: "
-                "move it away, or name another folder"
-            )
+        if path.name not in TOOLS and not path.name.startswith(PREFIX):
+            require_ours(path)
     return folder
 
 
 @contextmanager
-def partial_fit(out: str) -> Iterator[Path]:
-    """Hold the folder for a bundle, alone; it is removed when the block ends without an error."""
-    folder = require_partial_folder(out)
-    kept_by_0_1 = None
-    if folder.is_file():
-        kept_by_0_1 = folder.with_name(f"{PREFIX}{folder.name}")
-        os.replace(folder, kept_by_0_1)
+def checkpoint_of(options: argparse.Namespace) -> Iterator[Path | None]:
+    """Hold the folder for a command, alone, if it has one; it is removed when the block ends
+    without an error."""
+    if options.verb_name not in VERBS or options.out is None:
+        yield None
+        return
+    is_trace = options.verb_name == "trace"
+    folder = require_checkpoint(
+        Path(options.out, result_name(options)) if is_trace else options.out
+    )
     with locked(folder):
-        adopt([folder / name for name in NAMES])
-        if kept_by_0_1 is not None:
-            os.replace(kept_by_0_1, folder / "training")
         done = False
         try:
             yield folder
             done = True
         finally:
-            if done or {path.name for path in folder.glob("*")} <= {LIST, LOCK}:
+            if done or {path.name for path in folder.glob("*")} <= set(TOOLS):
                 shutil.rmtree(folder, ignore_errors=True)

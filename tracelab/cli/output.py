@@ -15,7 +15,6 @@ import pandas as pd
 
 from tracelab.errors import TracelabError
 from tracelab.figures.style import require_script_place
-from tracelab.localize.tracing.partial import require_cases_file
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
 from tracelab.storage.ownership import (
@@ -39,11 +38,6 @@ def result_name(options: argparse.Namespace) -> str:
     if options.verb_name == "score" and options.edit:
         parts += ["under", *(Path(path).name for path in options.edit)]
     return file_name("-".join(part for part in parts if part))
-
-
-def partial_file(options: argparse.Namespace) -> Path:
-    """Where an interrupted command keeps what it finished."""
-    return Path(options.out) / f"{result_name(options)}.partial.jsonl"
 
 
 def check_writable(options: argparse.Namespace) -> None:
@@ -77,8 +71,6 @@ def _require_result_places(options: argparse.Namespace) -> None:
     write."""
     out, name = Path(options.out), result_name(options)
     require_result_folder(out / name)
-    if options.verb_name == "trace":
-        require_cases_file(partial_file(options))
     if options.verb_name == "compare":
         require_folder(out / "cells")
     require_script_place(out)
@@ -107,7 +99,6 @@ def hand_out(result: Result, options: argparse.Namespace) -> None:
     """Write ``--out`` and ``--json``, then print the table: a pipe that is closed loses nothing."""
     if options.out is not None:
         result.save(Path(options.out) / result_name(options))
-        partial_file(options).unlink(missing_ok=True)
         figures = result.figures()
         if figures:
             from tracelab.figures import save_figures

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.cli.arguments import parse_int, parse_layers
-from tracelab.cli.output import partial_file, result_name, say, write_json
-from tracelab.cli.checkpoint import partial_fit, require_partial_folder
+from tracelab.cli.output import result_name, say, write_json
 from tracelab.datasets import crows_pairs, expert_texts, group_pairs, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
@@ -71,7 +70,7 @@ def _measure(
 
 def compare(options: argparse.Namespace) -> Result:
     """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished
-    cells are kept there."""
+    cells are stored there."""
     from tracelab.evaluate.registry import BIAS_TYPES, benchmark
     from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
     from tracelab.interventions import Intervention, Stack
@@ -155,7 +154,6 @@ def fit(options: argparse.Namespace) -> None:
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
     require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
-    require_partial_folder(options.out)
     fitter, own = FITTERS[options.method]
     for name in (name for _, names in FITTERS.values() for name in names if name not in own):
         given = getattr(options, name)
@@ -193,20 +191,18 @@ def _fit_experts(options: argparse.Namespace, given: dict[str, Any]) -> Path:
     )
     training = FinetuneConfig(**given, seed=options.seed)
     texts = expert_texts(options.bias, source=options.source, limit=options.limit)
-    with partial_fit(options.out) as partial:
-        return Experts.fit(_load(options), texts, mixing, training=training, partial=partial).save(
-            options.out
-        )
+    return Experts.fit(
+        _load(options), texts, mixing, training=training, checkpoint=options.checkpoint
+    ).save(options.out)
 
 
 def _fit_on_triples(cls: Any, options: argparse.Namespace, config: Any, **fit_options: Any) -> Path:
-    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``; taken up if
-    interrupted."""
+    """Fit on StereoSet's ``test`` split, which shares no target term with ``dev``."""
     bias = None if options.bias == "all" else options.bias
     records = stereoset(bias, split="test", source=options.source, limit=options.limit)
-    with partial_fit(options.out) as partial:
-        edit = cls.fit(_load(options), records, config, partial=partial / "training", **fit_options)
-        return edit.save(options.out)
+    checkpoint = options.checkpoint
+    edit = cls.fit(_load(options), records, config, checkpoint=checkpoint, **fit_options)
+    return edit.save(options.out)
 
 
 def _fit_biasedit(options: argparse.Namespace, given: dict[str, Any]) -> Path:
@@ -333,7 +329,7 @@ def trace(options: argparse.Namespace) -> Result:
         n_samples=options.samples,
         window=options.window,
         max_cases=options.limit,
-        partial=None if options.out is None else partial_file(options),
+        checkpoint=options.checkpoint,
         seed=options.seed,
     )
 

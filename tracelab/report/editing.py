@@ -17,7 +17,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import StereoSetRecord, expert_texts, stereoset
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.redditbias import BIAS_TYPES as EXPERT_TYPES
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
@@ -41,7 +41,7 @@ from tracelab.model.load import model_key
 from tracelab.model.settings import run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
-from tracelab.storage.checkpoint import kept
+from tracelab.storage.checkpoint import resumed
 
 LMS_LOSS = 1.0
 PROMPTS = {
@@ -94,7 +94,7 @@ def fit_edits(
     )
 
     def bundle(name: str, fit: Callable[[], Intervention]) -> Intervention:
-        return kept(folder, name, load_intervention, request, fit, say=say, making="fitting")
+        return resumed(folder, name, load_intervention, request, fit, say=say, making="fitting")
 
     made = {"fairmed": bundle("fairmed", lambda: FairMed.fit(model, probes))}
     if texts:
@@ -114,7 +114,7 @@ def development(
     """Records to fit on, and records of other target terms to choose a stack on; both of
     StereoSet's ``test``."""
     fitted, held_out = split_by_target(stereoset(bias, split="test"), seed=seed)
-    return spread(fitted, preset.fit_records), spread(held_out, preset.choice_records)
+    return subsample(fitted, preset.fit_records), subsample(held_out, preset.choice_records)
 
 
 def choose_stack(
@@ -156,7 +156,7 @@ def choose_stack(
 
     known = {name: edit.identity() for name, edit in edits.items()}
     request = run_settings(model, records, part="choice", edits=known, seed=seed) | model_key(model)
-    choice = kept(folder, "choice", Choice.load, request, measure, say=say)
+    choice = resumed(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}
 

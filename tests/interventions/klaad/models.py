@@ -25,14 +25,14 @@ def only(loss: str) -> dict[str, float]:
     return {**dict.fromkeys(LAMS.values(), 0.0), LAMS[loss]: 1.0}
 
 
-def fit(model, given=GIVEN, dev=None, *, partial=None, **config) -> KLAAD:
+def fit(model, given=GIVEN, dev=None, *, checkpoint=None, **config) -> KLAAD:
     """A quick fit; developed on what it is trained on, unless told otherwise."""
     return KLAAD.fit(
         model,
         given,
         KLAADConfig(**{**QUICK, **config}),
         dev=given if dev is None else dev,
-        partial=partial,
+        checkpoint=checkpoint,
     )
 
 

@@ -36,7 +36,7 @@ from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.training.loop import require_partial, train
+from tracelab.interventions.training.loop import TRAINING, train
 from tracelab.interventions.training.triples import Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.localize.tracing.causal_trace import causal_trace
@@ -44,6 +44,7 @@ from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_key
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
+from tracelab.storage.checkpoint import require_entries
 from tracelab.storage.data_hash import data_hash
 
 MODULE = "mlp.out"
@@ -90,7 +91,7 @@ class BiasEdit(WeightDelta):
         *,
         layers: Sequence[int] | str = "last123",
         dev: Iterable[StereoSetRecord] | None = None,
-        partial: Path | str | None = None,
+        checkpoint: Path | str | None = None,
         allow_hooks: bool = False,
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
@@ -106,7 +107,7 @@ class BiasEdit(WeightDelta):
                 training pairs.
             dev: development records, which end the training and choose the strength; default: those
                 of a fifth of the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
+            checkpoint: folder in which an interrupted fit is stored, and resumed from.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
@@ -115,7 +116,7 @@ class BiasEdit(WeightDelta):
         """
         began = perf_counter()
         require_unedited(model, "a fit of BiasEdit", allow_hooks=allow_hooks)
-        require_partial(partial)
+        require_entries(checkpoint, TRAINING)
         config = config or BiasEditConfig()
         records, held_out = (
             split_by_target(data, seed=config.seed)
@@ -163,11 +164,11 @@ class BiasEdit(WeightDelta):
             steps=config.steps,
             eval_every=config.eval_every,
             patience=config.patience,
-            partial=partial,
+            checkpoint=checkpoint,
             key=key | model_key(model),
             what=f"biasedit({bias})",
         )
-        curves.require_converged(f"biasedit({bias})", partial)
+        curves.require_converged(f"biasedit({bias})", checkpoint)
         learner.show()
         edit.zero_grad()
         strength, table = _strength(edit, measured)

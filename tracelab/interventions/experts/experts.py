@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial as partial_function
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -56,9 +56,8 @@ from tracelab.ranges import (
     require_number,
     require_seed,
 )
+from tracelab.storage.checkpoint import require_entries, resumed
 from tracelab.storage.data_hash import data_hash
-from tracelab.storage.checkpoint import kept
-from tracelab.storage.ownership import require_folder
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -182,15 +181,15 @@ class Experts(Intervention):
         config: ExpertsConfig | None = None,
         *,
         training: FinetuneConfig | None = None,
-        partial: Path | str | None = None,
+        checkpoint: Path | str | None = None,
         allow_hooks: bool = False,
     ) -> Experts:
         """Tune an expert on ``data.anti_biased`` and an anti-expert on ``data.biased``.
 
         Args:
             model: the small model; the edited model itself, or one with its vocabulary.
-            partial: folder where each finished expert is kept, so that an interrupted fit goes on
-                from there.
+            checkpoint: folder in which each finished expert is stored, so that an interrupted fit
+                resumes from there.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
@@ -200,15 +199,12 @@ class Experts(Intervention):
         began = perf_counter()
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
         require_unedited(model, "a fit of experts", allow_hooks=allow_hooks)
-        if partial is not None:
-            require_folder(partial)
+        require_entries(checkpoint, "expert", "anti_expert")
         key = {"data_hash": data_hash([data]), "training": asdict(training)} | model_key(model)
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
-            tune = partial_function(_tuned, model, texts, training, what)
-            tuned[what] = (
-                tune() if partial is None else kept(Path(partial), what, _load_delta, key, tune)
-            )
+            tune = partial(_tuned, model, texts, training, what)
+            tuned[what] = resumed(checkpoint, what, _load_delta, key, tune)
         losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
         notes: dict[str, Any] = {
             "data_hash": key["data_hash"],

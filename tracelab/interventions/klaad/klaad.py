@@ -41,7 +41,7 @@ from tracelab.interventions.klaad.losses import (
 )
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.finetune import frozen
-from tracelab.interventions.training.loop import Chunks, require_partial, train
+from tracelab.interventions.training.loop import TRAINING, Chunks, train
 from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, split_by_target, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -51,6 +51,7 @@ from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 from tracelab.model.texts import as_records
 from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
+from tracelab.storage.checkpoint import require_entries
 from tracelab.storage.data_hash import data_hash
 
 TRAINABLE = ("all", "attn_last")
@@ -151,7 +152,7 @@ class KLAAD(WeightDelta):
         config: KLAADConfig | None = None,
         *,
         dev: Iterable[StereoSetRecord] | None = None,
-        partial: Path | str | None = None,
+        checkpoint: Path | str | None = None,
         allow_hooks: bool = False,
     ) -> KLAAD:
         """Train the deltas on triples.
@@ -160,7 +161,7 @@ class KLAAD(WeightDelta):
             data: training records; not those that the edit will be scored on.
             dev: development records, which choose the state that is kept; default: those of a fifth
                 of the target terms of ``data``.
-            partial: file in which an interrupted fit is kept, and taken up from; nobody's own.
+            checkpoint: folder in which an interrupted fit is stored, and resumed from.
             allow_hooks: fit on a model with hooks on, as it is with them.
 
         Raises:
@@ -169,7 +170,7 @@ class KLAAD(WeightDelta):
         """
         began = perf_counter()
         require_unedited(model, "a fit of KLAAD", allow_hooks=allow_hooks)
-        require_partial(partial)
+        require_entries(checkpoint, TRAINING)
         config = config or KLAADConfig()
         last = model_facts(model).n_layers - 1
         require_hook(model, "pattern", last)
@@ -216,11 +217,11 @@ class KLAAD(WeightDelta):
             eval_every=config.eval_every,
             patience=config.patience,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-            partial=partial,
+            checkpoint=checkpoint,
             key=key | model_key(model),
             what=f"klaad({bias})",
         )
-        curves.require_converged(f"klaad({bias})", partial)
+        curves.require_converged(f"klaad({bias})", checkpoint)
         edit.notes |= {"data_hash": key["data"], "dev_hash": key["dev"], "curves": curves.rows}
         edit.notes |= {
             "left_out": train_triples.left_out,
