@@ -1,5 +1,5 @@
-"""What is stored is resumed only if it is whole and was asked for so; what is damaged is made again;
-what is somebody's own is refused."""
+"""What is stored is resumed only if it is whole and was asked for so; what is damaged is made
+again; what is somebody's own is refused."""
 
 from __future__ import annotations
 
