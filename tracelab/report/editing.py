@@ -37,8 +37,7 @@ from tracelab.interventions import (
 )
 from tracelab.interventions.training.triples import split_by_target
 from tracelab.localize.probing.probes import LayerProbes
-from tracelab.model.load import model_key
-from tracelab.model.settings import run_settings
+from tracelab.model.settings import request_of, run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
 from tracelab.storage.checkpoint import resumed
@@ -84,9 +83,7 @@ def fit_edits(
     """
     triples, _ = development(bias, preset, seed)
     texts = [expert_texts(bias, limit=preset.fit_records)] if bias in EXPERT_TYPES else []
-    request = run_settings(
-        model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed
-    ) | model_key(model)
+    request = request_of(model, [*triples, *texts], bias=bias, preset=preset.settings(), seed=seed)
     steps = (
         {}
         if preset.fit_steps is None
@@ -155,7 +152,7 @@ def choose_stack(
         return Choice(run_settings(model, records, seed=seed), table)
 
     known = {name: edit.identity() for name, edit in edits.items()}
-    request = run_settings(model, records, part="choice", edits=known, seed=seed) | model_key(model)
+    request = request_of(model, records, part="choice", edits=known, seed=seed)
     choice = resumed(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}

@@ -23,8 +23,8 @@ from tracelab.localize.attention.attention_gap import AttentionGap, attention_ga
 from tracelab.localize.probing.probes import LayerProbes, probe_layers, split_rows
 from tracelab.localize.tracing.causal_trace import CASES, causal_trace
 from tracelab.localize.tracing.result import CausalTrace
-from tracelab.model.load import model_facts, model_key
-from tracelab.model.settings import run_settings
+from tracelab.model.load import model_facts
+from tracelab.model.settings import request_of
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result
@@ -94,13 +94,13 @@ def measure(
         say: told what is about to be measured, for the terminal.
     """
     records, crows_records, corpus = data.records, data.crows, data.corpus
-    request = run_settings(
+    request = request_of(
         model,
         [*records, *(crows_records or []), corpus],
         bias=bias,
         preset=preset.settings(),
         seed=seed,
-    ) | model_key(model)
+    )
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
         key = {**request, "part": name, "more": more}

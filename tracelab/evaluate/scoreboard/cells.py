@@ -20,8 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.records import Sentence
 from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
-from tracelab.model.load import model_key
-from tracelab.model.settings import run_settings
+from tracelab.model.settings import request_of
 from tracelab.storage.checkpoint import resumed
 from tracelab.storage.ownership import file_name
 
@@ -92,7 +91,7 @@ def measure_cell(
     try:
         if folder is None:
             return Cell(make())
-        request = run_settings(
+        request = request_of(
             model,
             [
                 Sentence(str(k), each) if isinstance(each, str) else each
@@ -104,7 +103,6 @@ def measure_cell(
             edit=None if edit is None else edit.identity(),
             seed=seed,
         )
-        request |= model_key(model)
         label = file_name("-".join(filter(None, (benchmark.name, question.bias))))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
         name_of_cell = f"{label}-{print_of_request}"

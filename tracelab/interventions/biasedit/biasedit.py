@@ -41,7 +41,8 @@ from tracelab.interventions.training.triples import Triples, split_by_target, to
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.localize.tracing.causal_trace import causal_trace
 from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_facts, model_key
+from tracelab.model.load import model_facts
+from tracelab.model.settings import request_of
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
 from tracelab.storage.checkpoint import require_entries
@@ -165,7 +166,7 @@ class BiasEdit(WeightDelta):
             eval_every=config.eval_every,
             patience=config.patience,
             checkpoint=checkpoint,
-            key=key | model_key(model),
+            key=request_of(model, **key),
             what=f"biasedit({bias})",
         )
         curves.require_converged(f"biasedit({bias})", checkpoint)

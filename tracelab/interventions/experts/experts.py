@@ -47,6 +47,7 @@ from tracelab.model.forward_pass import current_call
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts, model_info, model_key
+from tracelab.model.settings import request_of
 from tracelab.model.texts import Texts
 from tracelab.ranges import (
     EPOCHS_MOST,
@@ -57,7 +58,6 @@ from tracelab.ranges import (
     require_seed,
 )
 from tracelab.storage.checkpoint import require_entries, resumed
-from tracelab.storage.data_hash import data_hash
 
 FILTER_ORDERS = ("after", "base_first")
 
@@ -200,7 +200,7 @@ class Experts(Intervention):
         config, training = config or ExpertsConfig(), training or FinetuneConfig()
         require_unedited(model, "a fit of experts", allow_hooks=allow_hooks)
         require_entries(checkpoint, "expert", "anti_expert")
-        key = {"data_hash": data_hash([data]), "training": asdict(training)} | model_key(model)
+        key = request_of(model, [data], training=asdict(training))
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
             tune = partial(_tuned, model, texts, training, what)

@@ -47,8 +47,9 @@ from tracelab.interventions.training.triples import LABELS, Triples, split_by_ta
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.hook_points import LINEAR_MAPS
 from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_facts, model_key, require_hook
+from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
+from tracelab.model.settings import request_of
 from tracelab.model.texts import as_records
 from tracelab.ranges import EPOCHS_MOST, WIDTH_MOST, require_int, require_number, require_seed
 from tracelab.storage.checkpoint import require_entries
@@ -218,7 +219,7 @@ class KLAAD(WeightDelta):
             patience=config.patience,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
             checkpoint=checkpoint,
-            key=key | model_key(model),
+            key=request_of(model, **key),
             what=f"klaad({bias})",
         )
         curves.require_converged(f"klaad({bias})", checkpoint)
