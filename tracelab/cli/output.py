@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from tracelab.errors import TracelabError
 from tracelab.figures.style import require_script_place
+from tracelab.interventions.bundle import MANIFEST, OWN_FILES
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
 from tracelab.storage.ownership import (
@@ -24,6 +26,7 @@ from tracelab.storage.ownership import (
     require_file,
     require_folder,
     require_ours,
+    require_replaceable,
 )
 
 RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
@@ -57,6 +60,9 @@ def check_writable(options: argparse.Namespace) -> None:
         _named("--out", require_folder, out)
         if options.verb_name in RESULTS:
             _named("--out", _require_result_places, options)
+        if options.verb_name == "fit":
+            check = partial(require_replaceable, own=OWN_FILES, marker=MANIFEST)
+            _named("--out", check, Path(out))
 
 
 def _named(option: str, check: Callable[[Any], object], value: Any) -> None:

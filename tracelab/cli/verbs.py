@@ -21,7 +21,6 @@ from tracelab.model import assets
 from tracelab.ranges import shown
 from tracelab.results import Result
 from tracelab.storage.files import own_file
-from tracelab.storage.ownership import require_replaceable
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -149,11 +148,10 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def fit(options: argparse.Namespace) -> None:
     """``tracelab fit``: writes a bundle into ``--out``; ``--json`` gets its manifest."""
-    from tracelab.interventions.bundle import MANIFEST, OWN_FILES
+    from tracelab.interventions.bundle import MANIFEST
 
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
-    require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
     fitter, own = FITTERS[options.method]
     for name in (name for _, names in FITTERS.values() for name in names if name not in own):
         given = getattr(options, name)
