@@ -67,7 +67,7 @@ def test_headline_numbers_are_those_of_the_tables(made):
     assert expected == pytest.approx(hit["value"].item())
 
 
-def test_started_again_it_takes_up_finished_parts(
+def test_started_again_it_resumes_from_finished_parts(
     real_model, small_preset, made, monkeypatch, capsys
 ):
     def must_not_run(*args, **kwargs):

@@ -31,8 +31,8 @@ from tracelab.storage.checkpoint import discard, open_entry
 from tracelab.storage.files import atomic_file
 
 TRAINING = "training"
-"""The entry of a checkpoint, which holds the :data:`STATE`."""
-STATE = {"module", "optimizer", "scheduler", "curves", "best", "best_score", "stale", "done"}
+"""The entry of a checkpoint: the states of module, optimizer and scheduler, and :data:`PROGRESS`."""
+PROGRESS = ("curves", "best", "best_score", "stale", "done")
 
 Figures = Mapping[str, float]
 
@@ -144,13 +144,10 @@ def train(
         TracelabError: the development figures are not finite before the first step, the loss is not
             at it, or the checkpoint cannot be stored.
     """
-    curves, best, best_score, stale, done = (
-        Curves(),
-        copy.deepcopy(module.state_dict()),
-        float("inf"),
-        0,
-        0,
-    )
+    curves, best = Curves(), copy.deepcopy(module.state_dict())
+    best_score, stale, done = float("inf"), 0, 0
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer}
+    parts |= {} if scheduler is None else {"scheduler": scheduler}
 
     def validate() -> bool:
         """Measure, store; whether to go on."""
@@ -171,16 +168,8 @@ def train(
         return stale < patience and done < steps
 
     def write(path: Path) -> None:
-        state = {
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "curves": curves.rows,
-            "best": best,
-            "best_score": best_score,
-            "stale": stale,
-            "done": done,
-        }
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= zip(PROGRESS, (curves.rows, best, best_score, stale, done), strict=True)
         # To an open file: torch takes the archive's name from a path, and a hidden file without
         # suffix has none.
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -190,18 +179,13 @@ def train(
         open_entry(checkpoint, TRAINING, key) as entry,
         progress(total=steps, what=what, unit="step") as bar,
     ):
-        state = entry.load(_read)
+        state = entry.load(lambda path: _read(path, {*parts, *PROGRESS}))
         if state is None:
             going = validate()
         else:
-            module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            if scheduler is not None:
-                scheduler.load_state_dict(state["scheduler"])
-            curves.rows = state["curves"]
-            best, best_score, stale, done = (
-                state[name] for name in ("best", "best_score", "stale", "done")
-            )
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            curves.rows, best, best_score, stale, done = (state[name] for name in PROGRESS)
             going = stale < patience and done < steps
             bar.update(done)
         for number, batch in enumerate(batches):
@@ -263,9 +247,9 @@ def require_converged(what: str, before: float, after: float, largest: float) ->
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The state that an interrupted run stored."""
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
+    """The state that an interrupted run stored, if everything is in it."""
     state = torch.load(path, weights_only=True)
-    if not isinstance(state, dict) or not state.keys() >= STATE:
+    if not isinstance(state, dict) or not state.keys() >= names:
         raise TracelabError("it is no state of a training")
     return state
