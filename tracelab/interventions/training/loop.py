@@ -31,7 +31,7 @@ from tracelab.storage.checkpoint import discard, open_entry
 from tracelab.storage.files import atomic_file
 
 TRAINING = "training"
-"""The entry of a checkpoint: the states of module, optimizer and scheduler, and :data:`PROGRESS`."""
+"""The entry of a checkpoint: states of module, optimizer and scheduler, and :data:`PROGRESS`."""
 PROGRESS = ("curves", "best", "best_score", "stale", "done")
 
 Figures = Mapping[str, float]
