@@ -317,6 +317,8 @@ def test_somebodys_file_in_an_entrys_place_is_refused_and_stays(tmp_path, name):
         require_entries(tmp_path, "state")
     with pytest.raises(TracelabError, match=f"{name}' was not written by tracelab"):
         stored(tmp_path, "mine")
+    with pytest.raises(TracelabError, match=f"{name}' was not written by tracelab"):
+        store(tmp_path, 1, "one")
     discard(tmp_path, "state")
     assert (tmp_path / name).read_text() == "mine"
 

@@ -137,10 +137,14 @@ class Entry:
 
         Args:
             write: writes it to a path, whole or not at all.
+
+        Raises:
+            TracelabError: somebody's own files lie in its place.
         """
         if self._path is None:
             return
         if not self._is_whole:
+            _require_ours(self._path)
             _remove(self._path)  # with a damaged manifest it would pass for somebody's own
         adopt([self._path, _key_of(self._path)])
         write(self._path)
