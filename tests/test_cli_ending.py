@@ -3,6 +3,7 @@ or full."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -15,11 +16,12 @@ import pytest
 
 from tests.tiny import tiny_hf
 from tracelab.cli import ending, main
+from tracelab.cli.checkpoint import checkpoint_of, require_checkpoint
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.output import result_name
 from tracelab.cli.parser import make_parser
-from tracelab.cli.partial import partial_fit, require_partial_folder
 from tracelab.errors import TracelabError
+from tracelab.storage.checkpoint import open_entry
 from tracelab.storage.files import PREFIX
 
 ROOT = Path(__file__).parent.parent
@@ -225,7 +227,7 @@ def test_a_figure_of_somebodys_own_is_refused_before_the_model_is_looked_for(
 
 @pytest.mark.parametrize(
     ("verb", "name"),
-    [("trace", "trace-gender.partial.jsonl"), ("compare", "cells"), ("inspect", "plotly.min.js")],
+    [("trace", "trace-gender.checkpoint"), ("compare", "cells"), ("inspect", "plotly.min.js")],
 )
 def test_what_else_a_verb_writes_beside_its_result_is_refused_before_the_model_is_looked_for(
     tmp_path, capsys, verb, name
@@ -287,16 +289,16 @@ def test_the_json_of_an_export_is_its_note(model, tmp_path, to):
     assert set(settings["files"]) <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-# --- partial fits
+# --- interrupted fits and traces
 # ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("method", ["klaad", "biasedit", "experts"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_somebody_keeps_under_the_name_of_a_partial_fit_is_refused_and_stays(
+def test_what_somebody_has_in_the_place_of_a_checkpoint_is_refused_and_stays(
     tmp_path, capsys, method, kind
 ):
-    mine = tmp_path / "K.partial" if kind == "file" else tmp_path / "K.partial" / "training"
+    mine = tmp_path / "K.checkpoint" if kind == "file" else tmp_path / "K.checkpoint" / "training"
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
     arguments = [
@@ -314,22 +316,37 @@ def test_what_somebody_keeps_under_the_name_of_a_partial_fit_is_refused_and_stay
     assert mine.read_text() == "mine"
 
 
-def test_a_partial_fit_is_there_until_it_is_done(tmp_path):
-    out = str(tmp_path / "K")
-    with pytest.raises(KeyboardInterrupt), partial_fit(out) as folder:
-        (folder / "training").write_text("half")
+def options_of(verb: str, out: Path) -> argparse.Namespace:
+    return make_parser().parse_args([*VERBS[verb], "--out", str(out)])
+
+
+@pytest.mark.parametrize(("verb", "name"), [("fit", "K"), ("trace", "K/trace-gender")])
+def test_a_checkpoint_is_there_until_the_command_is_done(tmp_path, verb, name):
+    options = options_of(verb, tmp_path / "K")
+    with pytest.raises(KeyboardInterrupt), checkpoint_of(options) as folder:
+        assert folder == tmp_path / f"{name}.checkpoint"
+        with open_entry(folder, "training", 1) as entry:
+            entry.save(lambda path: path.write_text("half"))
         raise KeyboardInterrupt
-    assert require_partial_folder(out) == folder
-    with partial_fit(out) as folder:
+    assert require_checkpoint(tmp_path / name) == folder
+    with checkpoint_of(options) as folder:
         assert (folder / "training").read_text() == "half"
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(TracelabError), partial_fit(out):
-        raise TracelabError("refused before anything was kept")
-    assert not list(tmp_path.iterdir())
+    assert not folder.exists()
+    with pytest.raises(TracelabError), checkpoint_of(options):
+        raise TracelabError("refused before anything was stored")
+    assert not folder.exists()
 
 
-def test_a_killed_writer_in_a_partial_folder_is_nobodys(tmp_path):
-    with pytest.raises(KeyboardInterrupt), partial_fit(str(tmp_path / "K")) as folder:
+def test_a_command_that_writes_nothing_has_no_checkpoint():
+    with checkpoint_of(make_parser().parse_args(VERBS["trace"])) as folder:
+        assert folder is None
+
+
+def test_a_killed_writer_in_a_checkpoint_is_nobodys(tmp_path):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        checkpoint_of(options_of("fit", tmp_path / "K")) as folder,
+    ):
         (folder / f"{PREFIX}left").write_text("half")
         raise KeyboardInterrupt
-    assert require_partial_folder(str(tmp_path / "K")) == folder
+    assert require_checkpoint(tmp_path / "K") == folder

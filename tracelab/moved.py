@@ -51,7 +51,7 @@ MOVED = {
     "interventions.neutraliser": "interventions.fairmed.neutraliser",
     "interventions.triple_losses": "interventions.training.triple_losses",
     "interventions.triples": "interventions.training.triples",
-    "kept": "storage.kept",
+    "kept": "storage.checkpoint",
     "localize.attention_gap": "localize.attention.attention_gap",
     "localize.causal_trace": "localize.tracing.causal_trace",
     "localize.harvest": "localize.probing.harvest",

@@ -120,6 +120,6 @@ def half_made(out: Path) -> list[Path]:
         for path in (
             *out.parent.glob(".tmp-*"),
             *out.rglob(".tmp-*"),
-            *out.parent.glob("*.partial"),
+            *out.parent.rglob("*.checkpoint"),
         )
     ]

@@ -11,7 +11,7 @@ from importlib.resources import files
 import pytest
 
 from tracelab.datasets import counter_target, data_hash, expert_texts, redditbias
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.redditbias import BIAS_TYPES
 from tracelab.errors import TracelabError
 from tracelab.model import assets
@@ -96,8 +96,8 @@ def test_expert_texts_are_parallel_and_share_nothing_with_the_held_out_ones(
 
 def test_a_limit_is_of_training_texts():
     few = expert_texts("race", limit=10)
-    assert few.biased == tuple(spread(expert_texts("race").biased, 10))
-    assert few.anti_biased == tuple(spread(expert_texts("race").anti_biased, 10))
+    assert few.biased == tuple(subsample(expert_texts("race").biased, 10))
+    assert few.anti_biased == tuple(subsample(expert_texts("race").anti_biased, 10))
     assert few.held_out_biased == expert_texts("race").held_out_biased
 
 

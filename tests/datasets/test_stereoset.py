@@ -9,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from tracelab.datasets import stereoset
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.stereoset import BIAS_TYPES, HUB_ID, LABELS, attribute_words
 from tracelab.errors import TracelabError
 from tracelab.model import assets
@@ -162,7 +162,7 @@ def test_an_intersentence_pair_is_the_context_and_its_continuation():
 
 
 def test_a_limit_is_spread_over_the_records():
-    assert stereoset("race", limit=5) == spread(stereoset("race"), 5)
+    assert stereoset("race", limit=5) == subsample(stereoset("race"), 5)
     assert len({record.target for record in stereoset("gender", limit=60)}) == 10
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.templates import ATTRIBUTES, bracketed, templates
 from tracelab.errors import TracelabError
 
@@ -51,7 +51,7 @@ def test_no_word_stands_for_two_groups(attribute):
 def test_a_limit_spreads_over_the_concepts():
     full = list(dict.fromkeys(prompt.concept for prompt in templates("gender").prompts))
     few = list(dict.fromkeys(prompt.concept for prompt in templates("gender", limit=8).prompts))
-    assert few == spread(full, 8)
+    assert few == subsample(full, 8)
     assert full.index(few[-1]) >= len(full) * 3 / 4
     assert templates("gender", limit=10**6) == templates("gender")
 

@@ -11,7 +11,7 @@ import torch
 
 from tracelab import Stack, WeightDelta
 from tracelab.datasets import crows_pairs
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
 from tracelab.evaluate.registry import BENCHMARKS
@@ -53,7 +53,7 @@ def only(table: pd.DataFrame, **where) -> pd.Series:
 def test_each_cell_is_the_benchmarks_own_score_and_paired_difference(board):
     model, edits, made = board
     assert list(made.frame.columns) == COLUMNS
-    records = spread(crows_pairs("gender"), 15)
+    records = subsample(crows_pairs("gender"), 15)
     own = edited_scores(
         model, edits["a"], lambda name: crows_pairs_scores(model, records, edit=name)
     ).frame
@@ -121,7 +121,7 @@ def test_interaction_is_the_stacks_change_less_the_sum_of_the_members(board):
         assert row["high"] >= row["interaction"] - 1e-9
 
 
-def test_finished_cells_are_taken_up_and_only_what_changed_is_measured(
+def test_finished_cells_are_resumed_and_only_what_changed_is_measured(
     tiny_model, tmp_path, monkeypatch
 ):
     model = tiny_model("llama")

@@ -121,7 +121,7 @@ def test_texts_of_no_two_tokens_are_refused(small):
         Experts.fit(small, empty, training=TRAINING)
 
 
-def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
+def test_an_interrupted_fit_resumes_from_the_expert_that_is_done(small, tmp_path, monkeypatch):
     from tracelab.interventions.experts import experts as module
 
     runs, finetune = [], module.finetune
@@ -149,7 +149,7 @@ def test_an_interrupted_fit_goes_on_from_the_expert_that_is_done(small, tmp_path
         training=FinetuneConfig(rank=3, modules=("mlp.out",), epochs=1),
         checkpoint=tmp_path,
     )
-    assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is taken up
+    assert runs[2:] == ["expert", "anti_expert"]  # of another recipe nothing is resumed
     assert isinstance(edit.expert, WeightDelta)
 
 
@@ -160,7 +160,7 @@ def test_a_training_that_diverges_and_stays_finite_is_refused(small, lr, tmp_pat
     with pytest.raises(
         TracelabError, match=r"expert: the training diverged .*: lower the learning rate"
     ):
-        Experts.fit(small, TEXTS, training=training, checkpoint=tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [".tracelab.lock"]
+        Experts.fit(small, TEXTS, training=training, checkpoint=tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".tracelab.lock"]
     assert torch.equal(logits(small), before)
     assert all(parameter.grad is None for parameter in small.parameters())

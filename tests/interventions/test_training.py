@@ -13,12 +13,14 @@ from torch import nn
 
 from tracelab.errors import TracelabError
 from tracelab.interventions.training.loop import (
+    TRAINING,
     Chunks,
     Curves,
     largest_parameter,
     require_converged,
     train,
 )
+from tracelab.storage.ownership import claim
 
 NAN = float("nan")
 
@@ -346,13 +348,13 @@ def test_a_parameter_that_is_not_a_number_is_the_largest():
 
 
 def test_a_run_that_found_a_better_state_has_not_diverged(tmp_path):
-    kept = tmp_path / "kept"
-    kept.touch()
+    stored = claim(tmp_path / TRAINING)
+    stored.touch()
     for scores, diverged in (([5.0, 4.0, 9.0], False), ([5.0, 6.0, 9.0], True), ([5.0], False)):
         curves = Curves(
             [{"step": i, "split": "dev", "score": score} for i, score in enumerate(scores)]
         )
         with pytest.raises(TracelabError) if diverged else nullcontext():
-            curves.require_converged("x", kept)
-        assert kept.exists() != diverged
-        kept.touch()
+            curves.require_converged("x", tmp_path)
+        assert stored.exists() != diverged
+        stored.touch()

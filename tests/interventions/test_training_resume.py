@@ -1,5 +1,4 @@
-"""A training loop that is interrupted goes on to the same end; a damaged partial file is
-ignored."""
+"""A training loop that is interrupted resumes to the same end; a damaged checkpoint is ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.training.loop import Curves, require_partial, train
+from tracelab.interventions.training.loop import TRAINING, Curves, train
 
 # --- interruption
 # ---------------------------------------------------------------------------------------------------  # noqa: E501
@@ -31,7 +30,7 @@ class Run:
             yield x, x.sum(dim=1, keepdim=True).sin()
 
     def __call__(
-        self, *, partial=None, key=None, interrupt_at=None, steps=20, patience=20, scheduler=True
+        self, *, checkpoint=None, key=None, interrupt_at=None, steps=20, patience=20, scheduler=True
     ) -> Curves:
         def step(batch) -> dict[str, float]:
             if self.steps == interrupt_at:
@@ -62,7 +61,7 @@ class Run:
             eval_every=3,
             patience=patience,
             scheduler=self.scheduler if scheduler else None,
-            partial=partial,
+            checkpoint=checkpoint,
             key=key or {"data": "abc", "layers": (1, 2)},
         )
 
@@ -77,22 +76,22 @@ def same(first: Run, second: Run) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def interrupted(partial, at: int, **options) -> None:
+def interrupted(checkpoint, at: int, **options) -> None:
     with pytest.raises(KeyboardInterrupt):
-        Run()(partial=partial, interrupt_at=at, **options)
+        Run()(checkpoint=checkpoint, interrupt_at=at, **options)
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 10, 19])
 @pytest.mark.parametrize("scheduler", [True, False], ids=["scheduler", "no scheduler"])
 def test_a_resumed_run_ends_exactly_as_one_without_interruption(tmp_path, at, scheduler):
     whole, curves = uninterrupted(scheduler=scheduler)
-    interrupted(tmp_path / "partial.pt", at, scheduler=scheduler)
+    interrupted(tmp_path, at, scheduler=scheduler)
     resumed = Run()
     torch.manual_seed(99)
-    again = resumed(partial=tmp_path / "partial.pt", scheduler=scheduler)
+    again = resumed(checkpoint=tmp_path, scheduler=scheduler)
     assert same(resumed, whole)
     assert again.rows == curves.rows
-    assert resumed.steps == 20 - at // 3 * 3  # from the last look on, not from the beginning
+    assert resumed.steps == 20 - at // 3 * 3  # from the last validation on, not from the beginning
     assert resumed.scheduler.last_epoch == (20 if scheduler else 0)
     learning_rates = [run.optimizer.param_groups[0]["lr"] for run in (resumed, whole)]
     assert learning_rates[0] == learning_rates[1]
@@ -100,35 +99,35 @@ def test_a_resumed_run_ends_exactly_as_one_without_interruption(tmp_path, at, sc
 
 def test_a_run_may_be_interrupted_twice(tmp_path):
     whole, curves = uninterrupted()
-    interrupted(tmp_path / "partial.pt", 7)
-    interrupted(tmp_path / "partial.pt", 5)
+    interrupted(tmp_path, 7)
+    interrupted(tmp_path, 5)
     resumed = Run()
-    assert resumed(partial=tmp_path / "partial.pt").rows == curves.rows
+    assert resumed(checkpoint=tmp_path).rows == curves.rows
     assert same(resumed, whole)
     assert resumed.steps == 20 - 6 - 3
 
 
-def test_keeping_a_partial_file_changes_nothing(tmp_path):
+def test_a_checkpoint_changes_nothing(tmp_path):
     whole, curves = uninterrupted()
-    kept = Run()
-    assert kept(partial=tmp_path / "new folder" / "no suffix").rows == curves.rows
-    assert same(kept, whole)
+    stored = Run()
+    assert stored(checkpoint=tmp_path / "new folder").rows == curves.rows
+    assert same(stored, whole)
 
 
 @pytest.mark.parametrize("patience", [2, 20], ids=["out of patience", "all steps"])
-def test_a_finished_run_is_taken_up_without_another_step(tmp_path, patience):
-    whole, curves = uninterrupted(partial=tmp_path / "partial.pt", patience=patience)
+def test_a_finished_run_is_resumed_without_another_step(tmp_path, patience):
+    whole, curves = uninterrupted(checkpoint=tmp_path, patience=patience)
     again = Run()
-    assert again(partial=tmp_path / "partial.pt", patience=patience).rows == curves.rows
+    assert again(checkpoint=tmp_path, patience=patience).rows == curves.rows
     assert same(again, whole)
     assert again.steps == 0
 
 
-def test_the_partial_file_of_a_run_with_another_key_is_not_taken_up(tmp_path):
+def test_the_checkpoint_of_a_run_with_another_key_is_not_resumed(tmp_path):
     whole, curves = uninterrupted()
-    interrupted(tmp_path / "partial.pt", 10, key={"data": "other"})
+    interrupted(tmp_path, 10, key={"data": "other"})
     fresh = Run()
-    assert fresh(partial=tmp_path / "partial.pt").rows == curves.rows
+    assert fresh(checkpoint=tmp_path).rows == curves.rows
     assert same(fresh, whole)
     assert fresh.steps == 20
 
@@ -143,13 +142,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_partial_file_is_ignored(tmp_path, damage):
+def test_a_damaged_checkpoint_is_ignored(tmp_path, damage):
     whole, curves = uninterrupted()
-    partial = tmp_path / "partial.pt"
-    interrupted(partial, 10)
-    partial.write_bytes(DAMAGES[damage](partial.read_bytes()))
+    interrupted(tmp_path, 10)
+    stored = tmp_path / TRAINING
+    stored.write_bytes(DAMAGES[damage](stored.read_bytes()))
     fresh = Run()
-    assert fresh(partial=partial).rows == curves.rows
+    assert fresh(checkpoint=tmp_path).rows == curves.rows
     assert same(fresh, whole)
     assert fresh.steps == 20
 
@@ -157,10 +156,11 @@ def test_a_damaged_partial_file_is_ignored(tmp_path, damage):
 @pytest.mark.parametrize(
     "content", [[1, 2], {"key": {"data": "abc"}}, torch.zeros(2)], ids=["list", "other", "tensor"]
 )
-def test_a_file_that_torch_can_read_but_that_is_none_of_ours_is_ignored(tmp_path, content):
-    torch.save(content, tmp_path / "partial.pt")
+def test_a_checkpoint_that_torch_can_read_but_that_is_none_is_ignored(tmp_path, content):
+    interrupted(tmp_path, 10)
+    torch.save(content, tmp_path / TRAINING)
     fresh = Run()
-    fresh(partial=tmp_path / "partial.pt")
+    fresh(checkpoint=tmp_path)
     assert fresh.steps == 20
 
 
@@ -174,37 +174,19 @@ class Harm:
         return (open, (str(self.path), "w"))
 
 
-def test_a_partial_file_that_holds_code_is_ignored_and_not_run(tmp_path):
-    torch.save({"key": Harm(tmp_path / "harm")}, tmp_path / "partial.pt")
+def test_a_checkpoint_that_holds_code_is_ignored_and_not_run(tmp_path):
+    interrupted(tmp_path, 10)
+    torch.save({"best": Harm(tmp_path / "harm")}, tmp_path / TRAINING)
     fresh = Run()
-    fresh(partial=tmp_path / "partial.pt")
+    fresh(checkpoint=tmp_path)
     assert fresh.steps == 20
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("content", [b"notes of my own", b"", b"\x80\x02."])
-def test_a_file_of_somebodys_own_is_refused_before_any_fit_and_one_of_ours_is_not_even_if_damaged(
-    tmp_path, content
-):
-    (tmp_path / "mine.pt").write_bytes(content)
-    with pytest.raises(TracelabError, match="mine.pt' was not written by tracelab"):
-        require_partial(tmp_path / "mine.pt")
-    interrupted(tmp_path / "partial.pt", 10)
-    (tmp_path / "partial.pt").write_bytes(content)
-    require_partial(tmp_path / "partial.pt")
-
-
-def test_a_partial_file_of_0_1_which_no_list_names_is_taken_up(tmp_path):
-    interrupted(tmp_path / "partial.pt", 10)
-    (tmp_path / ".tracelab").unlink()
-    require_partial(tmp_path / "partial.pt")
-
-
-def test_training_leaves_a_file_of_somebodys_own_alone_and_says_so(tmp_path):
-    partial = tmp_path / "mine.pt"
-    partial.write_bytes(b"notes of my own")
+def test_a_file_of_somebodys_own_is_refused_before_any_step_and_stays(tmp_path):
+    (tmp_path / TRAINING).write_bytes(b"notes of my own")
     fresh = Run()
-    with pytest.warns(UserWarning, match="mine.pt' was not written by tracelab"):
-        fresh(partial=partial)
-    assert fresh.steps == 20
-    assert partial.read_bytes() == b"notes of my own"
+    with pytest.raises(TracelabError, match=f"{TRAINING}' was not written by tracelab"):
+        fresh(checkpoint=tmp_path)
+    assert fresh.steps == 0
+    assert (tmp_path / TRAINING).read_bytes() == b"notes of my own"

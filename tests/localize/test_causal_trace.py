@@ -16,7 +16,7 @@ from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.localize import causal_trace
 from tracelab.localize.tracing.cases import KEY_ROLES, make_cases
-from tracelab.localize.tracing.causal_trace import attribute_embedding_std
+from tracelab.localize.tracing.causal_trace import CASES, attribute_embedding_std
 from tracelab.model import assets
 from tracelab.model.load import from_hf
 from tracelab.model.scoring import score
@@ -369,14 +369,14 @@ def traced(monkeypatch):
 def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(
     model, pairs, cheap_trace, tmp_path, traced
 ):
-    partial = tmp_path / "sub" / "partial.jsonl"
-    settings = {**CHEAP, "run": "fast", "partial": partial}
+    stored = tmp_path / "sub" / CASES
+    settings = {**CHEAP, "run": "fast", "checkpoint": stored.parent}
     whole = causal_trace(model, pairs, **settings)
     same_tables(whole, cheap_trace)
     assert len(traced) == 8  # two sentences a case
-    lines = partial.read_text().splitlines()
-    assert len(lines) == 1 + 4
-    partial.write_text("\n".join(lines[:3]) + "\n")  # interrupted after two cases
+    lines = stored.read_text().splitlines()
+    assert len(lines) == 4
+    stored.write_text("\n".join(lines[:2]) + "\n")  # interrupted after two cases
     traced.clear()
     same_tables(causal_trace(model, pairs, **settings), cheap_trace)
     assert len(traced) == 4
@@ -388,12 +388,12 @@ def test_a_resumed_run_gives_the_same_tables_and_repeats_no_finished_case(
 def test_a_real_interruption_keeps_the_finished_cases(
     model, pairs, cheap_trace, tmp_path, traced, monkeypatch
 ):
-    partial = tmp_path / "partial.jsonl"
-    settings = {**CHEAP, "run": "fast", "partial": partial}
+    stored = tmp_path / CASES
+    settings = {**CHEAP, "run": "fast", "checkpoint": stored.parent}
     counted = module.fast_trace
 
     def stop(*args):
-        if partial.is_file() and len(partial.read_text().splitlines()) == 1 + 2:
+        if stored.is_file() and len(stored.read_text().splitlines()) == 2:
             raise Interrupted
         return counted(*args)
 
@@ -408,12 +408,12 @@ def test_a_real_interruption_keeps_the_finished_cases(
 def test_a_line_cut_by_the_interruption_costs_its_case_only_once(
     model, pairs, cheap_trace, tmp_path, traced
 ):
-    partial = tmp_path / "partial.jsonl"
-    settings = {**CHEAP, "run": "fast", "partial": partial}
+    stored = tmp_path / CASES
+    settings = {**CHEAP, "run": "fast", "checkpoint": stored.parent}
     causal_trace(model, pairs, **settings)
-    lines = partial.read_text().splitlines()
+    lines = stored.read_text().splitlines()
     # killed while writing the second case
-    partial.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
+    stored.write_text(lines[0] + "\n" + lines[1][:40])
     traced.clear()
     same_tables(causal_trace(model, pairs, **settings), cheap_trace)
     assert len(traced) == 6
@@ -428,17 +428,17 @@ def test_a_line_cut_by_the_interruption_costs_its_case_only_once(
 def test_a_run_with_other_settings_does_not_take_over_finished_cases(
     model, pairs, tmp_path, traced, change
 ):
-    settings = {**CHEAP, "run": "fast", "partial": tmp_path / "partial.jsonl"}
+    settings = {**CHEAP, "run": "fast", "checkpoint": tmp_path}
     causal_trace(model, pairs[:2], **settings)
     traced.clear()
-    fresh = causal_trace(model, pairs[:2], **{**settings, **change, "partial": None})
+    fresh = causal_trace(model, pairs[:2], **{**settings, **change, "checkpoint": None})
     traced.clear()
     same_tables(causal_trace(model, pairs[:2], **{**settings, **change}), fresh)
     assert len(traced) == 4
 
 
 def test_a_run_with_other_given_noise_does_not_take_over_finished_cases(model, pairs, tmp_path):
-    settings = {**CHEAP, "partial": tmp_path / "partial.jsonl"}
+    settings = {**CHEAP, "checkpoint": tmp_path}
     one, other = (
         causal_trace(model, pairs[:1], **settings, noise=given_noise(model, pairs[:1], seed))
         for seed in (0, 1)

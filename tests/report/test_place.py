@@ -1,4 +1,4 @@
-"""The folder of a report: a page of somebody's own is refused, a report of 0.1 is taken up."""
+"""The folder of a report: a page of somebody's own is refused, a report of 0.1 is resumed."""
 
 from __future__ import annotations
 

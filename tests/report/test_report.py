@@ -80,7 +80,7 @@ def test_headline_numbers_are_those_of_the_tables(made):
     assert expected == pytest.approx(hit["value"].item())
 
 
-def test_started_again_it_takes_up_finished_parts(
+def test_started_again_it_resumes_from_finished_parts(
     real_model, small_preset, made, monkeypatch, capsys
 ):
     def must_not_run(*args, **kwargs):
@@ -99,7 +99,7 @@ def test_started_again_it_takes_up_finished_parts(
         real_model, "gender", made, preset=small_preset, limit=12, png=False, interventions={}
     )
     assert (made / "tables/headline.csv").read_text() == before
-    assert capsys.readouterr().err.count("taken from") == 6
+    assert capsys.readouterr().err.count("resumed from") == 6
 
 
 def test_the_example_is_the_strongest_case_of_the_trace_with_the_same_noise(made):
@@ -187,7 +187,7 @@ def test_the_four_methods_are_fitted_kept_compared_and_shown(edited):
 
 
 @pytest.mark.slow
-def test_started_again_edits_and_cells_are_taken_up(
+def test_started_again_edits_and_cells_are_resumed(
     real_model, small_preset, edited, monkeypatch, capsys
 ):
     def must_not_run(*args, **kwargs):

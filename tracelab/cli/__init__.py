@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"out of memory: ask for less (a smaller --limit, --rank or model). {error}"
         )
     except KeyboardInterrupt:
-        resumed = "report, fit (but fairmed), and trace and compare with --out, go on from here"
-        print(f"tracelab: interrupted; {resumed}", file=sys.stderr)
+        verbs = "report, fit (but fairmed), and trace and compare with --out, resume from here"
+        print(f"tracelab: interrupted; {verbs}", file=sys.stderr)
         return 130
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from tracelab.errors import TracelabError
 from tracelab.figures.style import require_script_place, save_figures
-from tracelab.localize.tracing.partial import require_cases_file
+from tracelab.interventions.bundle import MANIFEST, OWN_FILES
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for
 from tracelab.storage.ownership import (
@@ -25,6 +26,7 @@ from tracelab.storage.ownership import (
     require_file,
     require_folder,
     require_ours,
+    require_replaceable,
 )
 
 RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
@@ -39,11 +41,6 @@ def result_name(options: argparse.Namespace) -> str:
     if options.verb_name == "score" and options.edit:
         parts += ["under", *(Path(path).name for path in options.edit)]
     return file_name("-".join(part for part in parts if part))
-
-
-def partial_file(options: argparse.Namespace) -> Path:
-    """Where an interrupted command keeps what it finished."""
-    return Path(options.out) / f"{result_name(options)}.partial.jsonl"
 
 
 def check_writable(options: argparse.Namespace) -> None:
@@ -63,6 +60,9 @@ def check_writable(options: argparse.Namespace) -> None:
         _named("--out", require_folder, out)
         if options.verb_name in RESULTS:
             _named("--out", _require_result_places, options)
+        if options.verb_name == "fit":
+            check = partial(require_replaceable, own=OWN_FILES, marker=MANIFEST)
+            _named("--out", check, Path(out))
 
 
 def _named(option: str, check: Callable[[Any], object], value: Any) -> None:
@@ -77,8 +77,6 @@ def _require_result_places(options: argparse.Namespace) -> None:
     write."""
     out, name = Path(options.out), result_name(options)
     require_result_folder(out / name)
-    if options.verb_name == "trace":
-        require_cases_file(partial_file(options))
     if options.verb_name == "compare":
         require_folder(out / "cells")
     require_script_place(out)
@@ -107,7 +105,6 @@ def hand_out(result: Result, options: argparse.Namespace) -> None:
     """Write ``--out`` and ``--json``, then print the table: a pipe that is closed loses nothing."""
     if options.out is not None:
         result.save(Path(options.out) / result_name(options))
-        partial_file(options).unlink(missing_ok=True)
         figures = result.figures()
         if figures:
             named = {

@@ -6,14 +6,16 @@ from __future__ import annotations
 import argparse
 
 from tracelab.cli import verbs
+from tracelab.cli.checkpoint import checkpoint_of
 from tracelab.cli.output import check_writable, hand_out
 
 
 def run(options: argparse.Namespace) -> int:
     """Carry out a command; returns the exit status."""
     check_writable(options)
-    result = getattr(verbs, options.verb_name)(options)
-    if result is None:
-        return 0
-    hand_out(result, options)
+    with checkpoint_of(options) as options.checkpoint:
+        result = getattr(verbs, options.verb_name)(options)
+        if result is None:
+            return 0
+        hand_out(result, options)
     return 1 if result.failures else 0

@@ -13,19 +13,17 @@ from typing import Any
 import pandas as pd
 
 from tracelab.cli.arguments import parse_int, parse_layers
-from tracelab.cli.output import partial_file, result_name, say, write_json
-from tracelab.cli.partial import partial_fit, require_partial_folder
+from tracelab.cli.output import result_name, say, write_json
 from tracelab.datasets import crows_pairs, stereoset, templates
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
-from tracelab.interventions.bundle import MANIFEST, OWN_FILES
+from tracelab.interventions.bundle import MANIFEST
 from tracelab.interventions.method import Method
 from tracelab.interventions.registry import listed
 from tracelab.model import assets
 from tracelab.ranges import shown
 from tracelab.results import Result
 from tracelab.storage.files import own_file
-from tracelab.storage.ownership import require_replaceable
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -74,7 +72,7 @@ def _measure(
 
 def compare(options: argparse.Namespace) -> Result:
     """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished
-    cells are kept there."""
+    cells are stored there."""
     from tracelab.evaluate.registry import BIAS_TYPES, benchmark
     from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
     from tracelab.interventions import Intervention, Stack
@@ -155,16 +153,13 @@ def fit(options: argparse.Namespace) -> None:
     """``tracelab fit``: writes a bundle into ``--out``; ``--json`` gets its manifest."""
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
-    require_replaceable(Path(options.out), OWN_FILES, marker=MANIFEST)
-    require_partial_folder(options.out)
     method: type[Method] = listed(options.method).method_class()
     layers = _layers_or_words(method, options.layers)
     data = method.training_data(options.bias, source=options.source, limit=options.limit)
-    with partial_fit(options.out) as checkpoint:
-        edit = method.fit(
-            _load(options), data, options.config, layers=layers, checkpoint=checkpoint
-        )
-        bundle = edit.save(options.out)
+    edit = method.fit(
+        _load(options), data, options.config, layers=layers, checkpoint=options.checkpoint
+    )
+    bundle = edit.save(options.out)
     if options.json is not None:
         write_json(
             options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame()
@@ -258,7 +253,7 @@ def trace(options: argparse.Namespace) -> Result:
         n_samples=options.samples,
         window=options.window,
         max_cases=options.limit,
-        partial=None if options.out is None else partial_file(options),
+        checkpoint=options.checkpoint,
         seed=options.seed,
     )
 

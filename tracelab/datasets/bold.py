@@ -54,7 +54,7 @@ def bold(
         what: ``"prompts"`` or ``"wikipedia"`` (the sentences that the prompts begin; the same ids).
         source: ``"wheel"`` (the embedded copy) or a path to the official folder that holds
             ``prompts`` and ``wikipedia``.
-        limit: at most so many texts, spread evenly over the files.
+        limit: at most so many texts, subsampled evenly over the files.
 
     Raises:
         TracelabError: unknown domain; a folder that is not BOLD.

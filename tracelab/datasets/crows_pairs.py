@@ -82,7 +82,7 @@ def crows_pairs(
             taken for "race-color"), or None for all.
         source: ``"wheel"`` (the embedded copy), ``"hub"``, or a path to a CSV file in the official
             form, or to its folder.
-        limit: at most so many pairs, spread evenly over the file.
+        limit: at most so many pairs, subsampled evenly over the file.
 
     A pair without text on one side is left out. A warning tells if these, those that still hold a
     placeholder and those whose sentences are the same make up much of a file.

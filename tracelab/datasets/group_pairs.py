@@ -16,7 +16,7 @@ import regex
 
 from tracelab.datasets.bold import neutral_sentences
 from tracelab.datasets.gender_swap import gender_swapped
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.spans import words_pattern
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
 from tracelab.errors import TracelabError, brief, require_choice
@@ -62,7 +62,7 @@ def group_pairs(
 
     Args:
         source: of StereoSet, as for :func:`~tracelab.datasets.stereoset`.
-        limit: at most so many pairs, spread evenly.
+        limit: at most so many pairs, subsampled evenly.
         without: target terms whose records give no pair.
 
     Raises:
@@ -86,7 +86,7 @@ def group_pairs(
             ].rstrip()
             if first and second and first != second:
                 found[(second, first) if _names(first, male) else (first, second)] = None
-    pairs = spread(list(found), limit)
+    pairs = subsample(list(found), limit)
     if not pairs:
         raise TracelabError(f"no pair of texts that differ in {bias} is left")
     measured = set(neutral_sentences())  # perplexity is

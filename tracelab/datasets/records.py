@@ -89,8 +89,8 @@ _HINTS = {
 def select(
     records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str
 ) -> list[R]:
-    """The records of one bias type (None: all), at most ``limit`` of them, evenly spread, in the
-    benchmark's order.
+    """The records of one bias type (None: all), at most ``limit`` of them (:func:`subsample`),
+    in the benchmark's order.
 
     Raises:
         TracelabError: no record has this bias type, or nothing is left.
@@ -104,10 +104,10 @@ def select(
     limit = require_whole_limit(limit)
     if not chosen or (limit is not None and limit < 1):
         raise TracelabError(f"no record of {what} is left (bias={bias}, limit={limit})")
-    return spread(chosen, limit)
+    return subsample(chosen, limit)
 
 
-def spread(records: Sequence[T], limit: int | None) -> list[T]:
+def subsample(records: Sequence[T], limit: int | None) -> list[T]:
     """At most ``limit`` records at even distances, where a file has one group or target term after
     the other.
 

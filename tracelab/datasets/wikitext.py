@@ -25,7 +25,7 @@ def wikitext(
         split: one of :data:`SPLITS`, of the hub's copy.
         source: ``"hub"`` or a path to one split's file (``wiki.test.tokens``), or to the folder of
             it.
-        limit: at most so many lines: the first. Elsewhere a limit is spread over the file, but
+        limit: at most so many lines: the first. Elsewhere a limit subsamples the file, but
             perplexity is of running text, whose lines follow each other.
 
     Raises:

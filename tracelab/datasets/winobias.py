@@ -103,7 +103,7 @@ def winobias(
         split: ``"test"`` or ``"dev"``.
         source: ``"wheel"`` (the embedded copy) or a path to the official folder of the eight
             sentence files and the two lists of occupations.
-        limit: at most so many pairs, spread evenly over the files.
+        limit: at most so many pairs, subsampled evenly over the files.
 
     Raises:
         TracelabError: unknown type or split; a folder that is not WinoBias.

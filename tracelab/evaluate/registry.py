@@ -20,7 +20,7 @@ from tracelab.datasets import (
     wikitext,
     winobias,
 )
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.attention import AttentionScores, attention_scores
 from tracelab.evaluate.benchmarks.bbq import BBQScores, bbq_scores
@@ -43,16 +43,16 @@ BIAS_TYPES = ("gender", "race", "religion", "profession")
 
 
 def _stereoset(task: str) -> Callable[..., Sequence[Any]]:
-    return lambda bias, limit, **where: spread(stereoset(bias, task=task, **where), limit)
+    return lambda bias, limit, **where: subsample(stereoset(bias, task=task, **where), limit)
 
 
 def _winobias(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
-    return spread(winobias(**where), limit)  # type: ignore[arg-type]
+    return subsample(winobias(**where), limit)  # type: ignore[arg-type]
 
 
 def _bold(bias: str | None, limit: int | None, **where: str) -> Sequence[Any]:
     prompts = bold(bias, **where)  # type: ignore[arg-type]
-    return spread([p for p in prompts if p.group in GROUPS.get(p.bias_type, (p.group,))], limit)
+    return subsample([p for p in prompts if p.group in GROUPS.get(p.bias_type, (p.group,))], limit)
 
 
 _GENDER_RACE_RELIGION = BIAS_TYPES[:3]
@@ -68,7 +68,7 @@ _ALL = (
     Benchmark("stereoset-intersentence", _stereoset("intersentence"), **_STEREOSET),
     Benchmark(
         "crows-pairs",
-        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
+        lambda bias, limit, **where: subsample(crows_pairs(bias, **where), limit),
         crows_pairs_scores,
         CrowsPairsScores,
         ("crows_sum",),
@@ -94,7 +94,7 @@ _ALL = (
     Benchmark("bold", _bold, bold_scores, BoldScores, ("sentiment_gap",), _GENDER_RACE_RELIGION),
     Benchmark(
         "local-bias",
-        lambda bias, limit: spread(prompt_pairs(bias), limit),
+        lambda bias, limit: subsample(prompt_pairs(bias), limit),
         hellinger,
         HellingerScores,
         ("hellinger",),
@@ -103,7 +103,7 @@ _ALL = (
     ),
     Benchmark(
         "attention",
-        lambda bias, limit, **where: spread(crows_pairs(bias, **where), limit),
+        lambda bias, limit, **where: subsample(crows_pairs(bias, **where), limit),
         attention_scores,
         AttentionScores,
         ("sensitive", "other"),

@@ -84,7 +84,7 @@ class Benchmark:
     """How a benchmark is read and scored.
 
     Attributes:
-        read: ``(bias, limit, **where)`` to records, at most ``limit`` and evenly spread over the
+        read: ``(bias, limit, **where)`` to records, at most ``limit``, subsampled evenly over the
             file (WikiText: the first lines); without ``bias`` those of all types.
         score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the
             moment; the settings of the scores have its name under ``benchmark``.

@@ -25,7 +25,7 @@ from tracelab.interventions.base import Intervention
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_layers
-from tracelab.storage.ownership import require_folder
+from tracelab.storage.checkpoint import require_entries
 
 
 class Method(Intervention):
@@ -35,11 +35,13 @@ class Method(Intervention):
         Config: the method's configuration.
         SpecBase: fields of :attr:`Spec` besides ``config``, for a method that sets no ``Spec``.
         uses_dev: whether a fit looks at development data.
+        entries: under which a fit is stored in its checkpoint.
     """
 
     Config: ClassVar[type[AnyConfig]]
     SpecBase: ClassVar[type[BaseModel] | None] = None
     uses_dev: ClassVar[bool] = False
+    entries: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -112,8 +114,7 @@ class Method(Intervention):
         if dev is not None and not cls.uses_dev:
             raise TracelabError(f"{cls.__name__} looks at no development data: leave dev out")
         folder = None if checkpoint is None else Path(checkpoint)
-        if folder is not None:
-            require_folder(folder)
+        require_entries(folder, *cls.entries)
         edit = cls.learned(model, data, config, layers=layers, dev=dev, checkpoint=folder)
         # None: more than this call did, and nobody knows how long that took
         if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:

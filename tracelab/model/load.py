@@ -262,8 +262,7 @@ def model_info(model: TransformerBridge) -> ModelInfo:
 
 
 def model_key(model: TransformerBridge) -> dict[str, Any]:
-    """What a model computes depends on this: for the key under which something is kept and handed
-    out again.
+    """What a model computes depends on this: for the keys of checkpoints.
 
     Under one name of its own, so that it overwrites none of the key that it is joined to.
     """

@@ -1,5 +1,5 @@
 """The settings of a result: the model and the hooks on it, the data, the caller's choices, the
-versions."""
+versions; and the request for one, by which it is resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.model.hooked import hook_names
-from tracelab.model.load import model_info
+from tracelab.model.load import model_info, model_key
 from tracelab.storage.data_hash import data_hash
 
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
@@ -32,3 +32,10 @@ def run_settings(
         **choices,
         "versions": {name: version(name) for name in _VERSIONED},
     }
+
+
+def request_of(
+    model: TransformerBridge, records: Iterable[Any] = (), **choices: Any
+) -> dict[str, Any]:
+    """The key of a checkpoint's entry: :func:`run_settings`, and every bit of the model."""
+    return run_settings(model, records, **choices) | model_key(model)

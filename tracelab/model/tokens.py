@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any, cast
 
@@ -239,6 +240,27 @@ def length_batches(
         batch.append(index)
     if batch:
         yield batch
+
+
+def aligned(first: Sequence[int], second: Sequence[int]) -> list[tuple[range, range]]:
+    """Blocks of positions of two token sequences that stand for each other, by difflib.
+
+    They are single positions, but where more or fewer tokens replace others: those are one block.
+    Sequences of equal length are aligned index by index.
+    """
+    if len(first) == len(second):
+        return [(range(k, k + 1), range(k, k + 1)) for k in range(len(first))]
+    blocks: list[tuple[range, range]] = []
+    for tag, a0, a1, b0, b1 in SequenceMatcher(
+        None, list(first), list(second), autojunk=False
+    ).get_opcodes():
+        if a1 - a0 == b1 - b0:
+            blocks += [
+                (range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)
+            ]
+        elif tag == "replace":
+            blocks.append((range(a0, a1), range(b0, b1)))
+    return blocks
 
 
 def token_texts(model: TransformerBridge, ids: Iterable[int]) -> list[str]:

@@ -47,7 +47,7 @@ def report(
     """Localise a bias in a model, edit it by every method, and write the page, tables, figures and
     bundles into ``out_dir``.
 
-    Interrupted and started again with the same request, it takes up the parts that are done.
+    Interrupted and started again with the same request, it resumes from the parts that are done.
 
     Args:
         bias: one of :data:`BIAS_TYPES`.

@@ -18,7 +18,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import Corpus, StereoSetRecord, stereoset
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard, evaluate
@@ -28,12 +28,11 @@ from tracelab.interventions.methods import METHODS, load_intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.training.triples import split_by_target
 from tracelab.localize.probing.probes import LayerProbes
-from tracelab.model.load import model_key
-from tracelab.model.settings import run_settings
+from tracelab.model.settings import request_of, run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
+from tracelab.storage.checkpoint import resumed
 from tracelab.storage.data_hash import data_hash
-from tracelab.storage.kept import kept
 
 LMS_LOSS = 1.0
 PROMPTS = {
@@ -94,11 +93,11 @@ def fit_edits(
             known |= {"probes": data.settings}
         else:
             known |= {"data": data_hash(data if isinstance(data, list) else [data])}
-        made[method.kind] = kept(
+        made[method.kind] = resumed(
             folder,
             method.kind,
             load_intervention,
-            run_settings(model, **known) | model_key(model),
+            request_of(model, **known),
             partial(method.fit, model, data, config),
             say=say,
             making="fitting",
@@ -112,7 +111,7 @@ def development(
     """Records to fit on, and records of other target terms to choose a stack on; both of
     StereoSet's ``test``."""
     fitted, held_out = split_by_target(stereoset(bias, split="test"), seed=seed)
-    return spread(fitted, preset.fit_records), spread(held_out, preset.choice_records)
+    return subsample(fitted, preset.fit_records), subsample(held_out, preset.choice_records)
 
 
 def choose_stack(
@@ -153,8 +152,8 @@ def choose_stack(
         return Choice(run_settings(model, records, seed=seed), table)
 
     known = {name: edit.identity() for name, edit in edits.items()}
-    request = run_settings(model, records, part="choice", edits=known, seed=seed) | model_key(model)
-    choice = kept(folder, "choice", Choice.load, request, measure, say=say)
+    request = request_of(model, records, part="choice", edits=known, seed=seed)
+    choice = resumed(folder, "choice", Choice.load, request, measure, say=say)
     names = choice.table.loc[choice.table["chosen"], "edit"].tolist()
     return choice, {" + ".join(names): Stack([edits[name] for name in names])} if names else {}
 

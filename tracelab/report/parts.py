@@ -1,7 +1,7 @@
-"""The measurements of a report, each kept on disk as soon as it is done.
+"""The measurements of a report, each stored as soon as it is done.
 
-A part lies in ``DIR/parts/<name>/`` and is taken from there again when it was made with the same
-request (model, bias type, preset, seed); otherwise it is measured anew.
+A part lies in ``DIR/parts/<name>/`` and is resumed from there by the same request (model, bias
+type, preset, seed); otherwise it is measured anew.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
 from tracelab.inspection.before_after import BeforeAfter
 from tracelab.localize.attention.attention_gap import AttentionGap, attention_gap
 from tracelab.localize.probing.probes import LayerProbes, probe_layers, split_rows
-from tracelab.localize.tracing.causal_trace import causal_trace
+from tracelab.localize.tracing.causal_trace import CASES, causal_trace
 from tracelab.localize.tracing.result import CausalTrace
-from tracelab.model.load import model_facts, model_key
-from tracelab.model.settings import run_settings
+from tracelab.model.load import model_facts
+from tracelab.model.settings import request_of
 from tracelab.report.editing import Choice
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import discard, resumed
 
 R = TypeVar("R", bound=Result)
 
@@ -95,25 +95,25 @@ def measure(
     seed: int,
     say: Callable[[str], None],
 ) -> Parts:
-    """Make or take up every part.
+    """Make or resume every part.
 
     Args:
         folder: ``DIR/parts``.
         say: told what is about to be measured, for the terminal.
     """
     records, crows_records, corpus = data.records, data.crows, data.corpus
-    request = run_settings(
+    request = request_of(
         model,
         [*records, *(crows_records or []), corpus],
         bias=bias,
         preset=preset.settings(),
         seed=seed,
-    ) | model_key(model)
+    )
 
     def part(name: str, kind: type[R], make: Callable[[], R], *, more: Any = None) -> R:
-        return kept(folder, name, kind.load, {**request, "part": name, "more": more}, make, say=say)
+        key = {**request, "part": name, "more": more}
+        return resumed(folder, name, kind.load, key, make, say=say)
 
-    partial = folder / "trace.partial.jsonl"
     layers = preset.trace_layers(model_facts(model).n_layers)
     pairs: Sequence[Any] = records if crows_records is None else crows_records
     scores = part("stereoset", StereoSetScores, lambda: stereoset_scores(model, records, seed=seed))
@@ -142,11 +142,11 @@ def measure(
             layers=layers,
             n_samples=preset.trace_samples,
             max_cases=preset.trace_pairs,
-            partial=partial,
+            checkpoint=folder,
             seed=seed,
         ),
     )
-    partial.unlink(missing_ok=True)  # the finished trace is kept
+    discard(folder, CASES)  # the finished trace is stored
     strongest = trace.cases.loc[trace.cases["te"].abs().idxmax(), "case"]
     example = part(
         "example",

@@ -1,4 +1,4 @@
-"""What tells data apart: a hash of records, for settings and for what is kept under them."""
+"""What tells data apart: a hash of records, for settings and the keys of checkpoints."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One process at a time in a folder whose content belongs together: kept parts, a partial fit, a
-report.
+"""One process at a time in a folder whose content belongs together: a checkpoint, a report.
 
 The lock is the operating system's, on the file ``.tracelab.lock`` in the folder: it goes with the
 process, however that ends. A thread may lock a folder again that it has locked.

@@ -41,7 +41,7 @@ def file_name(text: str) -> str:
 
 
 class ChangedSinceWritten(UserWarning):
-    """A file of ours was changed by hand: a person may read it, what is kept is made again."""
+    """A file of ours was changed by hand: a person may read it, a checkpoint makes it again."""
 
 
 def require_folder(folder: Path | str) -> None:

@@ -205,7 +205,7 @@ def test_at_most_n_support_training_records_are_used(tiny, strength_1):
     assert first_looks[0] != first_looks[1]  # a sample, not the first seven
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny, tmp_path, monkeypatch, strength_1):
+def test_an_interrupted_fit_resumes_to_the_same_edit(tiny, tmp_path, monkeypatch, strength_1):
     model, config = tiny("llama"), BiasEditConfig(**{**SMALL, "steps": 4, "eval_every": 2})
     fit = bound(BiasEdit.fit, model, TRAIN, config, layers="last1", dev=DEV)
     whole, calls, backward = fit(), [], TripleModel.backward
@@ -218,12 +218,12 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr(TripleModel, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(checkpoint=tmp_path / "kept")
-    resumed = fit(checkpoint=tmp_path / "kept")
+        fit(checkpoint=tmp_path)
+    resumed = fit(checkpoint=tmp_path)
     assert len(calls) == 4 + 2
     assert same_shifts(resumed, whole)
     assert without_time(resumed) == without_time(whole)
-    # Of other data nothing is taken up.
+    # Of other data nothing is resumed.
     calls[:] = range(10)
-    BiasEdit.fit(model, TRAIN[:10], config, layers="last1", dev=DEV, checkpoint=tmp_path / "kept")
+    BiasEdit.fit(model, TRAIN[:10], config, layers="last1", dev=DEV, checkpoint=tmp_path)
     assert len(calls) == 10 + 4

@@ -26,6 +26,7 @@ from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.interventions import BiasEdit, BiasEditConfig
 from tracelab.interventions.biasedit.biasedit import _batches
 from tracelab.interventions.biasedit.triple_model import Editors
+from tracelab.interventions.training.loop import TRAINING
 from tracelab.interventions.training.triples import LABELS, tokenise
 
 # --- refusals
@@ -211,7 +212,5 @@ def test_a_direct_shift_that_diverges_is_refused_and_keeps_nothing(tiny, tmp_pat
     with pytest.raises(
         TracelabError, match=r"biasedit\(race\): the training diverged .*: lower the learning rate"
     ):
-        BiasEdit.fit(
-            tiny("llama"), TRAIN, config, layers="last1", dev=DEV, checkpoint=tmp_path / "kept"
-        )
-    assert not (tmp_path / "kept").exists()
+        BiasEdit.fit(tiny("llama"), TRAIN, config, layers="last1", dev=DEV, checkpoint=tmp_path)
+    assert not (tmp_path / TRAINING).exists()

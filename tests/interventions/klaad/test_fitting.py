@@ -26,6 +26,7 @@ from tracelab.errors import TracelabError
 from tracelab.interventions import KLAAD, KLAADConfig, load_intervention
 from tracelab.interventions.klaad import klaad
 from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.training.loop import TRAINING
 from tracelab.interventions.training.triples import tokenise
 from tracelab.model import load as models
 
@@ -128,9 +129,9 @@ def stopping_at(step: int, monkeypatch) -> list[int]:
     return taken
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_edit(model, tmp_path, monkeypatch):
-    config = {"epochs": 3, "patience": 9, "partial": tmp_path / "partial.pt"}
-    whole = fit(model, **{**config, "partial": None})
+def test_an_interrupted_fit_resumes_to_the_same_edit(model, tmp_path, monkeypatch):
+    config = {"epochs": 3, "patience": 9, "checkpoint": tmp_path}
+    whole = fit(model, **{**config, "checkpoint": None})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stopping_at(5, patch)
         fit(model, **config)
@@ -143,15 +144,15 @@ def test_an_interrupted_fit_goes_on_to_the_same_edit(model, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("changed", ["config", "data", "dev"])
-def test_a_fit_of_something_else_is_not_taken_up(model, tmp_path, monkeypatch, changed):
+def test_a_fit_of_something_else_is_not_resumed(model, tmp_path, monkeypatch, changed):
     config = KLAADConfig(trainable="attn_last", **QUICK)
     given = {"data": GIVEN[:6], "config": config, "dev": GIVEN[6:]}
     other = {"data": GIVEN[:5], "config": config.replace(lam2=0.5), "dev": GIVEN[7:]}
-    KLAAD.fit(model, **given, checkpoint=tmp_path / "kept")
+    KLAAD.fit(model, **given, checkpoint=tmp_path)
     taken = stopping_at(99, monkeypatch)
-    KLAAD.fit(model, **given, checkpoint=tmp_path / "kept")
+    KLAAD.fit(model, **given, checkpoint=tmp_path)
     assert not taken  # it was whole
-    KLAAD.fit(model, **{**given, changed: other[changed]}, checkpoint=tmp_path / "kept")
+    KLAAD.fit(model, **{**given, changed: other[changed]}, checkpoint=tmp_path)
     assert len(taken) == 2
 
 
@@ -279,5 +280,5 @@ def test_a_training_that_diverges_and_stays_finite_is_refused_and_keeps_nothing(
     with pytest.raises(
         TracelabError, match=r"klaad\(gender\): the training diverged .*: lower the learning rate"
     ):
-        fit(model, lr=lr, checkpoint=tmp_path / "kept")
-    assert not (tmp_path / "kept").exists()
+        fit(model, lr=lr, checkpoint=tmp_path)
+    assert not (tmp_path / TRAINING).exists()

@@ -1,7 +1,7 @@
 """One cell of a scoreboard: the scores of a benchmark on one bias type under one edit.
 
-A cell that fails tells why and stops nothing; one that is done is kept in a folder under everything
-it depends on (model, edit with its tensors, benchmark, records, options, seed, versions) and not
+A cell that fails tells why and stops nothing; one that is done is stored under everything it
+depends on (model, edit with its tensors, benchmark, records, options, seed, versions) and not
 measured again.
 """
 
@@ -21,9 +21,8 @@ from tracelab.datasets.records import Sentence
 from tracelab.errors import brief
 from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
-from tracelab.model.load import model_key
-from tracelab.model.settings import run_settings
-from tracelab.storage.kept import kept
+from tracelab.model.settings import request_of
+from tracelab.storage.checkpoint import resumed
 from tracelab.storage.ownership import file_name
 
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, LookupError, TypeError, ArithmeticError)
@@ -75,14 +74,14 @@ def measure_cell(
     edit: Intervention | None,
     name: str | None,
     *,
-    folder: Path | None,
+    folder: Path | str | None,
     seed: int,
 ) -> Cell:
-    """Score the model under an edit (None: as it is), or take the scores from ``folder``.
+    """Score the model under an edit (None: as it is), or resume the scores from ``folder``.
 
     Args:
         name: of the edit, for the table.
-        folder: of finished cells; None keeps none.
+        folder: checkpoint of finished cells; None stores none.
     """
     benchmark = question.benchmark
     if question.reason:
@@ -97,7 +96,7 @@ def measure_cell(
     try:
         if folder is None:
             return Cell(make())
-        request = run_settings(
+        request = request_of(
             model,
             [
                 Sentence(str(k), each) if isinstance(each, str) else each
@@ -109,10 +108,10 @@ def measure_cell(
             edit=None if edit is None else edit.identity(),
             seed=seed,
         )
-        request |= model_key(model)
         label = file_name("-".join(filter(None, (benchmark.name, question.bias))))
         print_of_request = hashlib.sha256(repr(request).encode()).hexdigest()[:12]
-        return Cell(kept(folder, f"{label}-{print_of_request}", benchmark.kind.load, request, make))
+        name_of_cell = f"{label}-{print_of_request}"
+        return Cell(resumed(folder, name_of_cell, benchmark.kind.load, request, make))
     except FAILURES as error:
         return Cell(None, _reason(error))
 

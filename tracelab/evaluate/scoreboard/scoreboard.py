@@ -190,14 +190,14 @@ def evaluate(
             benchmarks.
         bias: type that the edits were made for (:data:`~tracelab.evaluate.registry.BIAS_TYPES`);
             None: all of them.
-        limit: at most so many records of each benchmark, evenly spread, or by benchmark.
+        limit: at most so many records of each benchmark, a subsample, or by benchmark.
         options: keyword arguments of scorers, by benchmark.
         off_target: whether benchmarks with ``every_bias`` (StereoSet) are run on the other bias
             types too.
         costs: whether to measure what the edits cost.
-        folder: where finished cells are kept; the same call takes them up.
+        folder: checkpoint of finished cells; the same call resumes from it.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells
-            measured under a hook that is no edit of tracelab's are never taken up.
+            measured under a hook that is no edit of tracelab's are never resumed.
         seed: of the bootstrap and the permutations; seeds of sampling are an option of ``bold``.
 
     Raises:
@@ -219,17 +219,16 @@ def evaluate(
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
     questions = list(_questions(chosen, bias, limit, options or {}, off_target))
-    kept = None if folder is None else Path(folder)
     rows: list[pd.DataFrame] = []
     interactions: list[pd.DataFrame] = []
     with progress(total=len(questions) * (len(edits) + 1), what="cells", unit="cell") as bar:
         for question in questions:
-            before = measure_cell(model, question, None, None, folder=kept, seed=seed)
+            before = measure_cell(model, question, None, None, folder=folder, seed=seed)
             bar.update()
             rows.append(_rows(question, before, None, UNEDITED, seed))
             cells: dict[str, Cell] = {}
             for name, edit in edits.items():
-                cells[name] = measure_cell(model, question, edit, name, folder=kept, seed=seed)
+                cells[name] = measure_cell(model, question, edit, name, folder=folder, seed=seed)
                 bar.update()
                 rows.append(_rows(question, cells[name], before, name, seed))
             interactions += _interactions(question, before, cells, edits, seed)

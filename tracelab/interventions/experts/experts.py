@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from functools import partial as partial_function
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -45,9 +45,9 @@ from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call
 from tracelab.model.hook_points import Point
 from tracelab.model.load import model_facts, model_info, model_key
+from tracelab.model.settings import request_of
 from tracelab.model.texts import Texts
-from tracelab.storage.data_hash import data_hash
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import resumed
 
 
 class ExpertsSpec(BaseModel):
@@ -79,6 +79,7 @@ class Experts(Method):
     kind = "experts"
     Config = ExpertsConfig
     Spec = ExpertsSpec
+    entries = ("expert", "anti_expert")
 
     def __init__(
         self,
@@ -137,15 +138,12 @@ class Experts(Method):
             layers: that get deltas; default: each.
         """
         training = config.training or FinetuneConfig()
-        key = {"data_hash": data_hash([data]), "training": training.settings()} | model_key(model)
-        if layers is not None:
-            key["layers"] = list(layers)
+        wanted = {} if layers is None else {"layers": list(layers)}
+        key = request_of(model, [data], training=training.settings(), **wanted)
         tuned: dict[str, WeightDelta] = {}
         for what, texts in (("expert", data.anti_biased), ("anti_expert", data.biased)):
-            tune = partial_function(_tuned, model, texts, training, what, layers)
-            tuned[what] = (
-                tune() if checkpoint is None else kept(checkpoint, what, _load_delta, key, tune)
-            )
+            tune = partial(_tuned, model, texts, training, what, layers)
+            tuned[what] = resumed(checkpoint, what, _load_delta, key, tune)
         losses = {what: delta.notes["losses"] for what, delta in tuned.items()}
         notes = {"data_hash": key["data_hash"], "training": key["training"], "losses": losses}
         config = config.replace(training=training)

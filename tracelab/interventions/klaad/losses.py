@@ -20,12 +20,13 @@ else than the first token, is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+
+from tracelab.model.tokens import aligned
 
 _EPS = 1e-8
 
@@ -42,19 +43,11 @@ def aligned_positions(
     n, m = len(stereotype), len(anti_stereotype)
     if align == "equal_only" and n != m:
         return [], []
-    if align != "match" or n == m:
+    if align != "match":
         both = list(range(min(n, m)))
         return both, both
-    first: list[int] = []
-    second: list[int] = []
-    codes = SequenceMatcher(
-        None, list(stereotype), list(anti_stereotype), autojunk=False
-    ).get_opcodes()
-    for _, a0, a1, b0, b1 in codes:
-        if a1 - a0 == b1 - b0:
-            first += range(a0, a1)
-            second += range(b0, b1)
-    return first, second
+    single = [(a, b) for a, b in aligned(stereotype, anti_stereotype) if len(a) == len(b)]
+    return [a.start for a, _ in single], [b.start for _, b in single]
 
 
 def attention_loss(

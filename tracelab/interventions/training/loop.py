@@ -1,17 +1,16 @@
-"""The loop that trains an edit: steps, a look at development data now and then, the best state
-kept.
+"""The loop that trains an edit: steps, validation on development data now and then, the best state
+restored at the end.
 
 Every ``eval_every`` steps ``evaluate`` is asked for development figures; training ends when the one
 called ``score`` (lower is better) has not improved ``patience`` times, and the best state is what
 remains. A loss or gradient that is not finite ends it as well, at the best state so far. With
-``partial`` all is kept in a file after each look, and a run with the same ``key`` goes on from
-there.
+``checkpoint`` everything is stored after each validation, and a run with the same ``key`` resumes
+from there.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,11 +27,12 @@ from tracelab.gradients import learning
 from tracelab.model.finite import CAUSE
 from tracelab.model.weights import held
 from tracelab.progress import progress
+from tracelab.storage.checkpoint import discard, open_entry
 from tracelab.storage.files import atomic_file
-from tracelab.storage.ownership import adopt, is_ours, require_file, require_ours
 
-KEPT = {"module", "optimizer", "scheduler", "curves", "best", "best_score", "stale", "done", "key"}
-"""What a partial file holds."""
+TRAINING = "training"
+"""The entry of a checkpoint: states of module, optimizer and scheduler, and :data:`PROGRESS`."""
+PROGRESS = ("curves", "best", "best_score", "stale", "done")
 
 Figures = Mapping[str, float]
 
@@ -45,7 +45,7 @@ class Curves:
     """What a training run measured: ``{"step", "split", name: value, …}`` a row, ``split`` train or
     dev.
 
-    ``largest``: the largest parameter after the last step, whichever state is kept.
+    ``largest``: the largest parameter after the last step, whichever state was the best.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -57,20 +57,19 @@ class Curves:
             {"step": step, "split": split, **{k: round(float(v), 6) for k, v in figures.items()}}
         )
 
-    def require_converged(self, what: str, partial: Path | str | None) -> None:
-        """Refuse a run that diverged, and let go of what it kept in ``partial``.
+    def require_converged(self, what: str, checkpoint: Path | str | None) -> None:
+        """Refuse a run that diverged, and discard its checkpoint.
 
         Raises:
-            TracelabError: its parameters are huge, or no look was better than the first and the
-                last far worse.
+            TracelabError: its parameters are huge, or no validation was better than the first and
+                the last far worse.
         """
         scores = [row["score"] for row in self.rows if row["split"] == "dev"]
         gained = min(scores) < scores[0]
         try:
             require_converged(what, scores[0], min(scores) if gained else scores[-1], self.largest)
         except TracelabError:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
+            discard(checkpoint, TRAINING)
             raise
 
     @property
@@ -127,7 +126,7 @@ def train(
     patience: int,
     clip: float = 1.0,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-    partial: Path | str | None = None,
+    checkpoint: Path | str | None = None,
     key: Mapping[str, Any] | None = None,
     what: str = "training",
 ) -> Curves:
@@ -139,39 +138,20 @@ def train(
         step: computes the loss of a batch, leaves its gradients in the parameters, returns its
             parts with ``loss``.
         evaluate: development figures with ``score``; called before the first step too.
-        partial: a file; one of somebody's own is left alone, with a warning (fits refuse it:
-            :func:`require_partial`).
+        checkpoint: folder of the entry :data:`TRAINING`.
+        key: JSON values that tell everything the run depends on.
 
     Raises:
-        TracelabError: the development figures are not finite before the first step, or the loss is
-            not at it.
+        TracelabError: the development figures are not finite before the first step, the loss is not
+            at it, or the checkpoint cannot be stored.
     """
-    if partial is not None and not _is_a_trainings(partial):
-        warn(
-            f"{str(partial)!r} was not written by tracelab: it stays as it is, and nothing of "
-            f"{what} is kept",
-        )
-        partial = None
-    curves, best, best_score, stale, done = (
-        Curves(),
-        copy.deepcopy(module.state_dict()),
-        float("inf"),
-        0,
-        0,
-    )
-    taken_up = _taken_up(partial, key)
-    if taken_up is not None:
-        module.load_state_dict(taken_up["module"])
-        optimizer.load_state_dict(taken_up["optimizer"])
-        if scheduler is not None:
-            scheduler.load_state_dict(taken_up["scheduler"])
-        curves.rows = taken_up["curves"]
-        best, best_score, stale, done = (
-            taken_up[name] for name in ("best", "best_score", "stale", "done")
-        )
+    curves, best = Curves(), copy.deepcopy(module.state_dict())
+    best_score, stale, done = float("inf"), 0, 0
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer}
+    parts |= {} if scheduler is None else {"scheduler": scheduler}
 
-    def look() -> bool:
-        """Measure, keep; whether to go on."""
+    def validate() -> bool:
+        """Measure, store; whether to go on."""
         nonlocal best, best_score, stale
         figures = evaluate()
         if not done and not isfinite(figures["score"]):
@@ -185,27 +165,30 @@ def train(
         else:
             stale += 1
         bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()})
-        if partial is not None:
-            kept: dict[str, Any] = {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "curves": curves.rows,
-            }
-            kept |= {
-                "scheduler": None if scheduler is None else scheduler.state_dict(),
-                "key": _plain(key),
-            }
-            kept |= {"best": best, "best_score": best_score, "stale": stale, "done": done}
-            adopt([Path(partial)])
-            # To an open file: torch takes the archive's name from a path, and a hidden file without
-            # suffix has none.
-            with atomic_file(partial) as path, path.open("wb") as file:
-                torch.save(kept, file)
+        entry.save(write)
         return stale < patience and done < steps
 
-    with progress(total=steps, what=what, unit="step") as bar:
-        bar.update(done)
-        going = look() if taken_up is None else stale < patience and done < steps
+    def write(path: Path) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= zip(PROGRESS, (curves.rows, best, best_score, stale, done), strict=True)
+        # To an open file: torch takes the archive's name from a path, and a hidden file without
+        # suffix has none.
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+
+    with (
+        open_entry(checkpoint, TRAINING, key) as entry,
+        progress(total=steps, what=what, unit="step") as bar,
+    ):
+        state = entry.load(lambda path: _read(path, {*parts, *PROGRESS}))
+        if state is None:
+            going = validate()
+        else:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            curves.rows, best, best_score, stale, done = (state[name] for name in PROGRESS)
+            going = stale < patience and done < steps
+            bar.update(done)
         for number, batch in enumerate(batches):
             if not going:
                 break
@@ -231,7 +214,7 @@ def train(
             bar.update()
             curves.add(done, "train", figures)
             if done % eval_every == 0 or done == steps:
-                going = look()
+                going = validate()
     curves.largest = largest_parameter(module)
     module.load_state_dict(best)
     return curves
@@ -265,39 +248,9 @@ def require_converged(what: str, before: float, after: float, largest: float) ->
         )
 
 
-def require_partial(partial: Path | str | None) -> None:
-    """Refuse, before any work, a file that no interrupted training left.
-
-    Raises:
-        TracelabError: it is somebody's own, or nothing can be written there.
-    """
-    if partial is None:
-        return
-    require_file(partial)
-    if not _is_a_trainings(partial):
-        require_ours(Path(partial))
-
-
-def _is_a_trainings(partial: Path | str) -> bool:
-    return is_ours(Path(partial)) or _read(partial) is not None  # 0.1 left no mark
-
-
-def _plain(key: Mapping[str, Any] | None) -> Any:
-    return json.loads(json.dumps(key))
-
-
-def _taken_up(partial: Path | str | None, key: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What an interrupted run with the same key kept."""
-    kept = None if partial is None else _read(partial)
-    return kept if kept is not None and kept["key"] == _plain(key) else None
-
-
-def _read(partial: Path | str) -> dict[str, Any] | None:
-    """What an interrupted run kept; None where there is no file, or none that can be used."""
-    if not Path(partial).is_file():
-        return None
-    try:
-        kept = torch.load(partial, weights_only=True)
-    except Exception:  # a damaged file surfaces as whatever its reader happens to raise
-        return None
-    return kept if isinstance(kept, dict) and kept.keys() >= KEPT else None
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
+    """The state that an interrupted run stored, if everything is in it."""
+    state = torch.load(path, weights_only=True)
+    if not isinstance(state, dict) or not state.keys() >= names:
+        raise TracelabError("it is no state of a training")
+    return state

@@ -15,14 +15,14 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
-from tracelab.datasets.records import spread
+from tracelab.datasets.records import subsample
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.training.loop import Figures, train
+from tracelab.interventions.training.loop import TRAINING, Figures, train
 from tracelab.interventions.training.triples import Triples, split_by_target
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
-from tracelab.model.load import model_key
+from tracelab.model.settings import request_of
 from tracelab.model.texts import as_records
 from tracelab.storage.data_hash import data_hash
 
@@ -41,6 +41,7 @@ class TrainedDelta(Method, WeightDelta):
 
     SpecBase = TrainedDeltaSpec
     uses_dev: ClassVar[bool] = True
+    entries = (TRAINING,)
 
     def __init__(
         self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None
@@ -60,7 +61,7 @@ class TrainedDelta(Method, WeightDelta):
         """StereoSet's ``test`` records of a bias type, or of ``"all"``; no target term is one of
         ``dev``'s, on which StereoSet is scored."""
         found = stereoset(None if bias == "all" else bias, split="test", source=source)
-        return spread([record for record in found if record.target not in without], limit)
+        return subsample([record for record in found if record.target not in without], limit)
 
     @classmethod
     def split(
@@ -135,8 +136,8 @@ class TrainedDelta(Method, WeightDelta):
             eval_every=self.config.eval_every,
             patience=self.config.patience,
             scheduler=scheduler,
-            partial=None if checkpoint is None else checkpoint / "training",
-            key=hashes | more | model_key(model),
+            checkpoint=checkpoint,
+            key=request_of(model, **hashes, **more),
             what=self.name,
         )
         curves.require_converged(self.name, None if checkpoint is None else checkpoint / "training")

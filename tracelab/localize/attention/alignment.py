@@ -8,16 +8,13 @@ renormalised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.model.tokens import Encoding, token_texts
+from tracelab.model.tokens import Encoding, aligned, token_texts
 
 
 @dataclass(frozen=True)
@@ -32,20 +29,9 @@ class Alignment:
     @classmethod
     def of(cls, first: Encoding, second: Encoding) -> Alignment:
         """The alignment of two encoded sentences."""
-        equal = len(first.ids) == len(second.ids)
-        blocks: list[tuple[range, range]] = []
-        codes: Sequence[Any] = [("equal", 0, len(first.ids), 0, len(second.ids))]
-        if not equal:
-            codes = SequenceMatcher(None, first.ids, second.ids, autojunk=False).get_opcodes()
-        for tag, a0, a1, b0, b1 in codes:
-            if a1 - a0 == b1 - b0:
-                blocks += [
-                    (range(a0 + k, a0 + k + 1), range(b0 + k, b0 + k + 1)) for k in range(a1 - a0)
-                ]
-            elif tag == "replace":
-                blocks.append((range(a0, a1), range(b0, b1)))
+        blocks = aligned(first.ids, second.ids)
         differ = [first.ids[a.start : a.stop] != second.ids[b.start : b.stop] for a, b in blocks]
-        return cls(tuple(blocks), np.array(differ, dtype=bool), equal)
+        return cls(tuple(blocks), np.array(differ, dtype=bool), len(first.ids) == len(second.ids))
 
     def restrict(
         self, pattern: Float[np.ndarray, "_query _key"], side: int

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
-from tracelab.localize.tracing.partial import add_case, read_cases, require_cases_file
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
 from tracelab.model.finite import CAUSE
@@ -66,12 +64,14 @@ from tracelab.ranges import (
     require_number,
     require_seed,
 )
-from tracelab.storage.locks import locked
+from tracelab.storage.checkpoint import open_entry, require_entries
 
 POSITIONS = ("roles", "all")
 RUNS = ("auto", "fast", "plain")
 CHECKED_SAMPLES = 2
 """Noise samples on which the fast way is checked: enough to be several rows."""
+CASES = "cases"
+"""The entry of a checkpoint: a line a finished case."""
 
 
 @measuring()
@@ -91,7 +91,7 @@ def causal_trace(
     max_cases: int | None = None,
     prepend_bos: bool | None = None,
     run: str = "auto",
-    partial: Path | str | None = None,
+    checkpoint: Path | str | None = None,
     seed: int = 0,
 ) -> CausalTrace:
     """Trace pairs of StereoSet's intrasentence task.
@@ -113,8 +113,8 @@ def causal_trace(
         max_cases: trace a random sample of so many of the pairs that can be traced.
         run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast
             where a check on this model shows the same numbers.
-        partial: file that keeps finished cases (JSON lines); a run with the same settings goes on
-            from it.
+        checkpoint: folder in which finished cases are stored; a run with the same settings resumes
+            from them.
         seed: of the noise and the bootstrap.
 
     Raises:
@@ -125,7 +125,7 @@ def causal_trace(
     pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
     for component in components:
         require_choice("component", component, COMPONENTS)
-    partial = None if partial is None else require_cases_file(partial)
+    require_entries(checkpoint, CASES)
     require_choice("positions", positions, POSITIONS)
     require_choice("run", run, RUNS)
     require_choice("mentions", mentions, ("all", "first"))
@@ -184,18 +184,19 @@ def causal_trace(
         run=run,
         seed=seed,
     )
-    with nullcontext() if partial is None else locked(partial.parent):
-        done = {} if partial is None else read_cases(partial, settings | model_key(model))
-        with progress(total=len(cases), what="tracing", unit="pair") as bar:
-            for case in cases:
-                if case.id not in done:
-                    values = _trace_case(
-                        runner, tracer, case, draws[case.id], components, positions, layers, window
-                    )
-                    done[case.id] = values
-                    if partial is not None:
-                        add_case(partial, case.id, values)
-                bar.update()
+    request = None if checkpoint is None else settings | model_key(model)
+    with (
+        open_entry(checkpoint, CASES, request) as entry,
+        progress(total=len(cases), what="tracing", unit="pair") as bar,
+    ):
+        done = {line.pop("case"): line for line in entry.load_lines()}
+        for case in cases:
+            if case.id not in done:
+                done[case.id] = _trace_case(
+                    runner, tracer, case, draws[case.id], components, positions, layers, window
+                )
+                entry.append({"case": case.id, **done[case.id]})
+            bar.update()
     settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
     case_table, states = _tables(model, cases, done, layers)
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)

@@ -1,5 +1,5 @@
-"""What is kept is taken again only if it is whole and was asked for so; what is damaged is made
-again."""
+"""What is stored is resumed only if it is whole and was asked for so; what is damaged is made
+again; what is somebody's own is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from tracelab.errors import TracelabError
 from tracelab.results import Result
-from tracelab.storage.kept import kept
+from tracelab.storage.checkpoint import discard, open_entry, require_entries, resumed
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Maker:
             self.made += 1
             return small(number)
 
-        return kept(folder, "part", Small.load, {"seed": number}, make, say=self.said.append)
+        return resumed(folder, "part", Small.load, {"seed": number}, make, say=self.said.append)
 
 
-def test_an_equal_request_takes_what_is_there_and_another_makes_it_anew(tmp_path):
+def test_an_equal_request_resumes_what_is_there_and_another_makes_it_anew(tmp_path):
     maker = Maker()
     assert [maker(tmp_path, number).number for number in (3, 3, 4, 4, 3)] == [3, 3, 4, 4, 3]
     assert maker.made == 3
@@ -84,7 +84,7 @@ FILES = ("part/result.json", "part/table.parquet", "part/weights.safetensors", "
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_part_is_made_again_and_then_taken(tmp_path, name, change):
+def test_a_damaged_part_is_made_again_and_then_resumed(tmp_path, name, change):
     maker = Maker()
     maker(tmp_path)
     damaged(name, CHANGES[change])(tmp_path)
@@ -145,7 +145,7 @@ def test_a_result_of_0_1_is_read_and_replaced_and_not_with_somebodys_file_in_it(
         small().save(folder)
 
 
-def test_a_kept_part_survives_an_error_at_any_write(tmp_path, monkeypatch):
+def test_a_stored_part_survives_an_error_at_any_write(tmp_path, monkeypatch):
     """At every rename and every file brought to the disk, in turn, the disk is full."""
     from tracelab.storage import files
 
@@ -187,13 +187,13 @@ class Failing:
 ANOTHER = """
 import sys, time
 from pathlib import Path
-from tests.test_kept import small, Small
-from tracelab.storage.kept import kept
+from tests.test_checkpoint import small, Small
+from tracelab.storage.checkpoint import discard, open_entry, require_entries, resumed
 def make():
     time.sleep(0.3)
     return small(int(sys.argv[2]))
 for _ in range(3):
-    found = kept(Path(sys.argv[1]), "part", Small.load, {"seed": int(sys.argv[2])}, make)
+    found = resumed(Path(sys.argv[1]), "part", Small.load, {"seed": int(sys.argv[2])}, make)
     assert found.number == int(sys.argv[2]) == found.settings["seed"], found
 """
 
@@ -233,3 +233,158 @@ def test_a_thread_waits_for_another_and_says_so(tmp_path, capfd):
         waiting.result(timeout=10)
     assert order == ["first", "second"]
     assert capfd.readouterr().err.count("waiting for it") == 1
+
+
+def test_without_a_folder_nothing_is_stored_and_nothing_found():
+    maker = Maker()
+    assert [maker(None).number for _ in range(2)] == [3, 3]
+    assert maker.made == 2
+    with open_entry(None, "part", {}) as entry:
+        entry.append({"a": 1})
+        assert entry.load_lines() == []
+    require_entries(None, "part")
+    discard(None, "part")
+
+
+def test_a_part_of_0_1_which_no_list_names_is_resumed_and_replaced(tmp_path):
+    maker = Maker()
+    maker(tmp_path)
+    (tmp_path / ".tracelab").unlink()
+    maker(tmp_path)
+    assert maker.made == 1
+    assert maker(tmp_path, 4).number == 4
+
+
+# --- an entry that grows
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
+
+
+def store(folder: Path, request: Any, *texts: str) -> None:
+    with open_entry(folder, "state", request) as entry:
+        for text in texts:
+            entry.save(lambda path, text=text: path.write_text(text))
+
+
+def stored(folder: Path, request: Any) -> str | None:
+    with open_entry(folder, "state", request) as entry:
+        return entry.load(lambda path: path.read_text(encoding="utf-8"))
+
+
+def test_the_last_state_is_resumed_by_the_same_request_alone(tmp_path):
+    store(tmp_path, {"lr": 0.1, "layers": (1, 2)}, "one", "two")
+    assert stored(tmp_path, {"layers": [1, 2], "lr": 0.1}) == "two"
+    assert stored(tmp_path, {"layers": [1, 2], "lr": 0.2}) is None
+
+
+def test_a_run_killed_at_any_write_of_a_later_state_resumes_from_one_of_the_two(
+    tmp_path, monkeypatch
+):
+    from tracelab.storage import files
+
+    def write(path: Path, text: str) -> None:
+        with files.atomic_file(path) as file:
+            file.write_text(text)
+
+    for turn in range(20):
+        folder = tmp_path / str(turn)
+        with open_entry(folder, "state", 1) as entry, monkeypatch.context() as patch:
+            entry.save(lambda path: write(path, "one"))
+            calls = Failing(files.os.replace, turn)
+            patch.setattr(files.os, "replace", calls)
+            with suppress(OSError):
+                entry.save(lambda path: write(path, "two"))
+        assert stored(folder, 1) == ("one" if calls.count > turn else "two")
+        if calls.count <= turn:
+            break
+    assert turn > 0
+
+
+def test_what_another_request_made_is_gone_before_the_first_state_is_written(tmp_path):
+    store(tmp_path, 1, "one")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_entry(tmp_path, "state", 2) as entry:
+        entry.save(killed)
+    assert [stored(tmp_path, number) for number in (1, 2)] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["state", "state.key"])
+def test_somebodys_file_in_an_entrys_place_is_refused_and_stays(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(TracelabError, match=f"{name}' was not written by tracelab"):
+        require_entries(tmp_path, "state")
+    with pytest.raises(TracelabError, match=f"{name}' was not written by tracelab"):
+        stored(tmp_path, "mine")
+    with pytest.raises(TracelabError, match=f"{name}' was not written by tracelab"):
+        store(tmp_path, 1, "one")
+    discard(tmp_path, "state")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_an_entry_is_ours_even_if_damaged_and_can_be_discarded(tmp_path):
+    store(tmp_path, 1, "one")
+    for name in ("state", "state.key"):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+    require_entries(tmp_path, "state")
+    assert stored(tmp_path, 1) is None
+    discard(tmp_path, "state")
+    assert {path.name for path in tmp_path.iterdir()} == {".tracelab", ".tracelab.lock"}
+
+
+# --- lines
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
+
+SETTINGS = {"seed": 0}
+CASES = [{"case": name, "low": [0.1, number]} for number, name in enumerate("abc")]
+
+
+def lines(folder: Path, request: Any = SETTINGS) -> list[dict[str, Any]]:
+    with open_entry(folder, "cases", request) as entry:
+        return entry.load_lines()
+
+
+@pytest.fixture
+def cases(tmp_path):
+    with open_entry(tmp_path, "cases", SETTINGS) as entry:
+        assert entry.load_lines() == []
+        for case in CASES:
+            entry.append(case)
+    return tmp_path / "cases"
+
+
+def test_appended_lines_come_back_to_the_same_request(cases):
+    assert lines(cases.parent) == lines(cases.parent) == CASES
+    assert lines(cases.parent, {"seed": 1}) == []
+
+
+LINES = [b"{}", b"null", b"", b"\xff\xfe", b"[", b'{"case": "b", "low": [0.1, 1]}']
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_damaged_line_costs_itself_alone(cases, line):
+    found = cases.read_bytes().split(b"\n")
+    found[1] = line
+    cases.write_bytes(b"\n".join(found))
+    assert lines(cases.parent) == [CASES[0], CASES[2]]
+
+
+def test_an_altered_digit_costs_its_line(cases):
+    cases.write_text(cases.read_text().replace("0.1, 1]", "0.2, 1]"))
+    assert lines(cases.parent) == [CASES[0], CASES[2]]
+
+
+def test_a_line_cut_by_a_kill_spoils_no_later_one(cases):
+    cases.write_text(cases.read_text()[:-20])
+    with open_entry(cases.parent, "cases", SETTINGS) as entry:
+        assert entry.load_lines() == CASES[:2]
+        entry.append(CASES[2])
+    assert lines(cases.parent) == CASES
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xff", b"null"])
+def test_a_damaged_file_is_begun_again(cases, content):
+    cases.write_bytes(content)
+    assert lines(cases.parent) == []
+    assert cases.read_bytes() == b""
