@@ -50,7 +50,7 @@ def _model(source: Path, folder: Path) -> None:
 def _data(source: Path, folder: Path) -> None:
     for name in ("BOLD", "WinoBias"):
         shutil.copytree(source / name / "data", folder / name / "data")
-    for split, terms in (("dev", 3), ("test", 5)):
+    for split, terms in (("dev", 2), ("test", 5)):
         _thin(
             source,
             folder,

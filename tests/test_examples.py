@@ -102,6 +102,7 @@ def run_docstring(test: doctest.DocTest, names: dict[str, Any]) -> None:
 def test_the_example_of_the_docstring_runs(name, names, small):
     run_docstring(EXAMPLES[name], names)
     assert not names["model"].list_hooks()
+    assert all(parameter.grad is None for parameter in names["model"].parameters())
 
 
 def test_no_docstring_keeps_an_example_from_being_found():
@@ -133,7 +134,6 @@ def commands(text: str) -> list[str]:
 
 
 COMMANDS = [line for text in blocks("bash") for line in commands(text)]
-OF_TRACELAB = [line for line in COMMANDS if line.startswith("tracelab ")]
 LONG = ("report", "compare")  # also on a small model
 
 

@@ -91,7 +91,7 @@ class WeightDelta(Intervention):
     >>> delta = WeightDelta.low_rank(model, layers=[1, 2], modules=["mlp.out"], rank=8)
     >>> with delta.applied(model):  # any loss of the model; here the next tokens'
     ...     loss = -model(tokens).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
-    >>> loss.backward()  # into delta.parameters(), and no others
+    >>> loss.backward(inputs=[*delta.parameters()])  # the model itself gets no gradients
     """
 
     kind = "weight_delta"
