@@ -10,7 +10,7 @@ from tracelab.lazy import names_from
 if TYPE_CHECKING:
     from tracelab.config import Config
     from tracelab.interventions.activation_edit import ActivationEdit
-    from tracelab.interventions.base import Intervention, PointEdit
+    from tracelab.interventions.base import Intervention
     from tracelab.interventions.biasedit.biasedit import BiasEdit
     from tracelab.interventions.biasedit.config import BiasEditConfig
     from tracelab.interventions.erasure.config import ErasureConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tracelab.interventions.klaad.klaad import KLAAD
     from tracelab.interventions.method import Method
     from tracelab.interventions.methods import load_intervention
+    from tracelab.interventions.point_edit import PointEdit
     from tracelab.interventions.stack import Stack
     from tracelab.interventions.weight_delta import WeightDelta
 
@@ -42,7 +43,7 @@ _HOMES = {
     "Intervention": "base",
     "KLAADConfig": "klaad.config",
     "Method": "method",
-    "PointEdit": "base",
+    "PointEdit": "point_edit",
     "Stack": "stack",
     "WeightDelta": "weight_delta",
     "load_intervention": "methods",

@@ -30,9 +30,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
 from tracelab.errors import TracelabError, require_choice
-from tracelab.interventions.base import PointEdit
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit
 from tracelab.model.hook_points import EDITED, Point
 from tracelab.model.load import model_facts
 from tracelab.storage.data_hash import data_hash

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,13 @@ from tracelab.interventions import display
 from tracelab.interventions.bundle import save_bundle
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
+from tracelab.interventions.point_edit import (
+    Hooks,
+    PointEdit,
+    activation_hook,
+    forward_hook,
+    linear_hooks,
+)
 from tracelab.interventions.registry import knows
 from tracelab.interventions.sizes import (
     bridged_map,
@@ -44,26 +51,6 @@ from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
 from tracelab.model.load import model_facts
-
-Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
-
-
-@dataclass(frozen=True)
-class PointEdit:
-    """One change at one point.
-
-    Attributes:
-        point: where.
-        function: for an activation or the logits ``(value) -> new value``; for a linear map
-            ``(input, output) -> new output``.
-        d_in, d_out: features of a linear map's input, and of what is changed, that the function
-            needs; None: any.
-    """
-
-    point: Point
-    function: Callable[..., Tensor]
-    d_in: int | None = None
-    d_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +152,7 @@ class Intervention(nn.Module, ABC):
             name = point_name(model, edit.point)
             _require_fit(model, edit)
             found += (
-                _linear_hooks(name, edit) if edit.point.linear else [(name, _activation_hook(edit))]
+                linear_hooks(name, edit) if edit.point.linear else [(name, activation_hook(edit))]
             )
         return [(name, mark(function, self)) for name, function in found]
 
@@ -206,7 +193,7 @@ class Intervention(nn.Module, ABC):
             with ExitStack() as stack:
                 for edit, module in edits:
                     stack.callback(
-                        module.register_forward_hook(mark(_forward_hook(edit), self)).remove
+                        module.register_forward_hook(mark(forward_hook(edit), self)).remove
                     )
                 watch(hf_model)  # after them: see there
                 stack.callback(unwatch, hf_model)
@@ -367,66 +354,3 @@ def _require_plain_fit(hf_model: nn.Module, edit: PointEdit, module: nn.Module, 
         require_map(edit.point, f"the module {path!r}", module, edit.d_in, edit.d_out)
     else:
         require_output(hf_model, edit.point, path, edit.d_out)
-
-
-def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
-    # A hook that returns a batch of 1 would be broadcast in silence.
-    if new.shape != old.shape:
-        raise RuntimeError(f"the edit at {point} made {tuple(new.shape)} of {tuple(old.shape)}")
-    return new.to(old.dtype)
-
-
-def _activation_hook(edit: PointEdit) -> Callable[[Tensor, Any], Tensor]:
-    def hook(value: Tensor, hook: Any) -> Tensor:
-        return _checked(edit.point, value, edit.function(value))
-
-    return hook
-
-
-def _linear_hooks(name: str, edit: PointEdit) -> Hooks:
-    inputs: list[Tensor] = []
-
-    def before(value: Tensor, hook: Any) -> None:
-        inputs[:] = [value]
-
-    def after(value: Tensor, hook: Any) -> Tensor:
-        if not inputs:
-            raise RuntimeError(
-                f"{name}.hook_in did not fire before {name}.hook_out on this architecture"
-            )
-        return _checked(edit.point, value, edit.function(inputs.pop(), value))
-
-    return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
-
-
-def _forward_hook(edit: PointEdit) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        if edit.point.linear:
-            return _checked(edit.point, output, edit.function(args[0], output))
-        if edit.point.kind == "logits":
-            if not hasattr(output, "logits"):
-                raise TracelabError(
-                    "an edit of the logits needs transformers' named output: give no "
-                    "return_dict=False"
-                )
-            if output.get("loss") is not None:
-                raise TracelabError(
-                    "transformers computed the loss before the logits were edited: give no labels, "
-                    "and compute it "
-                    "from the logits"
-                )
-            output.logits = _checked(edit.point, output.logits, edit.function(output.logits))
-            return output
-        if isinstance(output, tuple):
-            return (_checked(edit.point, output[0], edit.function(output[0])), *output[1:])
-        return _checked(edit.point, output, edit.function(output))
-
-    return hook
-
-
-def flat_input(value: Float[Tensor, "..."]) -> Float[Tensor, "*rows d_in"]:
-    """A linear map's input with the heads of an attention output joined, in fp32.
-
-    Plain OPT gives its MLP ``[batch · pos, d_in]``, which is passed as it is.
-    """
-    return (value if value.ndim == 2 else value.flatten(start_dim=2)).to(torch.float32)

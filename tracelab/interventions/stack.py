@@ -11,8 +11,9 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Intervention, PointEdit, Told
+from tracelab.interventions.base import Intervention, Told
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit
 
 
 class StackSpec(BaseModel):

@@ -24,8 +24,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import training_curves
 from tracelab.gradients import measuring
-from tracelab.interventions.base import Intervention, PointEdit, flat_input
+from tracelab.interventions.base import Intervention
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit, flat_input
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import model_facts
 from tracelab.model.texts import Texts, as_texts

@@ -34,12 +34,12 @@ from transformers.generation.logits_process import TopPLogitsWarper
 
 from tracelab.datasets.redditbias import ExpertTexts, expert_texts
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import PointEdit
 from tracelab.interventions.bundle import read_bundle
 from tracelab.interventions.experts.config import ExpertsConfig, FinetuneConfig
 from tracelab.interventions.experts.runner import ExpertRunner
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit
 from tracelab.interventions.training.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
-from tracelab.interventions.base import flat_input
+from tracelab.interventions.point_edit import flat_input
 from tracelab.interventions.sizes import require_layer, require_map
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.forward_pass import Call

@@ -28,11 +28,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.templates import Corpus, templates
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
-from tracelab.interventions.base import PointEdit
 from tracelab.interventions.fairmed.config import FairMedConfig
 from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point

@@ -1,0 +1,105 @@
+"""One change at one point, and the hook functions that make it: of a bridge, and of plain torch.
+
+The same function runs on both, so both compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tracelab.errors import TracelabError
+from tracelab.model.hook_points import Point
+
+Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
+
+
+@dataclass(frozen=True)
+class PointEdit:
+    """One change at one point.
+
+    Attributes:
+        point: where.
+        function: for an activation or the logits ``(value) -> new value``; for a linear map
+            ``(input, output) -> new output``.
+        d_in, d_out: features of a linear map's input, and of what is changed, that the function
+            needs; None: any.
+    """
+
+    point: Point
+    function: Callable[..., Tensor]
+    d_in: int | None = None
+    d_out: int | None = None
+
+
+def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
+    # A hook that returns a batch of 1 would be broadcast in silence.
+    if new.shape != old.shape:
+        raise RuntimeError(f"the edit at {point} made {tuple(new.shape)} of {tuple(old.shape)}")
+    return new.to(old.dtype)
+
+
+def activation_hook(edit: PointEdit) -> Callable[[Tensor, Any], Tensor]:
+    """Of a bridge, for an activation or the logits."""
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        return _checked(edit.point, value, edit.function(value))
+
+    return hook
+
+
+def linear_hooks(name: str, edit: PointEdit) -> Hooks:
+    """Of a bridge, for a linear map: one keeps its input, one changes its output."""
+    inputs: list[Tensor] = []
+
+    def before(value: Tensor, hook: Any) -> None:
+        inputs[:] = [value]
+
+    def after(value: Tensor, hook: Any) -> Tensor:
+        if not inputs:
+            raise RuntimeError(
+                f"{name}.hook_in did not fire before {name}.hook_out on this architecture"
+            )
+        return _checked(edit.point, value, edit.function(inputs.pop(), value))
+
+    return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
+
+
+def forward_hook(edit: PointEdit) -> Callable[..., Any]:
+    """Of a plain module: ``register_forward_hook`` takes it."""
+
+    def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        if edit.point.linear:
+            return _checked(edit.point, output, edit.function(args[0], output))
+        if edit.point.kind == "logits":
+            if not hasattr(output, "logits"):
+                raise TracelabError(
+                    "an edit of the logits needs transformers' named output: give no "
+                    "return_dict=False"
+                )
+            if output.get("loss") is not None:
+                raise TracelabError(
+                    "transformers computed the loss before the logits were edited: give no labels, "
+                    "and compute it "
+                    "from the logits"
+                )
+            output.logits = _checked(edit.point, output.logits, edit.function(output.logits))
+            return output
+        if isinstance(output, tuple):
+            return (_checked(edit.point, output[0], edit.function(output[0])), *output[1:])
+        return _checked(edit.point, output, edit.function(output))
+
+    return hook
+
+
+def flat_input(value: Float[Tensor, "..."]) -> Float[Tensor, "*rows d_in"]:
+    """A linear map's input with the heads of an attention output joined, in fp32.
+
+    Plain OPT gives its MLP ``[batch · pos, d_in]``, which is passed as it is.
+    """
+    return (value if value.ndim == 2 else value.flatten(start_dim=2)).to(torch.float32)
