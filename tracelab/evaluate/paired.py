@@ -53,7 +53,7 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     rows: list[dict[str, Any]] = []
     for first, second in zip(before.samples(), after.samples(), strict=True):
         for row in _compare(first, second, seed):
-            rows.append({"benchmark": before.settings["benchmark"], "bias": first.bias} | row)
+            rows.append({"benchmark": before.benchmark, "bias": first.bias} | row)
     return pd.DataFrame(rows)
 
 

@@ -67,6 +67,11 @@ class BenchmarkScores(Result, ABC):
         """The scores, one row a metric and bias type."""
         return self.table
 
+    @property
+    def benchmark(self) -> str:
+        """Its name, as in the table."""
+        return str(self.table["benchmark"].iloc[0])
+
     def headline(self) -> str:
         """The first metric, of all records together."""
         row = self.table.loc[self.table["n"].idxmax()]
@@ -87,7 +92,7 @@ class Benchmark:
         read: ``(bias, limit, **where)`` to records, at most ``limit``, subsampled evenly over the
             file (WikiText: the first lines); without ``bias`` those of all types.
         score: ``(model, records, *, edit, seed, **options)``: scores the model as it is at the
-            moment; the settings of the scores have its name under ``benchmark``.
+            moment.
         kind: the class of its scores.
         metrics: those that belong on a scoreboard (none: all); the others are in the scores
             themselves.

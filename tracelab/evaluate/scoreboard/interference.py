@@ -63,7 +63,7 @@ def interference(
             )
             rows.append(
                 {
-                    "benchmark": unedited.settings["benchmark"],
+                    "benchmark": unedited.benchmark,
                     "bias": first.bias,
                     "metric": metric,
                     "sum_of_members": sum(value - values[0] for value in values[1:-1]),
