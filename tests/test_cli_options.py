@@ -9,6 +9,8 @@ import pytest
 
 from tracelab.cli import main, verbs
 from tracelab.cli.parser import make_parser
+from tracelab.interventions import FinetuneConfig
+from tracelab.interventions.registry import LISTED
 
 BASE = {
     "fetch": ["fetch"],
@@ -16,7 +18,10 @@ BASE = {
     "probe": ["probe", "--bias", "gender"],
     "trace": ["trace", "--bias", "gender"],
     "attention": ["attention"],
-    "fit": ["fit", "experts", "--bias", "gender", "--out", "bundle"],
+    **{
+        f"fit {method.kind}": ["fit", method.kind, "--bias", "gender", "--out", "bundle"]
+        for method in LISTED
+    },
     "compare": ["compare", "--edit", "bundle"],
     "inspect": ["inspect", "--edit", "bundle", "--prompt", "He"],
     "export": ["export", "bundle", "--to", "merged", "--out", "model"],
@@ -27,11 +32,19 @@ RANGES = {
     "--seed": (0, 2**32 - 1),
     "--seeds": (1, 1000),
     "--samples": (1, 10_000),
-    "--epochs": (1, 10_000),
-    "--steps": (1, 1_000_000),
     "--layer": (-9999, 9999),
     "--head": (0, 9999),
+    "fit fairmed --steps": (0, 1000),
+    "fit fairmed --n-seeds": (1, 1000),
+    "fit biasedit --steps": (0, 1_000_000),
+    **{f"fit {method} --epochs": (1, 10_000) for method in ("experts", "klaad")},
+    **{
+        f"fit {method} --rank": (1, 65_536)
+        for method in ("experts", "biasedit", "klaad", "erasure")
+    },
+    "fit biasedit --delta-rank": (1, 65_536),
 }
+"""By option, or by verb and option."""
 COUNT = (1, 2**31 - 1)
 NO_WHOLE_NUMBER = (
     *("", " ", "\n", "x", "²", "٣", "１２", "1_000", "1.5", "1e3", "0x10", "nan", "inf"),
@@ -39,26 +52,28 @@ NO_WHOLE_NUMBER = (
 )
 NO_NUMBER = ("", " ", "x", "²", "٣", "１２", "1_000", "0x10", "1,5")
 NOT_FINITE = ("nan", "inf", "-inf", "1e400", "7" * 5000)
-FLOATS = {
-    "experts": ("--alpha", "--lr"),
-    "fairmed": ("--lam",),
-    "biasedit": ("--lam", "--meta-lr"),
-    "erasure": ("--strength",),
-    "klaad": ("--lam1", "--lam2", "--lam3", "--margin", "--lr"),
-}
 
 
 def options_of(verb: str) -> list[argparse.Action]:
-    subparsers = next(
-        a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)
-    )
-    return subparsers.choices[verb]._actions
+    verb, _, method = verb.partition(" ")
+    parser = choices_of(make_parser())[verb]
+    if method:
+        parser = choices_of(parser)[method]
+        parser.parse_known_args(["--bias", "gender"])  # a method's options are added when asked for
+    return parser._actions
+
+
+def choices_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
 
 
 def reads(action: argparse.Action, kind: type) -> bool:
     return action.type is not None and type(action.type("1")) is kind
 
 
+FREE = ("--alpha", "--margin")
+"""Numbers that may be negative."""
+FLOATS = [(verb, a.option_strings[0]) for verb in BASE for a in options_of(verb) if reads(a, float)]
 WHOLE = [(verb, a.option_strings[0]) for verb in BASE for a in options_of(verb) if reads(a, int)]
 
 
@@ -90,21 +105,22 @@ def refused(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_sweep_knows_every_option_with_a_number():
-    found = {option for _, option in WHOLE}
-    assert found == {
-        *RANGES,
-        *("--limit", "--top-k", "--window", "--rank", "--n-edits", "--top"),
-    }
-    floats = {a.option_strings[0] for verb in BASE for a in options_of(verb) if reads(a, float)}
-    assert floats == {option for options in FLOATS.values() for option in options}
+def test_every_field_of_every_configuration_is_an_option():
+    for method in LISTED:
+        config = method.config_class()
+        reached = {option for a in options_of(f"fit {method.kind}") for option in a.option_strings}
+        fields = set(config.model_fields) - {"training"}
+        if "training" in config.model_fields:
+            fields |= set(FinetuneConfig.model_fields)
+        assert {f"--{name.replace('_', '-')}" for name in fields} <= reached
+        assert len(fields) >= 4
 
 
 @pytest.mark.parametrize(("verb", "option"), WHOLE)
 def test_a_whole_number_out_of_its_range_is_refused_before_the_model_is_loaded(
     refused, verb, option
 ):
-    least, most = RANGES.get(option, COUNT)
+    least, most = RANGES.get(f"{verb} {option}", RANGES.get(option, COUNT))
     for value in (least - 1, most + 1, -(2**70), 2**70, 99999999999):
         end = f"is at least {least}," if value < least else f"is at most {most},"
         assert end in refused([*BASE[verb], f"{option}={value}"])
@@ -116,19 +132,16 @@ def test_what_is_no_whole_number_in_ascii_is_refused(refused, verb, option):
         assert f"argument {option}" in refused([*BASE[verb], f"{option}={value}"])
 
 
-@pytest.mark.parametrize(
-    ("method", "option"), [(m, option) for m, options in FLOATS.items() for option in options]
-)
-def test_what_is_no_finite_number_is_refused(refused, method, option):
-    base = ["fit", method, "--bias", "gender", "--out", "bundle"]
+@pytest.mark.parametrize(("verb", "option"), FLOATS)
+def test_what_is_no_finite_number_is_refused(refused, verb, option):
     for value in NO_NUMBER:
-        assert "is not a number" in refused([*base, f"{option}={value}"])
+        assert "is not a number" in refused([*BASE[verb], f"{option}={value}"])
     for value in NOT_FINITE:
-        assert " not " in refused([*base, f"{option}={value}"])
-    if option not in ("--alpha", "--margin"):
-        refused([*base, f"{option}=-1"])
+        assert " not " in refused([*BASE[verb], f"{option}={value}"])
+    if option not in FREE:
+        refused([*BASE[verb], f"{option}=-1"])
     if option.endswith("lr"):
-        refused([*base, f"{option}=-0"])
+        refused([*BASE[verb], f"{option}=-0"])
 
 
 @pytest.mark.parametrize("verb", BASE)
@@ -322,7 +335,7 @@ def test_the_version_is_told(capsys):
 @pytest.mark.parametrize("verb", BASE)
 def test_help_of_every_verb_shows_an_example(capsys, verb):
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert f"example: tracelab {verb}" in " ".join(capsys.readouterr().out.split())
 
@@ -338,7 +351,7 @@ def test_help_tells_the_ranges(capsys):
         assert told in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("verb", [name for name in BASE if name not in ("fetch", "export", "fit")])
+@pytest.mark.parametrize("verb", [name for name in BASE if name not in ("fetch", "export")])
 def test_the_largest_seed_is_taken(verb):
     options = make_parser().parse_args([*BASE[verb], "--seed", "4294967295"])
     assert options.seed == 2**32 - 1

@@ -61,6 +61,9 @@ with contextlib.suppress(SystemExit):
         command("scoer", "stereoset"),
         command("score", "stereoset", "--seed", "-1"),
         command("fit", "fairmed", "--layers", "a"),
+        *(command("fit", method.kind, "--help") for method in LISTED),
+        command("fit", "fairmed", "--bias", "gender", "--lam", "-1"),
+        command("fit", "klaad", "--bias", "gender", "--lam1", "0", "--lam2", "0", "--lam3", "0"),
     ],
 )
 def test_help_words_that_are_not_understood_and_records_need_no_torch(code):

@@ -125,8 +125,8 @@ def _sentence(cls: type[Config], fault: ErrorDetails) -> str:
         return str(context["error"])
     if kind in _RANGES:
         word, bound = _RANGES[kind]
-        return f"{name} of {cls.__name__} is {word} {context[bound]:g}, not {given}"
+        return f"{name} is {word} {context[bound]:.10g}, not {given}"
     what = _KINDS.get(kind)
     if what is None:
-        return f"{name} of {cls.__name__}: {fault['msg']}, not {given}"
-    return f"{name} of {cls.__name__} is {what}, not {given}"
+        return f"{name}: {fault['msg']}, not {given}"
+    return f"{name} is {what}, not {given}"

@@ -49,7 +49,7 @@ MANIFESTS = {
     ),
     "a configuration out of range": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(lam=-1.0),
-        "fairmed is not valid: config: .*lam of FairMed is a number of at least 0, not -1.0",
+        "fairmed is not valid: .*lam is at least 0, not -1.0",
     ),
     "a number that is none": (
         lambda m: member(m, EXPERTS)["spec"]["config"].update(alpha=float("nan")),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -134,7 +132,7 @@ def test_an_edit_at_another_strength_is_the_same_edit(model, plain):
     fairmed = random_fairmed(model)
     for first, second in (
         (strong, weak),
-        (fairmed, fairmed.with_config(replace(fairmed.config, lam=fairmed.config.lam + 1))),
+        (fairmed, fairmed.with_config(fairmed.config.replace(lam=fairmed.config.lam + 1))),
     ):
         with (
             first.applied(model),

@@ -27,12 +27,11 @@ class _MethodParser(_Parser):
 
     def __init__(self, *args: Any, method: Listed, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._method: Listed | None = method
+        self._method = method
         self._config: type[Config] | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Any:
         if self._config is None:
-            assert self._method is not None
             self._config = self._method.config_class()
             self.add_argument("--bias", required=True, help="bias type or attribute of the data")
             self.add_argument("--layers", help="0,5,9 or 0:30:3, or words that the method knows")
@@ -40,11 +39,10 @@ class _MethodParser(_Parser):
             add_config_options(self, self._config)
         options, left = super().parse_known_args(args, namespace, **more)
         if left:
-            self.error(f"not an option of this method: {' '.join(left)}")
-        try:
-            options.config = read_config(options, self._config)
-        except TracelabError as error:
-            self.error(str(error))
+            raise TracelabError(
+                f"fit {self._method.kind} has no option {' '.join(left)}: see {self.prog} --help"
+            )
+        options.config = read_config(options, self._config)
         return options, left
 
 
@@ -194,6 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
             method=method,
             help=method.purpose,
             description=f"Fit {method.kind} ({method.purpose}); write a bundle into --out.",
+            epilog=f"example: tracelab fit {method.kind} --bias gender --out {method.kind}-gender/",
             parents=[common],
         )
         made.register("type", None, text)

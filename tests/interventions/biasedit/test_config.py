@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from tracelab.errors import TracelabError
@@ -31,8 +29,8 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
     assert (config.lr, config.meta_lr, config.lam, config.patience) == (1e-7, 1e-6, 1.0, 5)
     # eta itself is trained with meta_lr
     assert config.step_lr == pytest.approx(config.meta_lr / config.lr)
-    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == dataclasses.replace(
-        config, lam=4.0, loss="logprob"
+    assert BiasEditConfig.reference(lam=4.0, loss="logprob") == config.replace(
+        lam=4.0, loss="logprob"
     )
 
 
@@ -61,12 +59,17 @@ def test_the_reference_preset_has_the_released_settings_and_takes_changes():
         ),
         *(({name: -2}, f"{name} is at least 1, not -2") for name in ("eval_every", "patience")),
         *(
-            ({name: value}, f"{name} is a number above 0, not {value}")
+            ({name: value}, f"{name} is {what}, not {value}")
             for name in ("delta_lr", "beta", "lr", "ridge", "meta_lr", "step_lr")
-            for value in (0.0, -1.0, float("nan"), float("inf"))
+            for value, what in (
+                (0.0, "above 0"),
+                (-1.0, "above 0"),
+                (float("nan"), "a finite number"),
+                (float("inf"), "a finite number"),
+            )
         ),
-        ({"lam": -0.5}, "lam is a number of at least 0, not -0.5"),
-        ({"lam": float("nan")}, "lam is a number of at least 0, not nan"),
+        ({"lam": -0.5}, "lam is at least 0, not -0.5"),
+        ({"lam": float("nan")}, "lam is a finite number, not nan"),
         ({"steps": -1}, "steps is at least 0, not -1"),
         ({"margin": float("inf")}, "margin is a finite number, not inf"),
     ],

@@ -3,7 +3,6 @@ model."""
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial as bound
 
 import pytest
@@ -77,9 +76,7 @@ def test_the_same_seed_makes_the_same_edit_and_another_seed_another(tiny, fitted
     assert again.notes["curves"] == edit.notes["curves"]
     kept = edit.editors.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in again.editors.state_dict().items())
-    other = BiasEdit.fit(
-        model, TRAIN, dataclasses.replace(FITTED, seed=1), layers="last12", dev=DEV
-    )
+    other = BiasEdit.fit(model, TRAIN, FITTED.replace(seed=1), layers="last12", dev=DEV)
     assert other.notes["curves"] != again.notes["curves"]
 
 
@@ -92,7 +89,7 @@ def expected_shifts(editors: Editors, trained: TripleModel, groups) -> list[torc
 
 @pytest.mark.parametrize("n_edits", [99, 8, 4])
 def test_the_editors_shift_is_the_mean_over_groups_of_training_triples(tiny, n_edits):
-    model, config = tiny("llama"), dataclasses.replace(FITTED, n_edits=n_edits)
+    model, config = tiny("llama"), FITTED.replace(n_edits=n_edits)
     trained, edit = triple_model(model, config), dense_delta(model)
     learner = EditorShift(edit, trained, config)
     learner.step((range(4), range(4, 8)))
@@ -113,7 +110,7 @@ def test_the_editors_shift_is_the_mean_over_groups_of_training_triples(tiny, n_e
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_edit_is_its_editors_shift_times_the_strength(tiny, monkeypatch, kind):
     monkeypatch.setattr(biasedit, "_strength", lambda edit, measured: (0.5, []))
-    model, config = tiny(kind), dataclasses.replace(FITTED, n_edits=99)
+    model, config = tiny(kind), FITTED.replace(n_edits=99)
     edit = BiasEdit.fit(model, TRAIN, config, layers="last12", dev=DEV)
     everything = triple_model(model, config, layers=(2, 3))
     expected = expected_shifts(edit.editors, everything, [range(len(TRAIN))])
@@ -125,7 +122,7 @@ def test_the_edit_is_its_editors_shift_times_the_strength(tiny, monkeypatch, kin
 def test_a_steps_gradient_in_the_editor_equals_finite_differences(tiny):
     # The loss of one group under the shift made from another, through hooks, shift, solve and
     # editor.
-    model, config = tiny("llama"), dataclasses.replace(FITTED, n_blocks=1)
+    model, config = tiny("llama"), FITTED.replace(n_blocks=1)
     trained, edit, step = triple_model(model, config), dense_delta(model), (range(4), range(4, 8))
     learner = EditorShift(edit, trained, config)
     generator = torch.Generator().manual_seed(0)

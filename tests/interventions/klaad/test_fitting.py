@@ -208,14 +208,14 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
         ({"trainable": "mlp"}, "unknown trainable 'mlp': choose one of all, attn_last"),
         (
             {"lam2": -0.1},
-            r"lam1, lam2 and lam3 are at least 0 and not all 0: not \(0.7, -0.1, 0.15\)",
+            "lam2 is at least 0, not -0.1",
         ),
-        ({"lam3": float("nan")}, r"not \(0.7, 0.15, nan\)"),
-        ({"lam1": float("inf")}, r"not \(inf, 0.15, 0.15\)"),
+        ({"lam3": float("nan")}, "lam3 is a finite number, not nan"),
+        ({"lam1": float("inf")}, "lam1 is a finite number, not inf"),
         (dict.fromkeys(LAMS.values(), 0.0), r"not all 0: not \(0.0, 0.0, 0.0\)"),
         ({"margin": float("nan")}, "margin is a finite number, not nan"),
-        ({"lr": 0.0}, "lr is a number above 0, not 0.0"),
-        ({"lr": float("inf")}, "lr is a number above 0, not inf"),
+        ({"lr": 0.0}, "lr is above 0, not 0.0"),
+        ({"lr": float("inf")}, "lr is a finite number, not inf"),
         *(
             ({name: 0}, f"{name} is at least 1, not 0")
             for name in ("rank", "epochs", "batch_size", "eval_every", "patience")
