@@ -45,7 +45,7 @@ MANIFESTS = {
     ),
     "an unknown field of a configuration": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(x=1),
-        r"fairmed is not valid: config\.x: ",
+        "fairmed is not valid: config: FairMedConfig has no field x: it has lam, ",
     ),
     "a configuration out of range": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(lam=-1.0),
@@ -57,7 +57,7 @@ MANIFESTS = {
     ),
     "a text for a number": (
         lambda m: member(m, EXPERTS)["spec"]["config"].update(alpha="1"),
-        r"experts is not valid: config\.alpha: Input should be a valid number",
+        "experts is not valid: config: alpha is a number, not '1'",
     ),
     "a choice that is none": (
         lambda m: member(m, EXPERTS)["spec"]["config"].update(filter_order="first"),
@@ -378,7 +378,7 @@ def test_a_layer_that_the_model_has_not_is_refused_when_applied(kept, model, tok
         TracelabError, match="layer 9 is out of range: tiny-llama has layers 0 to 3"
     ):
         edit.hooks(model)
-    with pytest.raises(TracelabError, match=r"no module None .* blocks\.9\.hook_mlp_out"):
+    with pytest.raises(TracelabError, match=r"no module whose output is blocks\.9\.hook_mlp_out"):
         edit.attach(tiny_hf("llama", len(tokenizer)))
     assert not model.list_hooks()
 

@@ -361,7 +361,7 @@ def test_a_loss_of_the_unmixed_logits_is_not_handed_out(model, tokenizer):
         ({"alpha": -float("inf")}, "alpha is a finite number, not -inf"),
         ({"top_p": 0.0}, "top_p is above 0, not 0.0"),
         ({"top_p": 1.5}, "top_p is at most 1, not 1.5"),
-        ({"top_p": float("nan")}, "top_p is above 0, not nan"),
+        ({"top_p": float("nan")}, "top_p is at most 1, not nan"),
         (
             {"filter_order": "before"},
             "unknown filter_order 'before': choose one of after, base_first",

@@ -113,7 +113,7 @@ def first(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     where = cut(".".join(map(str, fault["loc"])), 200) or "the whole"
-    return f"{where}: {cut(fault['msg'], 400)}{more}"
+    return f"{where}: {cut(fault['msg'].removeprefix('Value error, '), 400)}{more}"
 
 
 def _closed(body: bytes) -> bytes:

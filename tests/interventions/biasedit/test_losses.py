@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -202,7 +200,7 @@ def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny,
 
 def test_out_of_memory_in_a_later_chunk_changes_neither_figures_nor_gradients(tiny, monkeypatch):
     model, group = tiny("llama"), [2, 11, 6, 0, 5]
-    config = dataclasses.replace(OWN, batch_size=2)
+    config = OWN.replace(batch_size=2)
     enough, delta = triple_model(model, config), dense_delta(model)
 
     def results(trained):

@@ -26,6 +26,7 @@ from tracelab.errors import TracelabError
 from tracelab.interventions import KLAAD, KLAADConfig, load_intervention
 from tracelab.interventions.klaad import klaad
 from tracelab.interventions.klaad.klaad import KLAADLoss
+from tracelab.interventions.training import trained_delta
 from tracelab.interventions.training.loop import TRAINING
 from tracelab.interventions.training.triples import tokenise
 from tracelab.model import load as models
@@ -239,8 +240,9 @@ def test_a_model_whose_attention_cannot_be_read_is_refused_before_any_work(tiny,
     def work(*args, **options):
         raise AssertionError("it began")
 
-    for name in ("split_by_target", "tokenise", "train"):
-        monkeypatch.setattr(klaad, name, work)
+    monkeypatch.setattr(klaad, "tokenise", work)
+    for name in ("split_by_target", "train"):
+        monkeypatch.setattr(trained_delta, name, work)
     with pytest.raises(
         TracelabError,
         match=r"^blocks\.3\.attn\.hook_pattern cannot be used on tiny-gpt2: it does not fire on this architecture$",  # noqa: E501

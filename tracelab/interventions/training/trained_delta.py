@@ -140,7 +140,7 @@ class TrainedDelta(Method, WeightDelta):
             key=request_of(model, **hashes, **more),
             what=self.name,
         )
-        curves.require_converged(self.name, None if checkpoint is None else checkpoint / "training")
+        curves.require_converged(self.name, checkpoint)
         self.notes |= {
             "data_hash": hashes["data"],
             "dev_hash": hashes["dev"],
