@@ -198,8 +198,7 @@ def test_two_attributes_are_neutralised_together_where_they_share_a_layer(tiny_m
     assert both.layers == sorted({*gender.top_layers, *age.top_layers})
     shared = FairMed.fit(model, [gender, age], FairMedConfig(lam=4.0), layers=[1])
     facts = {f["attribute"]: f for f in told(model, shared)}
-    assert facts["gender"]["groups"] == ("female", "male", "trans")
-    assert facts["age"]["groups"] == ("old", "young")
+    assert facts.keys() == {"gender", "age"}
     assert torch.equal(facts["gender"]["steps"], facts["age"]["steps"])
     for f in facts.values():
         assert f["kl_before"].max() > 0.03

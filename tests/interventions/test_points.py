@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from tests.interventions.edits import CLOSE, TOKENS, logits
 from tests.tiny import D_MODEL, MORE_KINDS, N_LAYERS, tiny_hf
 from tracelab.errors import TracelabError
-from tracelab.interventions.base import Edit, Intervention
+from tracelab.interventions.base import Intervention
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.point_edit import PointEdit
 from tracelab.model import assets
 from tracelab.model.hook_points import EDITED, LINEAR_MAPS, Point, hook_name
 from tracelab.model.load import from_hf
@@ -58,7 +59,7 @@ class Nudge(Intervention):
             return values[-1] + self.vector
 
         width = None if self._spec.kind == "logits" else self._spec.width
-        return [Edit(Point(self._spec.kind, self._spec.layer), change, d_out=width)]
+        return [PointEdit(Point(self._spec.kind, self._spec.layer), change, d_out=width)]
 
 
 def nudge(model, kind, layer=None):

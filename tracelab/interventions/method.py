@@ -47,8 +47,12 @@ class Method(Intervention):
         super().__init_subclass__(**options)
         if "Config" in vars(cls) and "Spec" not in vars(cls) and cls.SpecBase is not None:
             cls.Spec = create_model(
-                f"{cls.__name__}Spec", __base__=cls.SpecBase, config=(cls.Config, ...)
+                f"{cls.__name__}Spec",
+                __base__=cls.SpecBase,
+                __module__=cls.__module__,
+                config=(cls.Config, ...),
             )
+            cls.Spec.__qualname__ = f"{cls.__qualname__}.Spec"  # where pickle finds it
 
     @classmethod
     def training_data(

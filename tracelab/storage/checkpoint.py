@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracelab.errors import TracelabError
 from tracelab.storage.files import atomic_file, recover
@@ -41,6 +41,7 @@ OWN = (*MARKERS, "README.md", "*.parquet", "*.safetensors")
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Saved(Protocol):
     """What writes itself into a folder: results and interventions."""
 
