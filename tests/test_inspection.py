@@ -15,6 +15,7 @@ import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tests.tiny import tiny_hf
 from tracelab.errors import TracelabError
+from tracelab.inspection.told import groups_of
 from tracelab.interventions import Stack
 from tracelab.model import assets
 from tracelab.model.forward_pass import reading
@@ -345,6 +346,19 @@ def test_group_rows_are_the_probers_on_the_activations(model):
     assert rows["steps"].between(0, 5).all()
     assert rows["steps"].max() > 0
     assert ((rows["size"] > 0) == (rows["steps"] > 0)).all()
+
+
+def test_edits_that_tell_other_things_leave_group_rows_alone(model):
+    """Two of one attribute in a stack keep a row each; another's quantities are not theirs."""
+    edit, other = random_fairmed(model, lam=2.0), random_fairmed(model, lam=1.0, seed=1)
+    alone = tracelab.inspect(model, edit, PROMPT)
+    both = tracelab.inspect(model, {"alone": edit, "stack": Stack([edit, other])}, PROMPT).groups
+    assert len(both.query("edit == 'alone'")) == len(alone.groups)
+    assert len(both.query("edit == 'stack'")) == 2 * len(alone.groups)
+    own = alone.told.assign(quantity="other", edit="else")
+    rows = groups_of(pd.concat([alone.told, own]), ("edit", "prompt", "position"))
+    assert rows["kl_after"].tolist() == alone.groups["kl_after"].tolist()
+    assert len(rows) == len(alone.groups)
 
 
 def test_two_attributes_have_rows_of_their_own(model):

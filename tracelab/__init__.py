@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tracelab import moved
+from tracelab.lazy import names_from
 
 if TYPE_CHECKING:
     from tracelab import datasets
@@ -130,20 +130,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The public names and the rooms, each loaded when it is first used: what needs no torch does
-    without (PEP 562)."""
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    if not name.startswith("_") and importlib.util.find_spec(f"tracelab.{name}") is not None:
-        return importlib.import_module(f"tracelab.{name}")
-    raise AttributeError(f"module 'tracelab' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_from(__name__, _HOME)
 
 
 class _FrontDoor(ModuleType):

@@ -9,10 +9,11 @@ command line, where ``--seed`` is every field of that name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self, get_args
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from tracelab.errors import TracelabError, quoted
@@ -24,9 +25,6 @@ Seed = Annotated[int, Field(ge=0, le=SEED_MOST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Words = Annotated[
-    tuple[str, ...], BeforeValidator(lambda given: tuple(given) if type(given) is list else given)
-]
 """Field types: a number of things, the width of a small network, a seed, and so on."""
 
 _RANGES = {
@@ -61,6 +59,26 @@ class Config(BaseModel):
         except ValidationError as error:
             raise TracelabError(_sentence(type(self), error.errors()[0])) from error
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A list is taken for a tuple, as which JSON has it, and one word for a tuple of words."""
+
+        def as_tuple(name: str, value: Any) -> Any:
+            field = cls.model_fields.get(name)
+            kinds = list(kinds_in(field.annotation)) if field is not None else []
+            if not any(get_origin(kind) is tuple for kind in kinds):
+                return value
+            if isinstance(value, str) and str not in kinds:
+                return (value,)
+            return tuple(value) if type(value) is list else value
+
+        return {name: as_tuple(name, value) for name, value in values.items()}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As :meth:`replace`: a copy is checked too."""
+        return self.replace(**update or {})
+
     def replace(self, **changes: Any) -> Self:
         """The same with other values in some fields."""
         return type(self)(**{**dict(self), **changes})
@@ -81,7 +99,7 @@ class Config(BaseModel):
     @classmethod
     def choices(cls, field: str) -> tuple[str, ...]:
         """The words that a field can be."""
-        return get_args(cls.model_fields[field].annotation)
+        return get_args(next(kinds_in(cls.model_fields[field].annotation)))
 
     @classmethod
     def preset(cls, name: str, bias: str, **changes: Any) -> Self:
@@ -105,6 +123,17 @@ def configured(
     if config is None:
         return cls(**changes)
     return config.replace(**changes) if changes else config
+
+
+def kinds_in(annotation: Any) -> Iterator[Any]:
+    """The types that a union joins, without None and annotations."""
+    if get_origin(annotation) is Annotated:
+        yield from kinds_in(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from kinds_in(part)
+    elif annotation is not type(None):
+        yield annotation
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Module names of 0.1: they still import what they named, with a warning that says where it is now.
 
 Only ``tracelab``'s own names are promised to stay; scripts and notebooks import from its modules
-all the same.
+all the same. A few names inside them are gone or renamed: CHANGELOG.md has them.
 """
 
 from __future__ import annotations

@@ -111,6 +111,8 @@ def require_layers(layers: Iterable[Any], n_layers: int, model_id: str) -> list[
         TracelabError: naming it.
     """
     found = set()
+    if not isinstance(layers, Iterable):
+        raise TracelabError(f"layers are a list of numbers, not {shown(layers)}")
     for layer in layers:
         number = require_int("a layer", layer, -INT_MOST)
         if not 0 <= number < n_layers:
@@ -150,5 +152,9 @@ def shown(value: Any, most: int = 60) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python writes out no number of more than 4300 digits
-        text = f"a number of {value.bit_length()} bits"
+        text = (
+            f"a number of {value.bit_length()} bits"
+            if isinstance(value, int)
+            else f"a {type(value).__name__}"
+        )
     return text if len(text) <= most else f"{text[:most]}…"

@@ -129,6 +129,8 @@ class Result:
             kind = values["result"]
             if kind == cls.__name__:
                 return cls._read(folder, values)
+        except TracelabError:
+            raise
         except Exception as error:  # damage surfaces as whatever a reader happens to raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TracelabError(
@@ -159,6 +161,13 @@ class Result:
         for pattern, read in (("*.parquet", pd.read_parquet), ("*.safetensors", load_file)):
             files = [file for file in folder.glob(pattern) if hashes is None or file.name in hashes]
             values |= {file.stem: read(file) for file in files}
+        known = {field.name for field in fields(cls)}
+        if known != values.keys():
+            odd = ", ".join(sorted(known ^ values.keys()))
+            raise TracelabError(
+                f"the result in {str(folder)!r} is of another version of tracelab or damaged: it "
+                f"differs in {odd}; make it again"
+            )
         result = cls(**values)
         for field in fields(cls):
             value, wanted = getattr(result, field.name), str(field.type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_bundle_and_a_copy_are_the_same_edit(model, edit, tmp_path):
     assert back.same_as(edit)
     assert back.config == edit.config
     assert without_time(back) == without_time(edit)
-    for other in (back, copy.deepcopy(edit)):
+    for other in (back, copy.deepcopy(edit), pickle.loads(pickle.dumps(edit))):
         assert torch.equal(logits(model, other), logits(model, edit))
 
 
@@ -119,8 +120,9 @@ def test_what_it_cannot_do_is_one_sentence(model, method):
         ({"layers": []}, "needs at least one layer"),
         ({"layers": [99]}, "layer 99 is out of range"),
         ({"layers": "first"}, "layers 'first' are not understood"),
-        ({"no_such_field": 1}, f"{method.Config.__name__} has no field no_such_field"),
+        ({"no_such_field": 1}, f"{method.__name__}.fit has no argument no_such_field"),
+        *([({"data": 3}, f"{method.__name__} cannot be fitted on 3")] if method.needs else []),
         ({"config": OTHER}, f"{method.__name__} takes a {method.Config.__name__}, not Finetune"),
     ):
         with pytest.raises(TracelabError, match=message):
-            method.fit(model, DATA[method], **wrong)
+            method.fit(model, **{"data": DATA[method], **wrong})

@@ -34,6 +34,7 @@ class Steering(ActivationEdit):
     shape: ClassVar = {"v": ("d_model",)}
 
     def change(self, h, *, v):
+        self.tell("length", None, h.norm(dim=-1), label="h")
         return h + self.config.strength * v
 
     def learn(self, model, data):
@@ -98,6 +99,10 @@ def test_it_is_inspected_and_evaluated(model, edit):
     moved = found.layers.query("edit == 'steering(gender)'").set_index("layer")["resid_post"]
     assert moved[0] == 0
     assert (moved[[1, 2]] > 0).all()
+    assert found.told["quantity"].unique().tolist() == ["length"]
+    assert len(found.told) == 2
+    assert found.groups.empty
+    assert {"tokens-0", "layers-0"} <= found.figures().keys()
     board = tracelab.evaluate(model, {"steer": edit}, ["perplexity"], limit=4, off_target=False)
     assert set(board.frame["edit"]) == {"unedited", "steer"}
 
@@ -125,14 +130,14 @@ def test_wishes_that_it_cannot_meet_are_one_sentence(model):
         ({"layers": []}, "Steering needs at least one layer"),
         ({"layers": "last"}, "layers 'last' are not understood: give numbers"),
         ({"layers": [9]}, "layer 9 is out of range"),
-        ({"rank": 2}, "SteeringConfig has no field rank: it has strength"),
+        ({"rank": 2}, "Steering.fit has no argument rank: it has strength, layers, dev"),
         (
             {"config": tracelab.ErasureConfig()},
             "Steering takes a SteeringConfig, not ErasureConfig",
         ),
     ):
         with pytest.raises(TracelabError, match=message):
-            Steering.fit(model, DATA, **wish)
+            Steering.fit(model, **{"data": DATA, **wish})
     with pytest.raises(TracelabError, match="tracelab has no data to fit steering on"):
         Steering.training_data("gender")
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tracelab.cli.arguments import require_text
+from tracelab.cli.arguments import method_first, require_text
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError, as_message
+from tracelab.interventions.registry import LISTED
 from tracelab.ranges import is_out_of_memory
 
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]
     try:
         require_text(arguments)
-        options = make_parser().parse_args(arguments)
+        words = method_first(arguments, [method.kind for method in LISTED])
+        options = make_parser().parse_args(words)
         options.command = shlex.join(["tracelab", *arguments])
         # torch and all that is on it: once the words are understood
         from tracelab.cli.run import run
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"out of memory: ask for less (a smaller --limit, --rank or model). {error}"
         )
     except KeyboardInterrupt:
-        verbs = "report, fit (but fairmed), and trace and compare with --out, resume from here"
+        verbs = "report, fit (of minutes), and trace and compare with --out, resume from here"
         print(f"tracelab: interrupted; {verbs}", file=sys.stderr)
         return 130
 

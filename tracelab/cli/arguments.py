@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tracelab.errors import TracelabError
 from tracelab.ranges import INT_MOST, SEED_MOST, require_int, shown
@@ -33,6 +33,15 @@ def require_text(arguments: Sequence[str]) -> None:
             r"-.*=--", argument
         ):  # argparse takes the value out and hands on an empty list, unread
             raise TracelabError(f"argument {number} has no value: {shown(argument)}")
+
+
+def method_first(arguments: Sequence[str], methods: Collection[str]) -> list[str]:
+    """The arguments of ``fit`` with the method before its options, wherever it stood."""
+    found = list(arguments)
+    places = [place for place, word in enumerate(found) if place > 1 and word in methods]
+    if found[:1] == ["fit"] and places and found[1] not in methods:
+        found.insert(1, found.pop(places[-1]))
+    return found
 
 
 def whole(least: int = 1, most: int = INT_MOST) -> Callable[[str], int]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from tracelab.cli.arguments import integer, number, text
-from tracelab.config import Config
+from tracelab.config import Config, kinds_in
 from tracelab.ranges import INT_MOST
 
+METAVARS = {integer: "N", number: "X", text: "WORD"}
 _BOUNDS = {"minimum": "≥ {:g}", "exclusiveMinimum": "> {:g}", "maximum": "≤ {:g}"}
 
 
@@ -76,7 +76,7 @@ def _fields(
 
 
 def _add(group: Any, place: Place, field: FieldInfo, schema: dict[str, Any]) -> None:
-    kinds = list(_kinds(field.annotation))
+    kinds = list(kinds_in(field.annotation))
     schema = schema | next((part for part in schema.get("anyOf", ()) if "minimum" in part), {})
     told = [f"default {_shown(field.default)}" if field.default is not None else ""]
     bounds = {key: schema[key] for key in _BOUNDS if schema.get(key, INT_MOST) < INT_MOST}
@@ -93,11 +93,13 @@ def _add(group: Any, place: Place, field: FieldInfo, schema: dict[str, Any]) -> 
     if choices:
         options["choices"] = choices
     elif any(get_origin(kind) is tuple for kind in kinds):
-        options |= {"nargs": "+", "type": text, "metavar": "WORD"}
+        items = {each for kind in kinds for each in get_args(kind)}
+        read = integer if int in items else number if float in items else text
+        options |= {"nargs": "+", "type": read, "metavar": METAVARS[read]}
         options["action"] = _Words if str in kinds else _Tuple
     else:
         read = integer if int in kinds else number if float in kinds else text
-        options |= {"type": read, "metavar": {integer: "N", number: "X", text: "WORD"}[read]}
+        options |= {"type": read, "metavar": METAVARS[read]}
     group.add_argument(flag, **options)
 
 
@@ -113,19 +115,8 @@ class _Words(argparse.Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that a union joins, without None and annotations."""
-    if get_origin(annotation) is Annotated:
-        yield from _kinds(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _kinds(part)
-    elif annotation is not type(None):
-        yield annotation
-
-
 def _config_in(annotation: Any) -> type[Config] | None:
-    found = [k for k in _kinds(annotation) if isinstance(k, type) and issubclass(k, Config)]
+    found = [k for k in kinds_in(annotation) if isinstance(k, type) and issubclass(k, Config)]
     return found[0] if found else None
 
 

@@ -22,6 +22,10 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+RENAMED = {"--published": "--preset published", "--directions": "--method"}
+"""Options of 0.1."""
+
+
 class _MethodParser(_Parser):
     """Of one method; its options are added when it is asked for, and made a configuration."""
 
@@ -39,9 +43,9 @@ class _MethodParser(_Parser):
             add_config_options(self, self._config)
         options, left = super().parse_known_args(args, namespace, **more)
         if left:
-            raise TracelabError(
-                f"fit {self._method.kind} has no option {' '.join(left)}: see {self.prog} --help"
-            )
+            now = RENAMED.get(left[0].partition("=")[0])
+            told = f"it is {now} now" if now else f"see {self.prog} --help"
+            raise TracelabError(f"fit {self._method.kind} has no option {' '.join(left)}: {told}")
         options.config = read_config(options, self._config)
         return options, left
 

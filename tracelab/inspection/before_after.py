@@ -31,6 +31,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import before_after
 from tracelab.gradients import measuring
+from tracelab.inspection.told import COLUMNS as TOLD_COLUMNS
 from tracelab.inspection.told import groups_of, told_rows
 from tracelab.inspection.weight_directions import DIRECTION_COLUMNS, weight_directions
 from tracelab.interventions.base import LOGITS, Intervention, Told
@@ -64,7 +65,7 @@ _COLUMNS = {
     ),
     "positions": (*_PLACE, "token", "kl", "entropy_before", "entropy_after"),
     "layers": (*_PLACE, "layer", *_MEASURED),
-    "told": (*_PLACE, "layer", "quantity", "label", "before", "after"),
+    "told": (*_PLACE, *TOLD_COLUMNS),
     "attention": ("edit", "prompt", "query", "key", "token", "before", "after"),
     "weights": ("edit", *DIRECTION_COLUMNS),
 }
@@ -85,10 +86,11 @@ class BeforeAfter(Result):
         positions: ``token`` (at the position), ``kl`` (nats), ``entropy_before``,
             ``entropy_after``.
         layers: ``layer``, ``resid_post``, ``mlp_out``, ``pattern``: relative norms of the change.
-        told: what edits tell of themselves: ``layer``, ``quantity``, ``label`` (of what, where
-            there are several), ``before`` and ``after`` (a number; before: none of a new quantity).
+        told: what edits tell of themselves: ``layer``, ``teller`` (which edit of a stack),
+            ``quantity``, ``label`` (of what, where there are several), ``before`` and ``after`` (a
+            number; before: none of a new quantity).
             FairMed tells ``p`` of ``attribute: group``, and of ``attribute`` the ``kl`` from
-            uniform, ``steps``, and ``size`` (‖δ‖ / ‖a‖).
+            uniform, whether the position is ``edited``, ``steps``, and ``size`` (‖δ‖ / ‖a‖).
         attention: of the last layer, mean over heads: no ``position`` but ``query``, ``key``
             (positions, the key not after the query), ``token`` (the key's), ``before``, ``after``;
             empty where the model shows no patterns.
@@ -130,7 +132,7 @@ class BeforeAfter(Result):
                 or of attention where the model shows none.
         """
         require_choice("view", view, VIEWS)
-        tables = self.tables() | {"groups": self.groups}
+        tables = self.tables() | ({"groups": self.groups} if view == "groups" else {})
         return before_after(tables, self.settings, view, prompt, modules=LINEAR_MAPS)
 
     def figures(self) -> dict[str, go.Figure]:

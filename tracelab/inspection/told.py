@@ -10,14 +10,19 @@ import pandas as pd
 
 from tracelab.interventions.base import LOGITS, Told
 
+COLUMNS = ("layer", "teller", "quantity", "label", "before", "after")
+
 
 def told_rows(where: dict[str, Any], told: Sequence[Told]) -> list[dict[str, Any]]:
-    """``layer, quantity, label, before, after`` at ``where["position"]`` of the first text."""
+    """:data:`COLUMNS` at ``where["position"]`` of the first text; ``teller`` numbers the edits of a
+    stack that told something."""
     position = where["position"]
+    tellers = list(dict.fromkeys(each.teller for each in told))
     return [
         where
         | {
             "layer": each.layer,
+            "teller": tellers.index(each.teller),
             "quantity": each.quantity,
             "label": each.label,
             "before": nan if each.before is None else float(each.before[0, position]),
@@ -30,17 +35,20 @@ def told_rows(where: dict[str, Any], told: Sequence[Told]) -> list[dict[str, Any
 
 def groups_of(told: pd.DataFrame, place: Sequence[str]) -> pd.DataFrame:
     """The probabilities ``p`` of ``attribute: group``, wide: ``layer, attribute, group, p_before,
-    p_after``, and what else was told of the attribute at the layer."""
-    place = [*place, "layer", "attribute"]
-    if told.empty:
-        return pd.DataFrame(columns=[*place, "group", "p_before", "p_after"])
-    told = told.assign(attribute=told["label"].str.partition(": ")[0])
-    rows = told[told["quantity"] == "p"].rename(columns={"before": "p_before", "after": "p_after"})
-    rows = rows.assign(group=rows["label"].str.partition(": ")[2])
-    rows = rows[[*place, "group", "p_before", "p_after"]]
-    for quantity, part in told[told["quantity"] != "p"].groupby("quantity", sort=False):
+    p_after``, and what else the same edit told of the attribute at the layer."""
+    place = [*place, "layer", "teller", "attribute"]
+    rows = told[told["quantity"] == "p"]
+    if rows.empty:
+        return pd.DataFrame(columns=[*place, "group", "p_before", "p_after"]).drop(columns="teller")
+    label = rows["label"].str.partition(": ")
+    rows = rows.assign(attribute=label[0], group=label[2], p_before=rows["before"])
+    rows = rows.assign(p_after=rows["after"])[[*place, "group", "p_before", "p_after"]]
+    others = told[told["quantity"] != "p"].rename(columns={"label": "attribute"})
+    others = others.merge(rows[place].drop_duplicates(), on=place)
+    for quantity, part in others.groupby("quantity", sort=False):
         names = {"before": f"{quantity}_before", "after": f"{quantity}_after"}
         if part["before"].isna().all():
             names = {"after": str(quantity)}
-        rows = rows.merge(part.rename(columns=names)[[*place, *names.values()]], on=place)
-    return rows
+        part = part.rename(columns=names)[[*place, *names.values()]]
+        rows = rows.merge(part, on=place, how="left", validate="many_to_one")
+    return rows.drop(columns="teller")

@@ -75,4 +75,4 @@ __all__ = [
     "to_peft",
 ]
 _OWN = {name: f"{__name__}.{home}" for name, home in _HOMES.items()}
-__getattr__ = names_from(__name__, _OWN | {"Config": "tracelab.config"})
+__getattr__, __dir__ = names_from(__name__, _OWN | {"Config": "tracelab.config"})

@@ -63,6 +63,7 @@ class ActivationEdit(Method):
     """
 
     SpecBase = ActivationSpec
+    needs: ClassVar[tuple[str, ...]] = ("bias",)
     point: ClassVar[str]
     shape: ClassVar[dict[str, tuple[str, ...]]]
 

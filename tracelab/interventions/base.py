@@ -62,6 +62,7 @@ class Told:
     after: Tensor
     layer: int | None
     label: str
+    teller: int
 
 
 LOGITS = "logits"
@@ -173,7 +174,7 @@ class Intervention(nn.Module, ABC):
         return InForce(self, put_on, model)
 
     def attach(self, hf_model: nn.Module) -> InForce:
-        """PointEdit a ``transformers`` model by forward hooks, without TransformerLens.
+        """Edit a ``transformers`` model by forward hooks, without TransformerLens.
 
         Use the result in a ``with`` statement, or keep it and call ``close()``. Attached again to
         the same model, an edit replaces itself.
@@ -256,7 +257,7 @@ class Intervention(nn.Module, ABC):
             label: of what, where there are several.
         """
         if self._log is not None:
-            self._log.append(Told(quantity, before, after, layer, label))
+            self._log.append(Told(quantity, before, after, layer, label, id(self)))
 
     def tell_logits(self, **logits: Float[Tensor, "batch pos vocab"]) -> None:
         """Hand logits that the edit has mixed, by name."""

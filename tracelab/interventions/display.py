@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tracelab.config import Config
+
 if TYPE_CHECKING:
     from tracelab.interventions.base import Intervention
 
@@ -32,9 +34,9 @@ def facts(edit: Intervention) -> dict[str, Any]:
     if points := list(edit.paths()):
         found["points"] = ", ".join(points[:3]) + (f", … ({len(points)})" if points[3:] else "")
     config = getattr(edit, "config", None)
-    if config is not None:
-        default = type(config)().settings()
-        own = {k: v for k, v in config.settings().items() if v != default[k]}
+    if isinstance(config, Config):
+        fields = type(config).model_fields
+        own = {name: value for name, value in config if value != fields[name].default}
         found["settings"] = ", ".join(f"{k}={v}" for k, v in own.items()) or "as by default"
     found["size"] = _size(edit)
     for name in ("data_hash", "strength", "fit_seconds"):

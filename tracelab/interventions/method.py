@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Self
@@ -24,7 +25,7 @@ from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
 from tracelab.model.hooked import require_unedited
 from tracelab.model.load import model_facts
-from tracelab.ranges import require_layers
+from tracelab.ranges import require_layers, shown
 from tracelab.storage.checkpoint import require_entries
 
 
@@ -34,12 +35,16 @@ class Method(Intervention):
     Attributes:
         Config: the method's configuration.
         SpecBase: fields of :attr:`Spec` besides ``config``, for a method that sets no ``Spec``.
+        biases: bias types that :meth:`training_data` has.
+        needs: attributes that data must have.
         uses_dev: whether a fit looks at development data.
-        entries: under which a fit is stored in its checkpoint.
+        entries: under which a fit is stored in its checkpoint; none: it is too quick to be.
     """
 
     Config: ClassVar[type[AnyConfig]]
     SpecBase: ClassVar[type[BaseModel] | None] = None
+    biases: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     uses_dev: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
 
@@ -97,7 +102,8 @@ class Method(Intervention):
             config: default: ``Config()``.
             layers: numbers; default: the method's own choice.
             dev: development data, for a method that looks at some; default: a part of ``data``.
-            checkpoint: folder in which an interrupted fit is kept, and resumed from.
+            checkpoint: folder in which a fit of minutes is stored, and resumed from if it was
+                interrupted.
             allow_hooks: fit on a model with hooks on, as it is with them.
             changes: fields of the configuration: ``fit(model, data, rank=4)``.
 
@@ -106,6 +112,7 @@ class Method(Intervention):
                 training that diverges.
         """
         began = perf_counter()
+        cls._require_known(changes)
         config = configured(cls.Config, config, changes, cls.__name__)
         require_unedited(model, f"a fit of {cls.__name__}", allow_hooks=allow_hooks)
         if isinstance(layers, str):
@@ -115,15 +122,31 @@ class Method(Intervention):
             layers = require_layers(layers, facts.n_layers, facts.model_id)
             if not layers:
                 raise TracelabError(f"{cls.__name__} needs at least one layer")
+        if missing := [name for name in cls.needs if not hasattr(data, name)]:
+            raise TracelabError(
+                f"{cls.__name__} cannot be fitted on {shown(data)}: it has no {missing[0]}; give "
+                f"what {cls.__name__}.training_data gives, or your own of that kind"
+            )
         if dev is not None and not cls.uses_dev:
             raise TracelabError(f"{cls.__name__} looks at no development data: leave dev out")
+        require_entries(checkpoint, *cls.entries)
         folder = None if checkpoint is None else Path(checkpoint)
-        require_entries(folder, *cls.entries)
         edit = cls.learned(model, data, config, layers=layers, dev=dev, checkpoint=folder)
         # None: more than this call did, and nobody knows how long that took
         if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:
             del edit.notes["fit_seconds"]
         return edit
+
+    @classmethod
+    def _require_known(cls, changes: Iterable[str]) -> None:
+        """Refuse arguments that are neither of :meth:`fit` nor fields of the configuration."""
+        known = [*cls.Config.model_fields, "layers", "dev", "checkpoint", "allow_hooks"]
+        for name in changes:
+            if name not in known:
+                meant = "checkpoint" if name == "partial" else None
+                meant = meant or next(iter(get_close_matches(name, known, n=1)), None)
+                told = f"did you mean {meant}?" if meant else f"it has {', '.join(known)}"
+                raise TracelabError(f"{cls.__name__}.fit has no argument {name}: {told}")
 
     @classmethod
     @abstractmethod

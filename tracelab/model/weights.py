@@ -102,7 +102,7 @@ def held() -> Iterator[None]:
     For loops that put an edit on and off: only code that runs in the block and writes to weights
     through ``.data`` would go unseen.
     """
-    token = _HELD.set(_HELD.get() or WeakKeyDictionary())
+    token = _HELD.set(found if (found := _HELD.get()) is not None else WeakKeyDictionary())
     try:
         yield
     finally:

@@ -80,11 +80,10 @@ def fit_edits(
     without = {record.target for record in held_out}
     made: dict[str, Intervention] = {}
     for method in METHODS:
-        try:
-            data = method.training_data(bias, limit=preset.fit_records, without=without)
-        except TracelabError as error:
-            say(f"{method.kind} is left out: {error}")
+        if bias not in method.biases:
+            say(f"{method.kind} is left out: it has data of {', '.join(method.biases)} only")
             continue
+        data = method.training_data(bias, limit=preset.fit_records, without=without)
         if isinstance(data, Corpus):  # it has been probed already
             data = probes
         config = method.Config(**preset.fits.get(method.kind, {})).seeded(seed)

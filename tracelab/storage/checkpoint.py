@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.storage.files import atomic_file, recover
 from tracelab.storage.locks import locked
 from tracelab.storage.ownership import (
@@ -58,7 +58,7 @@ def resumed(
     request: Any,
     make: Callable[[], S],
     *,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     making: str = "measuring",
 ) -> S:
     """What an equal request stored as an entry, or else a new one, which is stored.
@@ -67,7 +67,7 @@ def resumed(
         folder: of the checkpoint; None stores nothing.
         read: reads what ``save`` wrote.
         request: JSON values that tell everything it depends on.
-        say: told what happens.
+        say: told what happens; without it a warning tells of an entry that cannot be read.
         making: what making it is called.
 
     Raises:
@@ -77,7 +77,8 @@ def resumed(
     with open_entry(folder, name, request, say=say) as entry:
         found = entry.load(read)
         if found is None:
-            say(f"{name}: {making}")
+            if say is not None:
+                say(f"{name}: {making}")
             found = make()
             entry.save(found.save)
     return found
@@ -89,7 +90,7 @@ def open_entry(
     name: str,
     request: Any,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Entry]:
     """An entry of a folder, which no other process works in meanwhile; see :func:`resumed`."""
     if folder is None:
@@ -103,7 +104,7 @@ def open_entry(
 class Entry:
     """What one request has made so far. Without a path nothing is found and nothing stored."""
 
-    def __init__(self, path: Path | None, request: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, request: Any, say: Callable[[str], None] | None) -> None:
         self._path, self._say = path, say
         self._key = json.dumps(request, sort_keys=True).encode()
         self._is_whole = False  # what lies there was made by this request, and can be read
@@ -123,11 +124,15 @@ class Entry:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", ChangedSinceWritten)
                     found = read(self._path)
+            except MemoryError:
+                raise
             except Exception as error:  # damage surfaces as whatever a reader happens to raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._say(f"{self._path.name}: {self._path} cannot be read ({reason})")
+                said = f"{self._path.name}: {self._path} cannot be read ({reason})"
+                (warn if self._say is None else self._say)(said)
             else:
-                self._say(f"{self._path.name}: resumed from {self._path}")
+                if self._say is not None:
+                    self._say(f"{self._path.name}: resumed from {self._path}")
                 self._is_whole = True
                 return found
         _require_ours(self._path)

@@ -3,7 +3,7 @@ triples.
 
 The editor (:mod:`.editor`) is trained so that the shift it makes from a group of triples brings
 stereotype and anti-stereotype to the same likelihood and leaves the model elsewhere as it was
-(:mod:`.triple_losses`, :mod:`.biasedit_training`). Two protocols, never to be read in one column:
+(:mod:`.triple_losses`, :mod:`.triple_model`). Two protocols, never to be read in one column:
 
     inductive      one edit, made from training triples, applied to text it has not seen (this class; can be saved)
     transductive   the paper's: for each group of test triples an edit made from those labelled triples themselves

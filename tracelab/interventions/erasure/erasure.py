@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.group_pairs import GroupPairs, group_pairs
+from tracelab.datasets.group_pairs import BIAS_TYPES, GroupPairs, group_pairs
 from tracelab.errors import TracelabError
 from tracelab.interventions.activation_edit import ActivationEdit
 from tracelab.interventions.erasure.config import ErasureConfig
@@ -57,6 +57,8 @@ class Erasure(ActivationEdit):
     kind = "erasure"
     Config = ErasureConfig
     point = "resid_post"
+    biases = BIAS_TYPES
+    needs = ("bias", "pairs", "neutral")
     shape: ClassVar = {
         "read": ("rank", "d_model"),
         "write": ("rank", "d_model"),

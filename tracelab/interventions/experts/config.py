@@ -6,8 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from tracelab.config import Config, Count, Finite, Positive, Seed, Width, Words
+from tracelab.config import Config, Count, Finite, Positive, Seed, Width
 from tracelab.ranges import EPOCHS_MOST
+
+LinearMap = Literal["mlp.in", "mlp.gate", "mlp.out", "attn.q", "attn.k", "attn.v", "attn.o"]
+"""Of :data:`tracelab.model.hook_points.LINEAR_MAPS`, said without torch."""
 
 
 class FinetuneConfig(Config):
@@ -19,7 +22,7 @@ class FinetuneConfig(Config):
     """
 
     rank: Width = Field(16, description="of the experts' deltas")
-    modules: Words = Field(
+    modules: tuple[LinearMap, ...] = Field(
         ("mlp.in", "mlp.out", "attn.o"), description="linear maps that get a delta"
     )
     lr: Positive = Field(5e-4, description="AdamW's learning rate")
@@ -30,7 +33,7 @@ class FinetuneConfig(Config):
 
 
 class ExpertsConfig(Config):
-    """How logits are mixed, and how the experts were tuned (None: not said)."""
+    """How logits are mixed, and how the experts are tuned."""
 
     alpha: Finite = Field(
         1.0, description="strength; 0 is the unedited model, negative swaps the two"

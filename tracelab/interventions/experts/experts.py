@@ -9,7 +9,7 @@ log-odds of two tokens move by ``α (Δz⁺ - Δz⁻)``.
 
 Both experts are weight deltas of one small model with the target's vocabulary; by default the
 target itself. They run as one batch and keep their keys and values along with the target's own
-(:mod:`.expert_runner`). Other edits of the target do not act inside its experts.
+(:mod:`.runner`). Other edits of the target do not act inside its experts.
 
 ``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler.
 ``"base_first"`` (DExperts): the target's own distribution, before the difference is added, by the
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from tracelab.datasets.redditbias import ExpertTexts, expert_texts
+from tracelab.datasets.redditbias import BIAS_TYPES, ExpertTexts, expert_texts
 from tracelab.errors import TracelabError
 from tracelab.interventions.bundle import read_bundle
 from tracelab.interventions.experts.config import ExpertsConfig, FinetuneConfig
@@ -79,6 +79,8 @@ class Experts(Method):
     kind = "experts"
     Config = ExpertsConfig
     Spec = ExpertsSpec
+    biases = BIAS_TYPES
+    needs = ("bias", "biased", "anti_biased")
     entries = ("expert", "anti_expert")
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracelab.config import Config, Count, NonNegative, Positive, Seed, Words
+from tracelab.config import Config, Count, NonNegative, Positive, Seed
 from tracelab.errors import TracelabError, require_choice
 from tracelab.ranges import SEEDS_MOST
 
@@ -56,7 +56,7 @@ class FairMedConfig(Config):
         description="tokens that are edited: those whose logits are read; answer tokens when "
         "scoring, the last three of a prompt and each new one when generating; all",
     )
-    groups: str | Words = Field(
+    groups: str | tuple[str, ...] = Field(
         "scored",
         description="among which the distribution is to be uniform: scored (those that enter F1), "
         "all (as the paper), or their names",
@@ -66,12 +66,16 @@ class FairMedConfig(Config):
         "concept_template", description="what is held out of the probers; sentence: the paper's"
     )
     top_k: Count | None = Field(None, description="layers to choose by F1; 9 of 32 in proportion")
-    seed: Seed = Field(0, description="of the probers' splits and of random directions")
+    seed: Seed = Field(
+        0, description="of random directions, and of the probers' splits unless probes are given"
+    )
 
     @model_validator(mode="after")
     def _groups_to_compare(self) -> Self:
         if isinstance(self.groups, str):
             require_choice("groups", self.groups, GROUPS)
+        elif len(set(self.groups)) < len(self.groups):
+            raise TracelabError(f"a group stands twice in {list(self.groups)}: name each once")
         elif len(self.groups) == 1:
             raise TracelabError(
                 f"a distribution over one group, {self.groups[0]!r}, is always uniform: name two "

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.templates import Corpus, templates
+from tracelab.datasets.templates import ATTRIBUTES, Corpus, templates
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.fairmed.config import FairMedConfig
@@ -39,6 +39,7 @@ from tracelab.model.hook_points import Point
 from tracelab.model.hooked import hook_names
 from tracelab.model.load import model_facts
 from tracelab.model.weights import same_weights
+from tracelab.ranges import shown
 
 PROBING = ("n_seeds", "split", "top_k")
 """Fields of the configuration that are about the probers."""
@@ -121,6 +122,7 @@ class FairMed(Method):
 
     kind = "fairmed"
     Config = FairMedConfig
+    biases = tuple(ATTRIBUTES)
     Spec = FairMedSpec
 
     def __init__(
@@ -190,7 +192,7 @@ class FairMed(Method):
             data: a corpus of one attribute, or its probes; several for several attributes at once.
             layers: default: for each attribute its top-k layers by F1.
         """
-        items = [data] if isinstance(data, Corpus | LayerProbes) else list(data)
+        items = [data] if isinstance(data, Corpus | LayerProbes) else data
         _check_data(model, items, config)
         if layers is not None:  # a point that does not exist is refused before training
             Origin.of(model, [Point("mlp_out", layer) for layer in layers])
@@ -199,6 +201,7 @@ class FairMed(Method):
             item if isinstance(item, LayerProbes) else probe_layers(model, item, **options)
             for item in items
         ]
+        config = config.replace(**{name: probes[0].settings[name] for name in PROBING})
         specs = [_attribute_spec(made, layers) for made in probes]
         points = sorted({Point("mlp_out", layer) for spec in specs for layer in spec.layers})
         notes: dict[str, Any] = {
@@ -355,6 +358,13 @@ def _check_data(
         TracelabError: the same attribute twice, probes of another model or of an edited one, groups
             that nobody knows, or wishes about probers that are trained already.
     """
+    if not isinstance(items, Sequence) or not all(
+        isinstance(item, Corpus | LayerProbes) for item in items
+    ):
+        raise TracelabError(
+            f"FairMed cannot be fitted on {shown(items)}: give a corpus (datasets.templates), its "
+            "probes (probe_layers), or a list of them"
+        )
     corpora = [item for item in items if isinstance(item, Corpus)]
     probes = [item for item in items if isinstance(item, LayerProbes)]
     names = [c.attribute for c in corpora] + [p.settings["attribute"] for p in probes]
@@ -366,12 +376,17 @@ def _check_data(
         if not same_weights(model, item.settings["model"]["fingerprint"]):
             made_for, own = item.settings["model"]["model_id"], model_facts(model).model_id
             raise TracelabError(f"these probes are of {made_for}: probe {own} itself")
-        if on := set(item.settings.get("hooks") or ()) - set(hook_names(model)):
+        if (on := item.settings.get("hooks")) and not hook_names(model):
             raise TracelabError(
-                f"these probes were made with hooks on ({', '.join(sorted(on))}): probe the model "
-                "as it is"
+                f"these probes were made with hooks on ({', '.join(on)}): probe the model as it is"
             )
-    asked = [n for n in PROBING if getattr(config, n) != FairMedConfig.model_fields[n].default]
+    wishes = {n: getattr(config, n) for n in PROBING}
+    asked = [
+        name
+        for name, wish in wishes.items()
+        if wish != FairMedConfig.model_fields[name].default
+        and any(wish != item.settings[name] for item in probes)
+    ]
     if asked and not corpora:
         raise TracelabError(
             f"{', '.join(asked)}: these probes are made already; probe again, or give layers"

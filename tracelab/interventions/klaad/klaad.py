@@ -1,7 +1,7 @@
 """KLAAD: align what the last layer attends to in a stereotype with what it attends to in its
 opposite.
 
-The paper fine-tunes the model on CE + attention KL + triplet (:mod:`.klaad_losses`); "without
+The paper fine-tunes the model on CE + attention KL + triplet (:mod:`.losses`); "without
 modifying weights" there means that no weight is edited by hand. Here the base is frozen and
 low-rank deltas of linear maps are trained on the same loss and applied as hooks, which is
 tracelab's form of it. The attention loss gives the last layer's own value, output and MLP maps no

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
 from tracelab.datasets.records import subsample
-from tracelab.datasets.stereoset import StereoSetRecord, stereoset
+from tracelab.datasets.stereoset import BIAS_TYPES, StereoSetRecord, stereoset
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.loop import TRAINING, Figures, train
@@ -40,6 +40,7 @@ class TrainedDelta(Method, WeightDelta):
     """Base of weight deltas trained on triples."""
 
     SpecBase = TrainedDeltaSpec
+    biases = (*BIAS_TYPES, "all")
     uses_dev: ClassVar[bool] = True
     entries = (TRAINING,)
 
