@@ -151,7 +151,7 @@ def test_a_save_that_fails_leaves_the_old_bundle(model, tmp_path):
     folder = random_delta(model).save(tmp_path / "kept")
     unsayable = random_fairmed(model)
     unsayable.notes = {"a": object()}
-    with pytest.raises(TypeError):
+    with pytest.raises(TracelabError):
         unsayable.save(folder)
     assert isinstance(load_intervention(folder), WeightDelta)
     assert list(tmp_path.iterdir()) == [folder]

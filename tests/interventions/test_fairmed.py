@@ -119,7 +119,9 @@ def test_fitting_to_a_corpus_is_fitting_to_its_probes(tiny_model, gender, monkey
     assert asked == [(corpus, {"n_seeds": 3, "top_k": 2, "split": "concept", "seed": 0})]
     expected = FairMed.fit(model, gender).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in edit.state_dict().items())
-    assert edit.config == FairMedConfig(lam=1.0, top_k=2, split="concept")
+    assert edit.config == FairMedConfig(
+        lam=1.0, **{name: gender.settings[name] for name in module.PROBING}
+    )
 
 
 def test_layers_can_be_chosen_by_hand_in_any_order(tiny_model, gender):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -149,3 +150,57 @@ def test_it_shows_itself_in_a_line_and_in_a_notebook(edit):
         assert told in page
     edit.notes["data_hash"] = "<b>"
     assert "<b>" not in edit._repr_html_()
+
+
+def test_a_kind_is_one_class(edit, tmp_path):
+    class Erasing(tracelab.Erasure):
+        """Without a kind of its own it would be loaded as tracelab's."""
+
+    class Other(Steering):
+        pass
+
+    with pytest.raises(TracelabError, match="Erasing and Erasure both have the kind 'erasure'"):
+        edit.save(tmp_path / "bundle", kinds=[Steering, Erasing])
+    edit.save(tmp_path / "bundle", kinds=Steering)  # one need not be in a list
+    with pytest.raises(TracelabError, match="Other and Steering both have the kind 'steering'"):
+        load_intervention(tmp_path / "bundle", kinds=(Steering, Other))
+    assert load_intervention(tmp_path / "bundle", kinds=Steering).same_as(edit)
+
+
+def test_tensors_that_do_not_fit_are_one_sentence(model, edit):
+    for wrong, message in (
+        ({"v": torch.tensor(1.0)}, r"v at layer 1 has the size \[32\], not \[\]"),
+        ({"w": torch.zeros(32)}, r"steering has no w at layer 1: it has v at layers \[1, 2\]"),
+    ):
+        with pytest.raises(TracelabError, match=message):
+            edit.set_(1, **wrong)
+    copied = copy.deepcopy(edit)
+    copied.set_(1, v=edit.get_buffer("v_1").numpy())
+    assert copied.same_as(edit)
+
+
+def test_a_fit_that_went_wrong_is_not_handed_out(model, tmp_path):
+    class Broken(Steering):
+        kind = "broken"
+
+        def learn(self, model, data):
+            self.set_(1, v=torch.full((32,), float("nan")))
+
+    class Sized(Steering):
+        kind, shape = "sized", {"v": ("n_iter",)}
+
+    with pytest.raises(
+        TracelabError, match="broken.gender. gave values in v_1 that are not finite"
+    ):
+        Broken.fit(model, DATA, layers=[1])
+    with pytest.raises(TracelabError, match="'n_iter': it is a number, d_model or a field of"):
+        Sized.fit(model, DATA)
+    noted = Steering.fit(model, DATA, layers=[1])
+    noted.notes["t"] = torch.zeros(1)
+    with pytest.raises(TracelabError, match="hold what JSON cannot: .*Tensor"):
+        noted.save(tmp_path / "noted", kinds=Steering)
+
+
+def test_what_it_tells_has_its_layer(model, edit):
+    told = tracelab.inspect(model, edit, PROMPT).told
+    assert told["layer"].tolist() == [1, 2]

@@ -10,9 +10,9 @@
             for layer in self.layers:
                 self.set_(layer, v=...)
 
-A size in ``shape`` is ``d_model`` or the name of a field of the configuration. Tensors begin at
-zero; a change that does nothing then lets layers be learnt one after the other, each on what the
-layers before it make. All is kept and computed in fp32.
+A size in ``shape`` is a number, ``d_model`` or the name of a field of the configuration. Tensors
+begin at zero; a change that does nothing then lets layers be learnt one after the other, each on
+what the layers before it make. All is kept and computed in fp32.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ActivationEdit(Method):
     SpecBase = ActivationSpec
     needs: ClassVar[tuple[str, ...]] = ("bias",)
     point: ClassVar[str]
-    shape: ClassVar[dict[str, tuple[str, ...]]]
+    shape: ClassVar[dict[str, tuple[str | int, ...]]]
 
     def __init__(
         self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None
@@ -78,16 +78,24 @@ class ActivationEdit(Method):
             )
         for layer in spec.layers:
             for name, sizes in self.shape.items():
-                size = [
-                    spec.d_model if size == "d_model" else getattr(spec.config, size)
-                    for size in sizes
-                ]
+                size = [self._size(spec, name, each) for each in sizes]
                 self.register_buffer(f"{name}_{layer}", torch.zeros(size, dtype=torch.float32))
 
+    def _size(self, spec: Any, name: str, size: Any) -> int:
+        if isinstance(size, int):
+            return size
+        if size == "d_model":
+            return spec.d_model
+        if size in type(spec.config).model_fields:
+            return getattr(spec.config, size)
+        fields = ", ".join(type(spec.config).model_fields)
+        raise TracelabError(
+            f"a size of {name} in the shape of {type(self).__name__} is {size!r}: it is a number, "
+            f"d_model or a field of the configuration ({fields})"
+        )
+
     @abstractmethod
-    def change(
-        self, h: Float[Tensor, "batch pos d_model"], **tensors: Tensor
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def change(self, h: Float[Tensor, "batch pos d_model"], *_: Any, **tensors: Any) -> Tensor:
         """The new activation, of an activation in fp32 and the layer's tensors by name."""
 
     @abstractmethod
@@ -132,10 +140,30 @@ class ActivationEdit(Method):
         return edit
 
     @torch.no_grad()
-    def set_(self, layer: int, **tensors: Tensor) -> None:
-        """Copy values into the tensors of a layer."""
+    def set_(self, layer: int, **tensors: Any) -> None:
+        """Copy values into the tensors of a layer.
+
+        Raises:
+            TracelabError: a layer or tensor that the edit has not, or another size.
+        """
         for name, value in tensors.items():
-            self.get_buffer(f"{name}_{layer}").copy_(value)
+            if name not in self.shape or layer not in self.layers:
+                raise TracelabError(
+                    f"{self.kind} has no {name} at layer {layer}: it has {', '.join(self.shape)} "
+                    f"at layers {list(self.layers)}"
+                )
+            buffer, value = self.get_buffer(f"{name}_{layer}"), torch.as_tensor(value)
+            if value.shape != buffer.shape:
+                raise TracelabError(
+                    f"{name} at layer {layer} has the size {list(buffer.shape)}, not "
+                    f"{list(value.shape)}"
+                )
+            buffer.copy_(value)
+
+    def tell(self, quantity: str, before: Any, after: Tensor, **where: Any) -> None:
+        """As :meth:`~tracelab.interventions.base.Intervention.tell`, of the layer that is being
+        changed."""
+        super().tell(quantity, before, after, **{"layer": self._changing, **where})
 
     @property
     def name(self) -> str:
@@ -152,6 +180,7 @@ class ActivationEdit(Method):
     def _changer(self, layer: int):
         def edit(value: Tensor) -> Tensor:
             tensors = {name: self.get_buffer(f"{name}_{layer}") for name in self.shape}
+            self._changing = layer
             return self.change(value.float(), **tensors)
 
         return edit

@@ -39,7 +39,7 @@ from tracelab.interventions.point_edit import (
     forward_hook,
     linear_hooks,
 )
-from tracelab.interventions.registry import knows
+from tracelab.interventions.registry import with_own
 from tracelab.interventions.sizes import (
     bridged_map,
     require_fit,
@@ -297,19 +297,22 @@ class Intervention(nn.Module, ABC):
             torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items()
         )
 
-    def save(self, path: Path | str, *, kinds: Iterable[type[Intervention]] = ()) -> Path:
+    def save(
+        self, path: Path | str, *, kinds: type[Intervention] | Iterable[type[Intervention]] = ()
+    ) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder.
 
         Args:
-            kinds: classes of your own that :func:`~tracelab.load_intervention` will be given.
+            kinds: class or classes of your own that :func:`~tracelab.load_intervention` will be
+                given.
 
         Raises:
             TracelabError: nothing could load it: a class that is neither tracelab's nor in
                 ``kinds``; or the folder holds something else.
         """
-        members = self.modules() if self.has_members else [self]
-        for part in members:
-            if isinstance(part, Intervention) and not (knows(type(part)) or type(part) in {*kinds}):
+        classes = with_own(kinds)
+        for part in self.modules() if self.has_members else [self]:
+            if isinstance(part, Intervention) and type(part) not in classes:
                 own = type(part).__name__
                 raise TracelabError(
                     f"{own} is a class of your own, which tracelab cannot load by itself: save it "

@@ -142,11 +142,17 @@ def _part(intervention: Intervention, depth: int = 0) -> Part:
     )
     # Through JSON, so that a note that a manifest cannot hold is refused now and not when it is
     # read.
+    try:
+        notes = json.loads(json.dumps(intervention.notes))
+    except TypeError as error:
+        raise TracelabError(
+            f"the notes of {intervention.name} hold what JSON cannot: {error}"
+        ) from error
     return Part(
         kind=intervention.kind,
         spec=intervention.spec().model_dump(mode="json"),
         origin=intervention.origin,
-        notes=json.loads(json.dumps(intervention.notes)),
+        notes=notes,
         members=members,
     )
 

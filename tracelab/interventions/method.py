@@ -132,6 +132,11 @@ class Method(Intervention):
         require_entries(checkpoint, *cls.entries)
         folder = None if checkpoint is None else Path(checkpoint)
         edit = cls.learned(model, data, config, layers=layers, dev=dev, checkpoint=folder)
+        for name, value in edit.state_dict().items():
+            if not value.isfinite().all():
+                raise TracelabError(
+                    f"the fit of {edit.name} gave values in {name} that are not finite"
+                )
         # None: more than this call did, and nobody knows how long that took
         if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:
             del edit.notes["fit_seconds"]

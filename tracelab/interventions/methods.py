@@ -11,26 +11,25 @@ from pathlib import Path
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.bundle import read_bundle
 from tracelab.interventions.method import Method
-from tracelab.interventions.registry import LISTED
-from tracelab.interventions.registry import kinds as known_kinds
+from tracelab.interventions.registry import LISTED, known, with_own
 
 METHODS: tuple[type[Method], ...] = tuple(method.method_class() for method in LISTED)
 """What can be fitted."""
-KINDS: tuple[type[Intervention], ...] = known_kinds()
+KINDS: tuple[type[Intervention], ...] = known()
 """What a bundle can hold."""
 
 
 def load_intervention(
     path_or_hub_id: Path | str,
     *,
-    kinds: Iterable[type[Intervention]] = (),
+    kinds: type[Intervention] | Iterable[type[Intervention]] = (),
     revision: str | None = None,
     allow_mismatch: bool = False,
 ) -> Intervention:
     """Read a bundle from a folder or a hub repository.
 
     Args:
-        kinds: classes of your own that it may hold, besides tracelab's (:data:`KINDS`).
+        kinds: class or classes of your own that it may hold, besides tracelab's (:data:`KINDS`).
         revision: branch, tag or commit of a hub repository.
         allow_mismatch: accept a model with other weights than the one the edit was made for (never
             other shapes).
@@ -40,5 +39,5 @@ def load_intervention(
             a newer version.
     """
     return read_bundle(
-        path_or_hub_id, (*KINDS, *kinds), revision=revision, allow_mismatch=allow_mismatch
+        path_or_hub_id, with_own(kinds), revision=revision, allow_mismatch=allow_mismatch
     )

@@ -49,12 +49,6 @@ NOT_FITTED = ("weight_delta:WeightDelta", "stack:Stack")
 """What a bundle can hold besides."""
 
 
-def knows(cls: type) -> bool:
-    """Whether bundles of a class load without being told of it."""
-    places = {*(method.method for method in LISTED), *NOT_FITTED}
-    return f"{cls.__module__}:{cls.__qualname__}" in {f"{__package__}.{p}" for p in places}
-
-
 def listed(kind: str) -> Listed:
     """The line of a method.
 
@@ -68,7 +62,24 @@ def listed(kind: str) -> Listed:
     return found[0]
 
 
-def kinds() -> tuple[Any, ...]:
+def with_own(kinds: Any) -> tuple[Any, ...]:
+    """The classes known here and classes of one's own: one, or several.
+
+    Raises:
+        TracelabError: two have one ``kind``, by which a bundle names its class.
+    """
+    own = (kinds,) if isinstance(kinds, type) else tuple(kinds)
+    found: dict[str, Any] = {cls.kind: cls for cls in known()}
+    for cls in own:
+        if found.setdefault(cls.kind, cls) is not cls:
+            raise TracelabError(
+                f"{cls.__name__} and {found[cls.kind].__name__} both have the kind {cls.kind!r}, "
+                "by which a bundle names its class: give yours another"
+            )
+    return tuple(found.values())
+
+
+def known() -> tuple[Any, ...]:
     """Every class that is known here."""
     return (*(method.method_class() for method in LISTED), *map(_found, NOT_FITTED))
 
