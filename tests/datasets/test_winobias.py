@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -22,10 +23,12 @@ PAIR = (
 )
 
 
+@cache
 def everything():
     return [pair for split in SPLITS for pair in winobias(split=split)]
 
 
+@cache
 def raw(side, kind, split):
     path = assets.data_dir() / f"WinoBias/data/{side}_stereotyped_{kind}.txt.{split}"
     return path.read_text("utf-8").splitlines()

@@ -26,9 +26,7 @@ QUICK = {
 }
 """Smaller than by default; a method that is quick anyway needs nothing."""
 SLOW = pytest.mark.slow
-ARCHITECTURES = [
-    kind if kind in ("llama", "gpt2") else pytest.param(kind, marks=SLOW) for kind in KINDS
-]
+ARCHITECTURES = [kind if kind == "llama" else pytest.param(kind, marks=SLOW) for kind in KINDS]
 JOINED = ("gpt2", "gpt_neox", "bloom", "falcon", "phi3")
 """Architectures that compute query, key and value together: a delta of one cannot be attached."""
 OTHER = tracelab.FinetuneConfig()

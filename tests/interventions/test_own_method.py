@@ -189,9 +189,7 @@ def test_a_fit_that_went_wrong_is_not_handed_out(model, tmp_path):
     class Sized(Steering):
         kind, shape = "sized", {"v": ("n_iter",)}
 
-    with pytest.raises(
-        TracelabError, match="broken.gender. gave values in v_1 that are not finite"
-    ):
+    with pytest.raises(TracelabError, match="broken.gender. gave values in v_1 that are"):
         Broken.fit(model, DATA, layers=[1])
     with pytest.raises(TracelabError, match="'n_iter': it is a number, d_model or a field of"):
         Sized.fit(model, DATA)

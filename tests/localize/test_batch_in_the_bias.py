@@ -75,6 +75,7 @@ def test_directions_of_a_delta_are_named(model):
     assert any(row["promoted"] for row in weight_directions(model, random_delta(model)))
 
 
+@pytest.mark.slow
 def test_a_small_share_of_traceable_pairs_is_said_aloud(model, pairs):
     broken = [r for r in stereoset("gender") if not any(r.id == p.id for p in pairs)]
     bad = [r for r in broken if r.id not in {case.id for case in make_cases(model, broken)[0]}][:5]
