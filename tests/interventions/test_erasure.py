@@ -52,6 +52,18 @@ def erased(x, tensors, strength=1.0):
     return x - strength * ((x - tensors["mu"]) @ tensors["read"].T) @ tensors["write"]
 
 
+def test_leace_without_shrinking_is_the_authors_own():
+    from concept_erasure import LeaceEraser
+
+    a, b = rows()
+    found = _directions(a, b, [], ErasureConfig(method="leace", shrink=1e-9))
+    x, z = torch.cat([a, b]), torch.tensor([0] * len(a) + [1] * len(b))
+    theirs = LeaceEraser.fit(x.double(), z, shrinkage=False)(x.double())
+    ours = x - ((x - found["mu"]) @ found["read"].T) @ found["write"]
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+    assert (ours - x).norm() > 1
+
+
 def test_after_leace_the_groups_have_one_mean_and_no_linear_probe_beats_chance():
     a, b = rows()
     tensors = _directions(a, b, [], ErasureConfig(method="leace", shrink=1e-9))
