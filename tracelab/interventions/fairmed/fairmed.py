@@ -21,15 +21,16 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.templates import ATTRIBUTES, Corpus, templates
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
+from tracelab.interventions.fairmed.attribute import AttributeProbers, AttributeSpec
 from tracelab.interventions.fairmed.config import FairMedConfig
-from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
+from tracelab.interventions.fairmed.neutraliser import neutralise
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
@@ -46,20 +47,6 @@ PROBING = ("n_seeds", "split", "top_k")
 _NOISE_BLOCK = 256
 
 
-class AttributeSpec(BaseModel):
-    """The probers of one attribute: its groups, those of them that enter F1, the layers, the
-    sizes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    attribute: str
-    groups: tuple[str, ...]
-    scored: tuple[str, ...]
-    layers: tuple[NonNegativeInt, ...]
-    d_model: PositiveInt
-    hidden: PositiveInt
-
-
 class FairMedSpec(BaseModel):
     """The configuration and the probers' sizes."""
 
@@ -67,49 +54,6 @@ class FairMedSpec(BaseModel):
 
     config: FairMedConfig
     attributes: tuple[AttributeSpec, ...]
-
-
-class _AttributeProbers(nn.Module):
-    """Probers of one attribute, one row a layer of ``spec.layers``."""
-
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    norm_std: Tensor
-
-    def __init__(self, spec: AttributeSpec) -> None:
-        super().__init__()
-        n, d, hidden, groups = len(spec.layers), spec.d_model, spec.hidden, len(spec.groups)
-        shapes = {
-            "w1": (n, d, hidden),
-            "b1": (n, 1, hidden),
-            "w2": (n, hidden, groups),
-            "b2": (n, 1, groups),
-        }
-        for name, shape in {**shapes, "norm_std": (n,)}.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
-        self.spec = spec
-
-    def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
-        """The prober of a layer; among some groups only, its distribution is the softmax of their
-        logits."""
-        row = self.spec.layers.index(layer)
-        among = (
-            {"all": self.spec.groups, "scored": self.spec.scored}.get(groups)
-            if isinstance(groups, str)
-            else groups
-        )
-        # An attribute of which no group is named keeps all of them.
-        chosen = [i for i, name in enumerate(self.spec.groups) if name in (among or ())] or slice(
-            None
-        )
-        return LayerProber(
-            self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen]
-        )
-
-    def std(self, layer: int) -> float:
-        return float(self.norm_std[self.spec.layers.index(layer)])
 
 
 class FairMed(Method):
@@ -156,7 +100,7 @@ class FairMed(Method):
         self.config = config
         self.attributes = tuple(attributes)
         self.probers = nn.ModuleDict(
-            {spec.attribute: _AttributeProbers(spec) for spec in attributes}
+            {spec.attribute: AttributeProbers(spec) for spec in attributes}
         )
         self._noise: dict[tuple[int, int], Tensor] = {}
         self._cost: dict[int, list[float]] = {}
@@ -202,7 +146,7 @@ class FairMed(Method):
             for item in items
         ]
         config = config.replace(**{name: probes[0].settings[name] for name in PROBING})
-        specs = [_attribute_spec(made, layers) for made in probes]
+        specs = [AttributeSpec.of(made, layers) for made in probes]
         points = sorted({Point("mlp_out", layer) for spec in specs for layer in spec.layers})
         notes: dict[str, Any] = {
             "data_hash": [made.settings["data_hash"] for made in probes],
@@ -335,18 +279,6 @@ class FairMed(Method):
     def build(cls, spec: FairMedSpec, origin: Origin | None) -> FairMed:
         """With empty probers."""
         return cls(spec.config, spec.attributes, origin)
-
-
-def _attribute_spec(made: LayerProbes, layers: Sequence[int] | None) -> AttributeSpec:
-    _, d_model, hidden = made.probers["w1"].shape
-    return AttributeSpec(
-        attribute=made.settings["attribute"],
-        groups=tuple(made.settings["groups"]),
-        scored=tuple(made.settings["groups_scored"]),
-        layers=tuple(sorted(made.top_layers if layers is None else set(layers))),
-        d_model=d_model,
-        hidden=hidden,
-    )
 
 
 def _check_data(
