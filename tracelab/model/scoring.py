@@ -245,10 +245,17 @@ def target_logprobs(
     pieces = []
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        chosen = logits[rows[part], positions[part]].float()
-        picked = chosen.gather(-1, targets[part, None].to(chosen.device)).squeeze(-1)
-        pieces.append(picked - chosen.logsumexp(-1))
+        pieces.append(logprobs_of(logits[rows[part], positions[part]], targets[part]))
     return torch.cat(pieces)
+
+
+def logprobs_of(
+    logits: Float[Tensor, "*places vocab"], targets: Int[Tensor, "*places"]
+) -> Float[Tensor, "*places"]:
+    """Log-probability in fp32 of each target under the logits at its place."""
+    logits = logits.float()
+    picked = logits.gather(-1, targets[..., None].to(logits.device)).squeeze(-1)
+    return picked - logits.logsumexp(-1)
 
 
 def start_logprobs(model: TransformerBridge) -> Float[Tensor, "vocab"]:

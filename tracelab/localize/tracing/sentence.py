@@ -30,6 +30,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.gradients import measuring
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import BlockRunner, KeyValues
+from tracelab.model.scoring import logprobs_of
 
 COMPONENTS = ("resid", "mlp", "attn")
 HOOKED = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
@@ -106,7 +107,7 @@ def fast_trace(
         for layer in range(n_layers)
     ]
     with model.hooks(fwd_hooks=hooks):
-        clean_score = _logprobs(model(context)[:, first - 1 :], targets[None]).sum()
+        clean_score = logprobs_of(model(context)[:, first - 1 :], targets[None]).sum()
     before: dict[int, Tensor] = {}  # corrupted residual before each block, and after the last
     keepers = [
         (require_hook(model, "resid_post", n), _keep(before, n + 1)) for n in range(n_layers)
@@ -115,7 +116,7 @@ def fast_trace(
     with model.hooks(fwd_hooks=[*keepers, _noise_hook(model, noise)]):
         key_values = runner.key_values(context.expand(samples, -1))
     logits = runner.head(before[n_layers][:, first - 1 :])
-    logprobs = _logprobs(logits, targets.expand(samples, -1))
+    logprobs = logprobs_of(logits, targets.expand(samples, -1))
     corrupted = logprobs.sum(dim=1).mean()
     restored = {c: corrupted.cpu().repeat(len(positions), len(layers)) for c in components}
     for index, position in enumerate(positions):
@@ -130,7 +131,7 @@ def fast_trace(
             needed = final[:, score_from - 1 - position :]
             values = torch.cat(
                 [
-                    _logprobs(
+                    logprobs_of(
                         runner.head(part), ids[score_from:].to(part.device).expand(len(part), -1)
                     )
                     for part in needed.split(HEAD_ROWS)
@@ -262,15 +263,7 @@ def _keep(store: dict[int, Tensor], key: int) -> Callable[..., None]:
     return hook
 
 
-def _logprobs(
-    logits: Float[Tensor, "rows pos vocab"], targets: Int[Tensor, "rows pos"]
-) -> Float[Tensor, "rows pos"]:
-    """Log-probability in fp32 of each target under the logits at its own index."""
-    logits = logits.float()
-    return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
 def _sum_logprobs(
     logits: Float[Tensor, "rows pos vocab"], tokens: Int[Tensor, "rows pos"], first: int
 ) -> Float[Tensor, "rows"]:
-    return _logprobs(logits[:, first - 1 : -1], tokens[:, first:]).sum(dim=1)
+    return logprobs_of(logits[:, first - 1 : -1], tokens[:, first:]).sum(dim=1)
