@@ -100,7 +100,8 @@ class Method(Intervention):
             data: what :meth:`training_data` gives, or your own of that kind; nothing that the edit
                 will be scored on.
             config: default: ``Config()``.
-            layers: numbers; default: the method's own choice.
+            layers: numbers, or words that the method knows (BiasEdit: ``"last123"``, ``"auto"``);
+                default: the method's own choice.
             dev: development data, for a method that looks at some; default: a part of ``data``.
             checkpoint: folder in which a fit of minutes is stored, and resumed from if it was
                 interrupted.
