@@ -7,7 +7,7 @@ import argparse
 
 import pytest
 
-from tracelab.cli import main, verbs
+from tracelab.cli import loading, main
 from tracelab.cli.parser import make_parser
 from tracelab.interventions import FinetuneConfig
 from tracelab.interventions.registry import LISTED, listed
@@ -94,7 +94,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def never(options):
         raise AssertionError("the model was asked for")
 
-    monkeypatch.setattr(verbs, "_load", never)
+    monkeypatch.setattr(loading, "load_model", never)
 
     def run(argv: list[str]) -> str:
         try:
@@ -312,7 +312,7 @@ def test_memory_that_runs_out_is_one_line(refused, monkeypatch, error):
     def load(options):
         raise error
 
-    monkeypatch.setattr(verbs, "_load", load)
+    monkeypatch.setattr(loading, "load_model", load)
     assert "out of memory: ask for less" in refused(BASE["probe"])
 
 
@@ -320,7 +320,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     def load(options):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(verbs, "_load", load)
+    monkeypatch.setattr(loading, "load_model", load)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(BASE["probe"])
 

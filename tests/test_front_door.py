@@ -57,6 +57,8 @@ with contextlib.suppress(SystemExit):
         "from tracelab.datasets import templates; templates('gender')",
         command("--help"),
         command("--version"),
+        command("fetch", "--check", "--help"),
+        command("fetch", "nothing"),
         command("fit", "--help"),
         command("scoer", "stereoset"),
         command("score", "stereoset", "--seed", "-1"),

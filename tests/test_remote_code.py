@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.tiny import tiny_hf
 from tracelab import load
+from tracelab.cli.loading import load_model
 from tracelab.cli.parser import make_parser
-from tracelab.cli.verbs import _load
 from tracelab.errors import TracelabError
 from tracelab.evaluate.bold.classifiers import load_classifier
 from tracelab.model.load import model_info
@@ -94,9 +94,9 @@ def test_the_command_line_trusts_only_where_it_is_told_to(folder, tmp_path):
     with_code(folder, tmp_path / "ran", "tokenizer")
     words = ["probe", "--bias", "gender", "--model", str(folder), "--device", "cpu"]
     with pytest.raises(TracelabError, match="comes with code of its own"):
-        _load(make_parser().parse_args(words))
+        load_model(make_parser().parse_args(words))
     assert not (tmp_path / "ran").exists()
-    assert _load(make_parser().parse_args([*words, "--trust-remote-code"]))
+    assert load_model(make_parser().parse_args([*words, "--trust-remote-code"]))
     assert (tmp_path / "ran").exists()
 
 

@@ -4,8 +4,8 @@ result."""
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
-from tracelab.cli import verbs
 from tracelab.cli.checkpoint import checkpoint_of
 from tracelab.cli.output import check_writable, hand_out
 
@@ -13,8 +13,9 @@ from tracelab.cli.output import check_writable, hand_out
 def run(options: argparse.Namespace) -> int:
     """Carry out a command; returns the exit status."""
     check_writable(options)
+    verb = import_module(f"tracelab.cli.verbs.{options.verb_name}")
     with checkpoint_of(options) as options.checkpoint:
-        result = getattr(verbs, options.verb_name)(options)
+        result = verb.run(options)
         if result is None:
             return 0
         hand_out(result, options)

@@ -35,14 +35,13 @@ from tracelab.gradients import measuring
 from tracelab.interventions import manifest as manifests
 from tracelab.interventions.card import card
 from tracelab.interventions.manifest import Manifest, Part, TensorInfo
+from tracelab.interventions.names import CARD, MANIFEST, OWN_FILES, TENSORS
 from tracelab.storage.files import atomic_folder
 from tracelab.storage.ownership import require_replaceable
 
 if TYPE_CHECKING:
     from tracelab.interventions.base import Intervention
 
-MANIFEST, TENSORS, CARD = "tracelab.json", "tensors.safetensors", "README.md"
-OWN_FILES = (MANIFEST, TENSORS, CARD)
 _HEADER = 2**24
 """Bytes that the names and shapes in a tensors file may take."""
 

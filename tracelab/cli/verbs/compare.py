@@ -1,0 +1,71 @@
+"""``tracelab compare``: edits beside each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tracelab.cli import loading
+from tracelab.cli.arguments import parse_int
+from tracelab.cli.output import result_name
+from tracelab.errors import TracelabError, require_choice
+from tracelab.escaping import csv_table
+from tracelab.evaluate.registry import BIAS_TYPES, benchmark
+from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
+from tracelab.interventions import Intervention, Stack
+from tracelab.ranges import shown
+from tracelab.results import Result
+from tracelab.storage.files import own_file
+
+
+def run(options: argparse.Namespace) -> Result:
+    """``tracelab compare``: with ``--out`` also the table as CSV, Markdown and LaTeX; finished
+    cells are stored there."""
+    wanted = dict(_benchmark(text) for text in options.benchmarks or DEFAULT)
+    for name in wanted:
+        benchmark(name)  # refuses an unknown one before the model is loaded
+    if options.bias is not None:
+        require_choice("bias type", options.bias, BIAS_TYPES)
+    edits: dict[str, Intervention] = {}
+    for path in options.edit or []:
+        edits |= loading.row(path, options, edits)
+    for paths in options.stack or []:
+        rows = [loading.row(path, options, {}) for path in paths]
+        # A member that is a row too is the same edit, so that interference can be told.
+        members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
+        edits[" + ".join(name for row in rows for name in row)] = Stack(members)
+    if not edits:
+        raise TracelabError("nothing to compare: name at least one bundle with --edit")
+    limits = {name: most or options.limit for name, most in wanted.items()}
+    board = evaluate(
+        loading.load_model(options),
+        edits,
+        list(wanted),
+        bias=options.bias,
+        limit={name: most for name, most in limits.items() if most is not None},
+        off_target=not options.no_off_target,
+        folder=None if options.out is None else Path(options.out) / "cells",
+        seed=options.seed,
+    )
+    if options.out is not None:
+        name = result_name(options)
+        for suffix, text in (
+            ("csv", csv_table(board.frame)),
+            ("md", board.to_markdown() + "\n"),
+            ("tex", board.to_latex()),
+        ):
+            with own_file(Path(options.out) / f"{name}.{suffix}") as file:
+                file.write_text(text, encoding="utf-8")
+    return board
+
+
+def _benchmark(text: str) -> tuple[str, int | None]:
+    """``"bbq=400"`` as a name and a limit."""
+    name, equals, most = text.partition("=")
+    try:
+        return name, parse_int("N", most) if equals else None
+    except TracelabError as error:
+        raise TracelabError(
+            f"--benchmark {shown(text)} is not understood ({error}): write NAME or NAME=N, at most "
+            "so many records"
+        ) from None

@@ -1,0 +1,35 @@
+"""``tracelab trace``: causal tracing."""
+
+from __future__ import annotations
+
+import argparse
+
+from tracelab.cli import loading
+from tracelab.cli.arguments import parse_layers
+from tracelab.datasets import stereoset
+from tracelab.errors import require_choice
+from tracelab.localize import causal_trace
+from tracelab.localize.tracing.causal_trace import POSITIONS
+from tracelab.localize.tracing.sentence import COMPONENTS
+from tracelab.results import Result
+
+
+def run(options: argparse.Namespace) -> Result:
+    """``tracelab trace``."""
+    if options.component is not None:
+        require_choice("component", options.component, COMPONENTS)
+    require_choice("positions", options.positions, POSITIONS)
+    layers = parse_layers(options.layers)
+    records = stereoset(options.bias, source=options.source)
+    return causal_trace(
+        loading.load_model(options),
+        records,
+        components=[options.component] if options.component else COMPONENTS,
+        positions=options.positions,
+        layers=layers,
+        n_samples=options.samples,
+        window=options.window,
+        max_cases=options.limit,
+        checkpoint=options.checkpoint,
+        seed=options.seed,
+    )
