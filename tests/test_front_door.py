@@ -58,7 +58,6 @@ with contextlib.suppress(SystemExit):
         command("--help"),
         command("--version"),
         command("fetch", "--check", "--help"),
-        command("fetch", "nothing"),
         command("fit", "--help"),
         command("scoer", "stereoset"),
         command("score", "stereoset", "--seed", "-1"),
