@@ -69,8 +69,9 @@ class BenchmarkScores(Result, ABC):
 
     @property
     def benchmark(self) -> str:
-        """Its name, as in the table."""
-        return str(self.table["benchmark"].iloc[0])
+        """Its name, as in the table, or else in the settings."""
+        known = "benchmark" in self.table and len(self.table)
+        return str(self.table["benchmark"].iloc[0] if known else self.settings["benchmark"])
 
     def headline(self) -> str:
         """The first metric, of all records together."""
