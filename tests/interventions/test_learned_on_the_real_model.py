@@ -39,6 +39,7 @@ def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_m
     assert torch.equal(logits(real_model), before[1])
 
 
+@pytest.mark.slow
 def test_an_editor_s_shift_is_the_same_from_a_bundle_and_in_plain_transformers(
     real_model, plain_model, triples, tmp_path
 ):
@@ -55,6 +56,7 @@ def test_an_editor_s_shift_is_the_same_from_a_bundle_and_in_plain_transformers(
     assert edit.notes["curves"][0]["step"] == 0
 
 
+@pytest.mark.slow
 def test_the_attention_loss_alone_brings_attention_together(real_model, triples):
     config = KLAADConfig(
         lam1=0.0,

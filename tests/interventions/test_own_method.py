@@ -104,7 +104,9 @@ def test_it_is_inspected_and_evaluated(model, edit):
     assert len(found.told) == 2
     assert found.groups.empty
     assert {"tokens-0", "layers-0"} <= found.figures().keys()
-    board = tracelab.evaluate(model, {"steer": edit}, ["perplexity"], limit=4, off_target=False)
+    board = tracelab.evaluate(
+        model, {"steer": edit}, ["stereoset"], bias="gender", limit=3, off_target=False, costs=False
+    )
     assert set(board.frame["edit"]) == {"unedited", "steer"}
 
 
