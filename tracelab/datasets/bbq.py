@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,8 @@ def _open_context(context: str, possible: Mapping[str, None]) -> str:
     beginnings = [each for each in possible if context.startswith(each)]
     if len(beginnings) == 1:
         return beginnings[0]
-    return max(beginnings or possible or [context], key=lambda each: _shared(each, context))
-
-
-def _shared(first: str, second: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    return sum(
-        1 for _ in takewhile(lambda both: both[0] == both[1], zip(first, second, strict=False))
-    )
+    known = beginnings or possible or [context]
+    return max(known, key=lambda each: len(commonprefix([each, context])))  # noqa: RUF071  no paths
 
 
 def bbq(

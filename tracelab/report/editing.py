@@ -1,8 +1,8 @@
 """The second half of a report: fit every method, stack the two best, compare all, look at what
 they do.
 
-Methods are fitted on data that no benchmark shares a target term or sentence with, kept as bundles,
-and taken up from there. Which two are stacked is chosen on held-out target terms of that same
+Methods are fitted on data that no benchmark shares a target term or sentence with, stored as bundles,
+and resumed from there. Which two are stacked is chosen on held-out target terms of that same
 training data: of those that bring StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS` points
 of LMS, the two that bring it nearest. The benchmarks have no say in it.
 """
@@ -167,7 +167,7 @@ def compare(
     seed: int,
     say: Callable[[str], None],
 ) -> Scoreboard:
-    """All edits on the preset's benchmarks; finished cells are kept in ``folder / "cells"``."""
+    """All edits on the preset's benchmarks; finished cells are stored in ``folder / "cells"``."""
     say(f"scoreboard: measuring, or taking from {folder / 'cells'}")
     return evaluate(
         model,
