@@ -1,10 +1,10 @@
 """The second half of a report: fit every method, stack the two best, compare all, look at what
 they do.
 
-Methods are fitted on data that no benchmark shares a target term or sentence with, stored as bundles,
-and resumed from there. Which two are stacked is chosen on held-out target terms of that same
-training data: of those that bring StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS` points
-of LMS, the two that bring it nearest. The benchmarks have no say in it.
+Methods are fitted on data that no benchmark shares a target term or sentence with, stored as
+bundles, and resumed from there. Which two are stacked is chosen on held-out target terms of that
+same training data: of those that bring StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS`
+points of LMS, the two that bring it nearest. The benchmarks have no say in it.
 """
 
 from __future__ import annotations
