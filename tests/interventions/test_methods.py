@@ -29,6 +29,8 @@ SLOW = pytest.mark.slow
 ARCHITECTURES = [kind if kind == "llama" else pytest.param(kind, marks=SLOW) for kind in KINDS]
 JOINED = ("gpt2", "gpt_neox", "bloom", "falcon", "phi3")
 """Architectures that compute query, key and value together: a delta of one cannot be attached."""
+REFUSED = {("experts", "gemma2"): "cannot be used on tiny-gemma2: .*soft cap"}
+"""What an architecture cannot do, by method and model type."""
 OTHER = tracelab.FinetuneConfig()
 DATA = {method: method.training_data("gender", limit=24) for method in METHODS}
 _FITTED: dict[tuple[type[Method], str], Method] = {}
@@ -49,6 +51,10 @@ def edit(method, model):
     key = (method, tracelab.model.load.model_facts(model).model_id)
     if key not in _FITTED:
         _FITTED[key] = method.fit(model, DATA[method], **QUICK.get(method.kind, {}))
+    if refusal := REFUSED.get((method.kind, model.original_model.config.model_type)):
+        with pytest.raises(TracelabError, match=refusal):
+            _FITTED[key].hooks(model)
+        pytest.skip(f"refused by name: {refusal}")
     return _FITTED[key]
 
 

@@ -161,7 +161,7 @@ def test_without_edits_the_page_has_none(made):
 @pytest.fixture(scope="module")
 def edited(model, small_preset, made):
     """The same report with the four methods, fitted on next to nothing."""
-    folder = made.with_name("edited")
+    folder = made.with_name(f"{made.name}-edited")
     shutil.copytree(made, folder)
     tracelab.report(model, "gender", folder, preset=small_preset, limit=12, png=False)
     return folder
@@ -225,7 +225,7 @@ def test_the_stack_is_the_two_nearest_to_50_among_those_that_help_and_keep_lms(e
 
 @pytest.mark.slow
 def test_given_edits_are_compared_instead(model, small_preset, made, edited):
-    folder = made.with_name("given")
+    folder = made.with_name(f"{made.name}-given")
     shutil.copytree(made, folder)
     edit = tracelab.load_intervention(edited / "bundles/biasedit")
     tracelab.report(
