@@ -111,6 +111,7 @@ def test_experts_learn_their_texts_and_leave_the_weights_alone(real_model, exper
     assert all(parameter.grad is None for parameter in real_model.parameters())
 
 
+@pytest.mark.slow
 def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(
     real_model, experts, tokens
 ):
@@ -126,6 +127,7 @@ def test_mixed_logits_are_those_of_three_forward_passes_of_the_real_model(
     torch.testing.assert_close(mixed, z + 1.5 * (plus - minus), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("fairmed", "experts")), "stack"]
 )
@@ -152,6 +154,7 @@ def test_greedy_text_of_the_real_model_is_the_same_with_and_without_a_cache(
         assert cached.frame["continuation"].tolist() != plain.frame["continuation"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fairmed", "experts", "stack"])
 def test_attached_to_the_plain_real_model_an_edit_gives_the_logits_of_the_bridge_to_1e_4(
     real_model, plain_model, fairmed, experts, tokens, name
@@ -205,6 +208,7 @@ def test_a_bundle_gives_the_same_numbers_in_another_process_on_the_bridge_and_on
     torch.testing.assert_close(there["attached"], here, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_inspect_reports_what_the_stack_did_on_the_real_model(real_model, fairmed, experts):
     result = tracelab.inspect(
         real_model, [fairmed, Stack([fairmed, experts])], TEXT, tokens=["nurse"]

@@ -66,6 +66,7 @@ def test_the_state_that_is_kept_is_the_best_on_the_development_triples(model):
     assert measured["loss"] == pytest.approx(min(scores), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_and_development_triples_share_no_target(model, monkeypatch):
     given = [
         record
