@@ -78,7 +78,8 @@ def test_a_fit_says_what_made_it(method, edit):
 
 def test_it_comes_and_goes_without_a_trace(model, edit):
     before = logits(model)
-    logits(model, edit)
+    moved = not torch.equal(logits(model, edit), before)
+    assert moved or edit.notes["strength"] == 0  # BiasEdit's, where none was worth its cost
     assert torch.equal(logits(model), before)
     assert not model.list_hooks()
 
