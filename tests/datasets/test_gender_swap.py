@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracelab.datasets import gender_swapped, stereoset
+from tracelab.datasets import gender_swapped, gender_twins, stereoset
 from tracelab.datasets.gender_swap import swap_gender_words
 from tracelab.errors import TracelabError
 
@@ -47,3 +47,33 @@ def test_records_without_gender_words_are_refused():
     none = [r for r in stereoset("religion") if swap_gender_words(r.context) == r.context][:5]
     with pytest.raises(TracelabError, match="none of 5 records"):
         gender_swapped(none)
+
+
+def test_a_twin_differs_in_the_gender_named_and_in_nothing_that_is_said_of_it():
+    records = stereoset("gender", split="test")
+    twins = gender_twins(records)
+    assert 600 < len(twins) < len(records)
+    for record, twin in twins:
+        assert twin.context == swap_gender_words(record.context) != record.context
+        for old, new in (
+            (record.stereotype, twin.anti_stereotype),
+            (record.anti_stereotype, twin.stereotype),
+        ):
+            fillers = [s.text[s.filler[0].start : s.filler[0].end].casefold() for s in (old, new)]
+            assert fillers[0] == fillers[1]
+            assert swap_gender_words(fillers[0]) == fillers[0]
+
+
+def test_continuations_that_name_other_genders_have_no_twin():
+    records = stereoset("gender", split="test", task="intersentence")
+    twins = dict(gender_twins(records))
+    assert 200 < len(twins) < len(records)
+    assert all(not twin.stereotype.filler for twin in twins.values())
+    only_one = [
+        record
+        for record in records
+        if ("she" in record.stereotype.text.lower().split())
+        != ("she" in record.anti_stereotype.text.lower().split())
+    ]
+    assert only_one
+    assert not any(record in twins for record in only_one)

@@ -1,9 +1,9 @@
 """Benchmarks as frozen records: one file a benchmark, file in, records out."""
 
 from tracelab.datasets.bbq import BBQItem, bbq, bbq_defects
-from tracelab.datasets.bold import BoldText, bold, neutral_sentences
+from tracelab.datasets.bold import BoldText, bold, development_sentences, neutral_sentences
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
-from tracelab.datasets.gender_swap import gender_swapped
+from tracelab.datasets.gender_swap import gender_swapped, gender_twins
 from tracelab.datasets.group_pairs import GroupPairs, group_pairs
 from tracelab.datasets.records import Pair, Sentence
 from tracelab.datasets.redditbias import (
@@ -39,8 +39,10 @@ __all__ = [
     "counter_target",
     "crows_pairs",
     "data_hash",
+    "development_sentences",
     "expert_texts",
     "gender_swapped",
+    "gender_twins",
     "group_pairs",
     "neutral_sentences",
     "redditbias",

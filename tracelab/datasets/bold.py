@@ -39,6 +39,10 @@ class BoldText:
     text: str
 
 
+DEVELOPMENT = {"fit": (0, 200), "retain": (200, 600), "choose": (600, 800)}
+"""Uses of :func:`development_sentences`: their places in one drawn order."""
+
+
 def bold(
     domain: str | None = None,
     *,
@@ -89,6 +93,22 @@ def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "whee
     if not 1 <= require_int("n", n, -INT_MOST) <= len(usable):
         raise TracelabError(f"cannot take {n} neutral sentences: BOLD has {len(usable)}")
     return random.Random(seed).sample(usable, n)
+
+
+def development_sentences(use: str, n: int, *, source: str | Path = "wheel") -> list[str]:
+    """Neutral sentences that are none of the 500 on which perplexity is reported, nor of another
+    use: what edits are fitted with (``"fit"``, at most 200), kept from changing (``"retain"``, 400)
+    and chosen by (``"choose"``, 200).
+
+    Raises:
+        TracelabError: an unknown use, or more than it has.
+    """
+    first, last = DEVELOPMENT[require_choice("use of sentences", use, DEVELOPMENT)]
+    if not 1 <= require_int("n", n, -INT_MOST) <= last - first:
+        raise TracelabError(f"cannot take {n} sentences to {use}: there are {last - first}")
+    reported = set(neutral_sentences(source=source))
+    drawn = neutral_sentences(last + len(reported), seed=1, source=source)
+    return [text for text in drawn if text not in reported][first : first + n]
 
 
 def _read(folder: Path, name: str, domain: str) -> tuple[BoldText, ...]:

@@ -40,6 +40,38 @@ def gender_swapped(records: Sequence[StereoSetRecord]) -> list[StereoSetRecord]:
     return made
 
 
+def gender_twins(
+    records: Sequence[StereoSetRecord],
+) -> list[tuple[StereoSetRecord, StereoSetRecord]]:
+    """Records and their mirrored twins, where the mirror exchanges the gender named and nothing
+    else: what a benchmark of association compares.
+
+    Fillers that are gender words themselves, or continuations that do not name the same genders,
+    have no such twin. A twin's ``anti_stereotype`` says what the record's ``stereotype`` says.
+    """
+    found = ((record, _swapped(record)) for record in records)
+    return [(record, twin) for record, twin in found if twin is not None and _same(record, twin)]
+
+
+def _same(record: StereoSetRecord, twin: StereoSetRecord) -> bool:
+    """Whether the mirror left what the sentences say of the group as it was."""
+    if record.task == "intersentence":
+        genders = [
+            [word.casefold() for word in _pattern().findall(composed(sentence.text))]
+            for sentence in (record.stereotype, record.anti_stereotype)
+        ]
+        return genders[0] == genders[1]
+    both = (
+        (record.stereotype, twin.anti_stereotype),
+        (record.anti_stereotype, twin.stereotype),
+    )
+    return all(old.filler and _words(old) == _words(new) for old, new in both)
+
+
+def _words(sentence: Sentence) -> list[str]:
+    return [composed(sentence.text[s.start : s.end]).casefold() for s in sentence.filler]
+
+
 def swap_gender_words(text: str) -> str:
     """The text with each gender word replaced by its partner.
 
@@ -66,7 +98,8 @@ def _swapped(record: StereoSetRecord) -> StereoSetRecord | None:
 
     def sentence(old: Sentence) -> Sentence:
         text = swap_gender_words(old.text)
-        return Sentence(f"{old.id}-swapped", text, filler_spans(context, text))
+        filler = filler_spans(context, text) if record.task == "intrasentence" else ()
+        return Sentence(f"{old.id}-swapped", text, filler)
 
     return replace(
         record,

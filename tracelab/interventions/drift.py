@@ -1,0 +1,105 @@
+"""How far an edit moves a model on text that has nothing to do with it.
+
+    KL          mean over tokens of KL( p(. | w_<j) of the unedited model || of the edited one ), in nats
+    perplexity  exp of the mean -log p(w_j | w_<j), before and after
+
+Both are over every token but the first of each text. The KL also sees what perplexity does not: an
+edit that is right as often, elsewhere. Methods are chosen under bounds on these; they are measured on
+:func:`~tracelab.datasets.development_sentences`, never on the text whose perplexity is reported.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
+from tracelab.interventions.base import Intervention
+from tracelab.model.finite import require_finite_logits
+from tracelab.model.scoring import BATCH_TOKENS, logprobs_of
+from tracelab.model.texts import Texts, as_texts
+from tracelab.model.tokens import encode, length_batches, pad, require_context
+
+CHUNK = 256
+"""Places whose distributions are held in fp32 at once."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What an edit does to neutral text.
+
+    Attributes:
+        kl: nats a token.
+        perplexity_before, perplexity: of the unedited and of the edited model.
+        n_tokens: that were scored.
+    """
+
+    kl: float
+    perplexity_before: float
+    perplexity: float
+    n_tokens: int
+
+    @property
+    def perplexity_change(self) -> float:
+        """In percent of the unedited model's."""
+        return 100 * (self.perplexity / self.perplexity_before - 1)
+
+
+@measuring()
+def drift(
+    model: TransformerBridge,
+    edit: Intervention,
+    texts: Texts,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Drift:
+    """Compare the model under an edit with the model as it is, token by token.
+
+    Args:
+        edit: not on the model yet.
+        texts: neutral ones, such as ``development_sentences("choose", 40)``.
+
+    Raises:
+        TracelabError: no token to score, a text beyond the model's context, or logits that are not
+            finite.
+    """
+    sequences = [encode(model, text).ids for text in as_texts(texts)]
+    require_context(model, map(len, sequences))
+    sums, n = torch.zeros(3, dtype=torch.float64), 0
+    for batch in length_batches(map(len, sequences), batch_tokens):
+        tokens, mask = pad(model, [sequences[i] for i in batch])
+        before = model(tokens, attention_mask=mask)
+        with edit.applied(model):
+            after = model(tokens, attention_mask=mask)
+        for logits in (before, after):
+            require_finite_logits(logits, batch, "text")
+        places = mask[:, 1:].bool()
+        targets, n = tokens[:, 1:][places], n + int(places.sum())
+        for part in _compared(before[:, :-1][places], after[:, :-1][places], targets):
+            sums += part
+    if not n:
+        raise TracelabError("no token of these texts is predicted by another: give longer ones")
+    kl, nll_before, nll = (sums / n).tolist()
+    perplexities = torch.tensor([nll_before, nll], dtype=torch.float64).exp().tolist()
+    return Drift(kl, *perplexities, n)
+
+
+def _compared(
+    before: Float[Tensor, "places vocab"],
+    after: Float[Tensor, "places vocab"],
+    targets: Int[Tensor, "places"],
+) -> Iterator[Float[Tensor, "3"]]:
+    """Sums over places of the KL and of both negative log-probabilities, a chunk at a time."""
+    chunks: Sequence[Sequence[Tensor]] = [each.split(CHUNK) for each in (before, after, targets)]
+    for p, q, w in zip(*chunks, strict=True):
+        log_p, log_q = (logits.float().log_softmax(-1) for logits in (p, q))
+        kl = kl_div(log_q, log_p, reduction="sum", log_target=True)
+        nll = [-logprobs_of(logits, w).sum() for logits in (p, q)]
+        yield torch.stack([kl, *nll]).double().cpu()
