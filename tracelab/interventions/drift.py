@@ -10,6 +10,7 @@ edit that is right as often, elsewhere. Methods are chosen under bounds on these
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -87,8 +88,7 @@ def drift(
     if not n:
         raise TracelabError("no token of these texts is predicted by another: give longer ones")
     kl, nll_before, nll = (sums / n).tolist()
-    perplexities = torch.tensor([nll_before, nll], dtype=torch.float64).exp().tolist()
-    return Drift(kl, *perplexities, n)
+    return Drift(kl, math.exp(nll_before), math.exp(nll), n)
 
 
 def _compared(
