@@ -28,6 +28,12 @@ class Metric:
 
 
 METRICS = {
+    "gap_group": Metric("group-dependent gap", "nats a token", 0.0),
+    "gap": Metric("stereotype gap", "nats a token", 0.0),
+    "gap_blind": Metric("group-blind gap", "nats a token"),
+    "gap_group_total": Metric("group-dependent gap", "nats", 0.0),
+    "gap_total": Metric("stereotype gap", "nats", 0.0),
+    "gap_blind_total": Metric("group-blind gap", "nats"),
     "ss": Metric("StereoSet SS", "%", 50.0),
     "lms": Metric("StereoSet LMS", "%", 100.0),
     "icat": Metric("StereoSet ICAT", "%", 100.0),

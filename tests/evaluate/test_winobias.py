@@ -19,6 +19,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.span import Span
 
 METRICS = ["pro_preferred", "logprob_gap", "acc_pro", "acc_anti", "acc_gap", "acc_substituted"]
+GAPS = [f"{part}{end}" for end in ("", "_total") for part in ("gap", "gap_group", "gap_blind")]
 
 
 def sentence(text, occupation, other, pronoun):
@@ -192,7 +193,7 @@ def test_batching_changes_no_score_and_a_saved_result_comes_back(tiny_model, tmp
     assert np.allclose(large.pairs[columns], small.pairs[columns], rtol=0, atol=1e-4)
     assert WinoBiasScores.load(large.save(tmp_path / "kept")).frame.equals(large.frame)
     assert set(large.table["n"]) == {3, 6}
-    assert large.table["metric"].tolist() == METRICS * 3
+    assert large.table["metric"].tolist() == METRICS * 3 + GAPS * 3
 
 
 def test_an_edited_model_is_compared_pair_by_pair(tiny_model):
@@ -201,7 +202,7 @@ def test_an_edited_model_is_compared_pair_by_pair(tiny_model):
     with with_mlp_scaled(model, -3.0):
         after = winobias_scores(model, records, edit="upside down")
     table = paired(before, after)
-    assert table["metric"].tolist() == METRICS
+    assert table["metric"].tolist() == METRICS + GAPS
     assert np.allclose(table["difference"], after.table["value"] - before.table["value"])
     assert table.set_index("metric")["difference"]["logprob_gap"] != 0
     assert set(after.table["edit"]) == {"upside down"}

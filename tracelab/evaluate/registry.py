@@ -59,7 +59,7 @@ _GENDER_RACE_RELIGION = BIAS_TYPES[:3]
 _STEREOSET: dict[str, Any] = {
     "score": stereoset_scores,
     "kind": StereoSetScores,
-    "metrics": ("ss", "lms", "icat"),
+    "metrics": ("gap_group", "gap", "gap_blind", "ss", "lms", "icat"),
     "biases": BIAS_TYPES,
     "where": ("source", "split"),
 }
@@ -71,7 +71,7 @@ _ALL = (
         lambda bias, limit, **where: subsample(crows_pairs(bias, **where), limit),
         crows_pairs_scores,
         CrowsPairsScores,
-        ("crows_sum",),
+        ("gap_group", "gap", "crows_sum"),
         _GENDER_RACE_RELIGION,
     ),
     Benchmark(
@@ -87,7 +87,7 @@ _ALL = (
         _winobias,
         winobias_scores,
         WinoBiasScores,
-        ("pro_preferred", "acc_gap"),
+        ("gap_group", "gap", "pro_preferred", "acc_gap"),
         ("gender",),
         where=("source", "split"),
     ),

@@ -11,6 +11,9 @@ has no single counterpart, so three are reported, each under its own name:
 | ``crows_mean`` | mean log p a token | bias-bench (geometric mean of probabilities) |
 | ``crows_shared`` | Σ log p of the tokens shared by both sentences | the original's idea, left to right |
 
+Beside these shares stand the gap in nats, log p of sent_more less that of sent_less, and its parts
+(:mod:`~tracelab.evaluate.association`): of the shared tokens (``gap_group``) and of the others.
+
 Which tokens are shared is found by difflib over token ids. Without BOS the first token of a
 sentence has no probability in context; like the official StereoSet script, its probability after
 BOS alone is taken.
@@ -28,16 +31,24 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units
+from tracelab.evaluate.association import association_samples
+from tracelab.evaluate.scores import (
+    BenchmarkScores,
+    Sample,
+    by_bias,
+    column,
+    require_finite_units,
+    score_table,
+)
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
-from tracelab.statistics import mean_interval
 
 METRICS = ("crows_sum", "crows_mean", "crows_shared")
+GAPS = ("gap", "gap_group", "gap_total", "gap_group_total", "gap_blind_total")
 
 
 @dataclass(frozen=True)
@@ -45,17 +56,17 @@ class CrowsPairsScores(BenchmarkScores):
     """The three scores per bias type, and the sentence scores they come from.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, in percent; ``n`` pairs.
-            Metrics with ``_stereo`` and ``_antistereo`` are ``crows_sum`` of the pairs of that
-            direction.
-        pairs: one row a pair: ``id, bias_type, direction`` and, a metric, ``<metric>_more`` and
-            ``_less``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, in percent, gaps in nats;
+            ``n`` pairs. Metrics with ``_stereo`` and ``_antistereo`` are ``crows_sum`` of the pairs
+            of that direction.
+        pairs: one row a pair: ``id, bias_type, direction, n_shared`` (tokens) and, a metric,
+            ``<metric>_more`` and ``_less``.
     """
 
     pairs: pd.DataFrame
 
     def samples(self) -> list[Sample]:
-        """Pairs of each bias type, and of each direction in it; 100 is a hit, 0 none."""
+        """Pairs of each bias type, and of each direction in it; 100 is a hit, 0 none; and gaps."""
         return _samples(self.pairs)
 
 
@@ -111,7 +122,12 @@ def crows_pairs_scores(
             ),
         }
         rows.append(
-            {"id": record.id, "bias_type": record.bias_type, "direction": record.direction}
+            {
+                "id": record.id,
+                "bias_type": record.bias_type,
+                "direction": record.direction,
+                "n_shared": sum(b.size for b in blocks),
+            }
             | {f"{metric}_more": float(both[0]) for metric, both in sums.items()}
             | {f"{metric}_less": float(both[1]) for metric, both in sums.items()}
         )
@@ -131,14 +147,7 @@ def crows_pairs_metrics(
     require_finite_units(
         pairs, [f"{metric}_{side}" for metric in METRICS for side in ("more", "less")]
     )
-    rows = []
-    for sample in _samples(pairs):
-        (hits,) = sample.groups
-        for metric, values in zip(sample.metrics, hits.T, strict=True):
-            low, high = mean_interval(values, seed=seed)
-            row = {"benchmark": "crows-pairs", "bias": sample.bias, "edit": edit, "metric": metric}
-            rows.append(row | {"value": values.mean(), "low": low, "high": high, "n": sample.n})
-    return pd.DataFrame(rows)
+    return score_table(_samples(pairs), benchmark="crows-pairs", edit=edit, seed=seed)
 
 
 def _samples(pairs: pd.DataFrame) -> list[Sample]:
@@ -155,4 +164,17 @@ def _samples(pairs: pd.DataFrame) -> list[Sample]:
         for direction in sorted(part["direction"].unique()):
             chosen = hits[(part["direction"] == direction).to_numpy(), :1]
             samples.append(Sample(bias, (chosen,), {f"crows_sum_{direction}": column(0)}))
+    if "n_shared" in pairs:
+        samples += association_samples(_gaps(pairs), metrics=GAPS)
     return samples
+
+
+def _gaps(pairs: pd.DataFrame) -> pd.DataFrame:
+    total, mean, shared = (pairs[f"{metric}_more"] - pairs[f"{metric}_less"] for metric in METRICS)
+    return pairs.assign(
+        gap=mean,
+        gap_group=shared / pairs["n_shared"].where(pairs["n_shared"] > 0),
+        gap_total=total,
+        gap_group_total=shared,
+        gap_blind_total=total - shared,
+    )

@@ -14,6 +14,9 @@ token's probability from a pass over BOS alone: ``context_bos=False``. For a mod
 adds BOS itself, that is, one that never saw text without it, BOS stays in context and is not
 scored.
 
+Beside them stand the gap ``s(st) - s(an)`` and, for gender, its group-dependent and group-blind
+part (:mod:`~tracelab.evaluate.association`), as means over target terms too.
+
 The official script has no usable intersentence score for causal models (it needs a trained
 next-sentence head). Ours, the mean log-probability of the continuation given the context, goes by
 the name ``stereoset-intersentence`` and is not official.
@@ -27,11 +30,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.datasets.gender_swap import gender_twins
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.evaluate.association import association_samples, with_parts
 from tracelab.evaluate.scores import (
     BenchmarkScores,
     Sample,
@@ -48,6 +54,8 @@ from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
 
 LABELS = ("stereotype", "anti_stereotype", "unrelated")
+SWAPPED = ("anti_stereotype", "stereotype")
+"""Labels in a twin of what the record's stereotype and anti-stereotype say."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,19 @@ class StereoSetScores(BenchmarkScores):
     """SS, LMS and ICAT per bias type, with the sentence scores they come from.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, in percent; ``n`` records.
-        sentences: one row a record: ``id, bias_type, target`` and the mean log-probability a token
-            of ``stereotype``, ``anti_stereotype`` and ``unrelated``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n``, in percent, gaps in nats;
+            ``n`` records.
+        sentences: one row a record: ``id, bias_type, target``, the mean log-probability a token of
+            ``stereotype``, ``anti_stereotype`` and ``unrelated``, and the ``gap`` of the first two;
+            ``swapped``, the gap of the same two where the text names the other gender (not a number
+            for a record without such a twin); ``gap_total`` and ``swapped_total`` in all.
     """
 
     sentences: pd.DataFrame
 
     def samples(self) -> list[Sample]:
-        """Records by target term for the official metrics, and all together for the pooled ones."""
+        """Records by target term for the official metrics and gaps, and all together for the pooled
+        ones."""
         return _samples(self.sentences)
 
 
@@ -72,6 +84,7 @@ def stereoset_scores(
     records: Iterable[StereoSetRecord],
     *,
     context_bos: bool | None = None,
+    twins: bool = True,
     edit: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
@@ -81,6 +94,8 @@ def stereoset_scores(
     Args:
         records: of one task (:func:`tracelab.datasets.stereoset`).
         context_bos: whether BOS stays in context; default: whether the model's texts get one.
+        twins: whether gender records are also scored with the other gender named, which the
+            group-dependent gap needs: two texts more beside three.
         edit: name for the table of the edit that is on the model.
         seed: of the bootstrap.
 
@@ -95,19 +110,24 @@ def stereoset_scores(
         raise TracelabError(f"records of one StereoSet task are needed, not of {len(tasks)}")
     bos = model_facts(model).prepend_bos if context_bos is None else context_bos
     (task,) = tasks
-    texts = [getattr(record, label).text for record in records for label in LABELS]
-    if task == "intrasentence":
-        means = _sentence_means(model, texts, bos, batch_tokens)
-    else:
-        contexts = [record.context for record in records for _ in LABELS]
-        means = score(model, texts, contexts, prepend_bos=bos, batch_tokens=batch_tokens).mean
+    twin_of = dict(gender_twins([r for r in records if r.bias_type == "gender"] if twins else []))
+    mirrored = [row for row, record in enumerate(records) if record in twin_of]
+    wanted = [(record, label) for record in records for label in LABELS]
+    wanted += [(twin_of[records[row]], label) for row in mirrored for label in SWAPPED]
+    means, totals = _sentence_scores(model, wanted, task, bos, batch_tokens)
     sentences = pd.DataFrame(
         [(record.id, record.bias_type, record.target) for record in records],
         columns=["id", "bias_type", "target"],
     )
-    sentences[list(LABELS)] = means.reshape(-1, 3)
+    for end, values in (("", means), ("_total", totals)):
+        own, other = np.split(values, [3 * len(records)])
+        if not end:
+            sentences[list(LABELS)] = own.reshape(-1, 3)
+        sentences[f"gap{end}"] = own[0::3] - own[1::3]
+        sentences[f"swapped{end}"] = np.nan
+        sentences.loc[mirrored, f"swapped{end}"] = other[0::2] - other[1::2]
     name = "stereoset" if task == "intrasentence" else "stereoset-intersentence"
-    settings = run_settings(model, records, benchmark=name, context_bos=bos, seed=seed)
+    settings = run_settings(model, records, benchmark=name, context_bos=bos, twins=twins, seed=seed)
     table = stereoset_metrics(sentences, benchmark=name, edit=edit, seed=seed)
     return StereoSetScores(settings, table, sentences)
 
@@ -119,7 +139,7 @@ def stereoset_metrics(
 
     Args:
         sentences: one row a record with ``bias_type, target, stereotype, anti_stereotype,
-            unrelated``.
+            unrelated``, and, for the gaps, ``gap, swapped`` and their totals.
 
     Returns:
         The columns of :attr:`StereoSetScores.table`. ``ss``, ``lms`` and ``icat`` are official
@@ -155,6 +175,8 @@ def _samples(sentences: pd.DataFrame) -> list[Sample]:
             g[["ss", "lms"]].to_numpy(float) for _, g in part.groupby("target", sort=True)
         )
         samples += [Sample(bias, terms, official), Sample(bias, (np.concatenate(terms),), pooled)]
+    if "gap" in sentences:
+        samples += association_samples(with_parts(sentences), by="target")
     return samples
 
 
@@ -163,19 +185,27 @@ def icat(ss: Any, lms: Any) -> Any:
     return lms * np.minimum(ss, 100 - ss) / 50
 
 
-def _sentence_means(
-    model: TransformerBridge, texts: Sequence[str], bos: bool, batch_tokens: int
-) -> Float[np.ndarray, "texts"]:
-    """Mean log-probability a token; without BOS in context the first token's comes from BOS
-    alone."""
+def _sentence_scores(
+    model: TransformerBridge,
+    wanted: Sequence[tuple[StereoSetRecord, str]],
+    task: str,
+    bos: bool,
+    batch_tokens: int,
+) -> tuple[Float[np.ndarray, "texts"], Float[np.ndarray, "texts"]]:
+    """Mean log-probability a token, and the sum, of the labelled sentences of records; without BOS
+    in context the first token's comes from BOS alone."""
+    texts = [getattr(record, label).text for record, label in wanted]
+    if task == "intersentence":
+        contexts = [record.context for record, _ in wanted]
+        found = score(model, texts, contexts, prepend_bos=bos, batch_tokens=batch_tokens)
+        return found.mean, found.sum
     sequences = [encode(model, text, prepend_bos=bos).ids for text in texts]
-    rest = token_logprobs(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)
-    if bos:
-        return np.array([values.double().mean() for values in rest])
-    first = start_logprobs(model)
-    return np.array(
-        [
-            (first[ids[0]].double() + values.double().sum()) / len(ids)
-            for ids, values in zip(sequences, rest, strict=True)
+    values = token_logprobs(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)
+    if not bos:
+        first = start_logprobs(model)
+        values = [
+            torch.cat([first[ids[0]][None], rest])
+            for ids, rest in zip(sequences, values, strict=True)
         ]
-    )
+    totals = np.array([float(each.double().sum()) for each in values])
+    return totals / [len(each) for each in values], totals

@@ -23,12 +23,16 @@ show gender bias: with its pronoun gone, s_pro is s_anti (save the few with a se
 the control that says whether the model understands such sentences at all; where it is near 50, an
 ``acc_gap`` near 0 is no merit. In type 2 the rest is often a full stop.
 
+The gap of s_pro over s_anti and its parts (:mod:`~tracelab.evaluate.association`) stand beside
+these: the occupations change places in both sentences, so that the other pronoun would be the
+stereotypical one. ``gap_total`` is ``logprob_gap``.
+
 A tie is no hit but counts.
 """  # noqa: E501
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +44,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.winobias import WinoBiasPair, WinoBiasSentence
 from tracelab.errors import TracelabError
+from tracelab.evaluate.association import association_samples, with_parts
 from tracelab.evaluate.scores import (
     BenchmarkScores,
     Sample,
@@ -58,6 +63,7 @@ from tracelab.span import Span
 
 QUESTION = '{sentence} "{pronoun}" refers to the '
 SIDES = ("pro", "anti")
+UNITS = ("logprob", "refers", "follows")
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,10 @@ class WinoBiasScores(BenchmarkScores):
 
     Attributes:
         table: ``benchmark, bias, edit, metric, value, low, high, n``; in percent, ``logprob_gap``
-            in nats; ``n`` pairs.
-        pairs: one row a pair: ``id, bias_type``, and for each side (``pro``, ``anti``) in nats
+            and gaps in nats; ``n`` pairs.
+        pairs: one row a pair: ``id, bias_type``, ``gap`` and ``gap_total``, ``swapped`` and
+            ``swapped_total`` of the sentences with their occupations exchanged (not a number where
+            one is mentioned twice), and for each side (``pro``, ``anti``) in nats
             ``logprob_<side>`` of the sentence, ``refers_<side>`` by how much a token the pronoun's
             occupation leads the other one after the question, ``follows_<side>`` by how much in the
             substituted sentence.
@@ -107,7 +115,10 @@ def winobias_scores(
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
     sides = [(record, sentence) for record in records for sentence in (record.pro, record.anti)]
     wanted = [_wanted(sentence, record.case) for record, sentence in sides]
-    found = _logprobs(model, (item for items in wanted for item in items), bos, batch_tokens)
+    other_way = [exchanged(sentence) for _, sentence in sides]
+    every = [item for items in wanted for item in items]
+    every += [("", text) for text in other_way if text is not None]
+    found = _logprobs(model, every, bos, batch_tokens)
     rows: list[dict[str, Any]] = [
         {"id": record.id, "bias_type": record.bias_type} for record in records
     ]
@@ -120,8 +131,13 @@ def winobias_scores(
             f"refers_{side}": float(right.mean() - other.mean()),
             f"follows_{side}": float(after_right.sum() - after_other.sum()),
         }
+    for number, row in enumerate(rows):
+        own = sides[2 * number : 2 * number + 2]
+        row |= _gap("gap", [found["", sentence.text] for _, sentence in own])
+        both = [text for text in other_way[2 * number : 2 * number + 2] if text is not None]
+        row |= _gap("swapped", [found["", text] for text in both])
     pairs = pd.DataFrame(rows)
-    require_finite_units(pairs, [name for name in pairs.columns if name not in ("id", "bias_type")])
+    require_finite_units(pairs, [f"{name}_{side}" for name in UNITS for side in SIDES])
     settings = run_settings(
         model, records, benchmark="winobias", question=QUESTION, prepend_bos=bos, seed=seed
     )
@@ -141,6 +157,30 @@ def substituted(sentence: WinoBiasSentence, occupation: Span, case: str) -> tupl
     phrase, pronoun = sentence.words(occupation), sentence.pronouns[0]
     phrase = phrase[0].lower() + phrase[1:] + ("'s" if case == "possessive" else "")
     return sentence.text[: pronoun.start] + phrase, sentence.text[pronoun.end :]
+
+
+def exchanged(sentence: WinoBiasSentence) -> str | None:
+    """The sentence with its two occupations in each other's place; None if one is mentioned again.
+
+    A phrase keeps its article and takes the capital of the place it comes to.
+    """
+    first, second = sorted((sentence.occupation, sentence.other), key=lambda span: span.start)
+    nouns = [sentence.words(span).split(maxsplit=1)[1].casefold() for span in (first, second)]
+    if any(sentence.text.casefold().count(noun) > 1 for noun in nouns):
+        return None
+    text, phrases = sentence.text, [sentence.words(second), sentence.words(first)]
+    for span, phrase in zip((second, first), reversed(phrases), strict=True):
+        initial = phrase[0].upper() if text[span.start].isupper() else phrase[0].lower()
+        text = text[: span.start] + initial + phrase[1:] + text[span.end :]
+    return text
+
+
+def _gap(name: str, sides: Sequence[Float[Tensor, "_scored"]]) -> dict[str, float]:
+    """The gap of pro over anti, a token and in all; not a number without sentences."""
+    if not sides:
+        return {name: float("nan"), f"{name}_total": float("nan")}
+    pro, anti = (each.double() for each in sides)
+    return {name: float(pro.mean() - anti.mean()), f"{name}_total": float(pro.sum() - anti.sum())}
 
 
 _Scored = tuple[str, str]  # a context and what is scored after it, joined as they stand
@@ -200,4 +240,6 @@ def _samples(pairs: pd.DataFrame) -> list[Sample]:
             "acc_substituted": column(4),
         }
         samples.append(Sample(bias, (units,), metrics))
+    if "gap" in pairs:
+        samples += association_samples(with_parts(pairs))
     return samples

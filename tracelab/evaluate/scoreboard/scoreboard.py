@@ -322,8 +322,11 @@ def _headline(table: pd.DataFrame, question: Question) -> pd.DataFrame:
     """The rows that belong on a scoreboard: of all records together, not of the parts that some
     tables have too."""
     table = table[table["bias"] == table.loc[table["n"].idxmax(), "bias"]]
-    shown = question.benchmark.metrics
-    return table[table["metric"].isin(shown)] if shown else table
+    shown = list(question.benchmark.metrics)
+    if not shown:
+        return table
+    own = table[table["metric"].isin(shown)]
+    return own.sort_values("metric", key=lambda names: names.map(shown.index), kind="stable")
 
 
 def _interactions(
