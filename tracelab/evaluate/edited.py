@@ -74,13 +74,20 @@ def edited_scores(
     first = before or measure(None)
     with edit.applied(model):
         second = measure(edit.name)
+    return compared(first, second, edit, seed=seed)
+
+
+def compared(
+    before: BenchmarkScores, after: BenchmarkScores, edit: Intervention, *, seed: int = 0
+) -> EditedScores:
+    """Scores that are there already, with their paired differences."""
     names = {"low": "difference_low", "high": "difference_high"}
-    change = paired(first, second, seed=seed).rename(columns=names)
+    change = paired(before, after, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]
-    edited = second.table.merge(
+    edited = after.table.merge(
         change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1"
     )
     return EditedScores(
-        second.settings | {"edit": edit.settings()},
-        pd.concat([first.table, edited], ignore_index=True),
+        after.settings | {"edit": edit.settings()},
+        pd.concat([before.table, edited], ignore_index=True),
     )

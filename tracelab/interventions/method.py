@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +39,9 @@ class Method(Intervention):
         needs: attributes that data must have.
         uses_dev: whether a fit looks at development data.
         entries: under which a fit is stored in its checkpoint; none: it is too quick to be.
+        unfitted: fields of the configuration that no fit depends on, which :meth:`with_config`
+            changes in a fitted edit.
+        grid: what :func:`tracelab.tune` tries by default: values by field.
     """
 
     Config: ClassVar[type[AnyConfig]]
@@ -47,6 +50,8 @@ class Method(Intervention):
     needs: ClassVar[tuple[str, ...]] = ()
     uses_dev: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
+    unfitted: ClassVar[tuple[str, ...]] = ()
+    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -79,6 +84,14 @@ class Method(Intervention):
             TracelabError: no such data for this bias type, or no data that tracelab knows of.
         """
         raise TracelabError(f"tracelab has no data to fit {cls.kind} on: give fit() your own")
+
+    def with_config(self, config: Any) -> Self:
+        """The same edit with another configuration, where no fit depends on what differs.
+
+        Raises:
+            TracelabError: the method has no such fields.
+        """
+        raise TracelabError(f"every field of {type(self).Config.__name__} is of the fit: fit again")
 
     @classmethod
     @learning()
