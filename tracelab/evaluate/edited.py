@@ -22,9 +22,10 @@ class EditedScores(Result):
     """Scores before and under an edit.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, then for the edited rows
-            ``difference`` to the unedited model with its paired interval ``difference_low,
-            difference_high`` and permutation ``p``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n, note``, then for the edited
+            rows ``difference`` to the unedited model with its paired interval ``difference_low,
+            difference_high`` and ``p``, the units whose value went ``up`` and ``down``, and
+            ``difference_note``, why there is no interval of the difference.
     """
 
     table: pd.DataFrame
@@ -63,7 +64,7 @@ def edited_scores(
             table.
         before: the unedited scores, if they are at hand.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
-        seed: of the paired bootstrap and permutations.
+        seed: of the permutations.
 
     Raises:
         TracelabError: the edit was made for another model, or hooks are on the model.
@@ -74,11 +75,13 @@ def edited_scores(
     first = before or measure(None)
     with edit.applied(model):
         second = measure(edit.name)
-    names = {"low": "difference_low", "high": "difference_high"}
+    names = {"low": "difference_low", "high": "difference_high", "note": "difference_note"}
     change = paired(first, second, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]
     edited = second.table.merge(
-        change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1"
+        change[[*keys, "difference", *names.values(), "p", "up", "down"]],
+        on=keys,
+        validate="1:1",
     )
     return EditedScores(
         second.settings | {"edit": edit.settings()},

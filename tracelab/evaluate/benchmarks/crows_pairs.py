@@ -28,14 +28,20 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.crows_pairs import CrowsPair
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample, by_bias, column, require_finite_units
+from tracelab.evaluate.scores import (
+    BenchmarkScores,
+    Sample,
+    by_bias,
+    column,
+    require_finite_units,
+    score_table,
+)
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
-from tracelab.statistics import mean_interval
 
 METRICS = ("crows_sum", "crows_mean", "crows_shared")
 
@@ -131,14 +137,7 @@ def crows_pairs_metrics(
     require_finite_units(
         pairs, [f"{metric}_{side}" for metric in METRICS for side in ("more", "less")]
     )
-    rows = []
-    for sample in _samples(pairs):
-        (hits,) = sample.groups
-        for metric, values in zip(sample.metrics, hits.T, strict=True):
-            low, high = mean_interval(values, seed=seed)
-            row = {"benchmark": "crows-pairs", "bias": sample.bias, "edit": edit, "metric": metric}
-            rows.append(row | {"value": values.mean(), "low": low, "high": high, "n": sample.n})
-    return pd.DataFrame(rows)
+    return score_table(_samples(pairs), benchmark="crows-pairs", edit=edit, seed=seed)
 
 
 def _samples(pairs: pd.DataFrame) -> list[Sample]:
