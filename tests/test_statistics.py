@@ -4,15 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tracelab.statistics import (
     flipped_sums,
     mean_interval,
     percentile_interval,
     resample_counts,
+    t_interval,
     two_sided_p,
-    two_stage_means,
 )
+
+first, second = (lambda means: means[..., 0]), (lambda means: means[..., 1])
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_theory():
@@ -46,46 +49,57 @@ def test_every_resample_draws_as_many_units_as_there_are():
     assert counts.mean(axis=0) == pytest.approx(np.ones(7), abs=0.05)
 
 
-def test_two_stage_means_scatter_around_the_unweighted_mean_of_group_means():
-    rng = np.random.default_rng(0)
-    groups = [rng.normal(mean, 1.0, size=(n, 2)) for mean, n in ((0, 5), (4, 50), (8, 10))]
-    plain = np.mean([group.mean(axis=0) for group in groups], axis=0)
-    draws = two_stage_means(groups, seed=0, n_resamples=4000)
-    assert draws.shape == (4000, 2)
-    assert draws.mean(axis=0) == pytest.approx(plain, abs=0.15)
-    pooled = np.concatenate(groups).mean(axis=0)
-    assert (abs(plain - pooled) > 0.2).any()  # the two means differ, so the check above can fail
+def test_of_a_plain_mean_it_is_the_t_interval_of_units_or_of_groups():
+    values = np.random.default_rng(0).exponential(size=(12, 2))
+    oracle = stats.ttest_1samp(values[:, 1], 0).confidence_interval()
+    found = t_interval([values], second)
+    assert found[:2] == pytest.approx((oracle.low, oracle.high))
+    assert (found.error, found.df) == pytest.approx((stats.sem(values[:, 1]), 11))
+    groups = np.split(values, [2, 5, 9])
+    oracle = stats.ttest_1samp([group[:, 1].mean() for group in groups], 0).confidence_interval()
+    assert t_interval(groups, second)[:2] == pytest.approx((oracle.low, oracle.high))
 
 
-def test_two_stage_spread_is_that_of_a_slow_two_stage_bootstrap():
-    rng = np.random.default_rng(1)
-    groups = [rng.normal(size=(n, 1)) + 2 * k for k, n in enumerate((3, 8, 5, 4))]
-    slow = []
-    for _ in range(3000):
-        chosen = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-        means = [group[rng.integers(len(group), size=len(group))].mean() for group in chosen]
-        slow.append(np.mean(means))
-    draws = two_stage_means(groups, seed=0, n_resamples=3000)[:, 0]
-    assert draws.std() == pytest.approx(np.std(slow), rel=0.08)
-    assert draws.mean() == pytest.approx(np.mean(slow), abs=0.15)
+def test_the_error_of_a_ratio_is_that_of_its_linear_part():
+    units = np.random.default_rng(1).uniform(1, 2, size=(2000, 2))
+    found = t_interval([units], lambda means: means[..., 0] / means[..., 1])
+    a, b = units.mean(axis=0)
+    influence = (units[:, 0] - units[:, 1] * a / b) / b
+    assert found.error == pytest.approx(stats.sem(influence), rel=1e-3)
+    assert (found.low + found.high) / 2 == pytest.approx(a / b)
 
 
-def test_two_stages_are_less_certain_than_groups_alone_would_say():
-    groups = [np.array([[0.0], [100.0]]), np.array([[0.0], [100.0]])]
-    draws = two_stage_means(groups, seed=0)[:, 0]
-    assert draws.std() > 10  # resampling groups alone would always give 50
-    assert percentile_interval(draws)[0] < 25
+def test_an_interval_is_cut_where_the_value_cannot_go():
+    hits = np.array([[0.0], [0.0], [0.0], [100.0]])
+    free, cut = t_interval([hits], first), t_interval([hits], first, bounds=(0.0, 100.0))
+    assert free.low < 0
+    assert free.high > 100
+    assert cut[:2] == (0, 100)
+    assert cut.error == free.error
 
 
-def test_one_group_of_one_record_has_no_spread():
-    assert (two_stage_means([np.array([[42.0, 7.0]])]) == [42.0, 7.0]).all()
+@pytest.mark.parametrize(
+    ("groups", "note"),
+    [
+        ([[[3.0]]], "one unit"),
+        ([[[0.1], [0.1], [0.1]]], "all values equal"),
+        ([[[0.0], [2.0]], [[1.0]], [[0.5], [1.5]]], "all values equal"),
+        ([[[np.nan], [1.0]]], "not defined"),
+    ],
+)
+def test_where_there_is_no_interval_it_says_why(groups, note):
+    found = t_interval([np.array(group) for group in groups], first)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert found.note == note
 
 
-def test_a_metrics_draws_do_not_depend_on_the_other_metrics():
-    groups = [np.arange(12.0).reshape(6, 2), np.arange(8.0).reshape(4, 2) ** 2]
-    both = two_stage_means(groups, seed=3)
-    alone = two_stage_means([group[:, :1] for group in groups], seed=3)
-    assert both[:, :1] == pytest.approx(alone)
+def test_a_value_that_hangs_on_one_unit_has_no_interval():
+    units = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    with np.errstate(invalid="ignore"):
+        found = t_interval([units], lambda means: means[..., 0] / means[..., 1])
+    assert found.note == "not defined without one of the units"
+    assert math.isnan(found.low)
 
 
 def test_percentile_interval_holds_the_central_95_percent():
@@ -132,39 +146,36 @@ def test_p_counts_both_tails_and_ties():
 
 def covered(draw, truth: float, n_simulations: int = 600) -> float:
     """Share of simulated studies whose interval holds the truth."""
-    hits = 0
-    for seed in range(n_simulations):
-        low, high = percentile_interval(two_stage_means(draw(), seed=seed, n_resamples=800)[:, 0])
-        hits += low <= truth <= high
-    return hits / n_simulations
+    found = [t_interval(draw(), first) for _ in range(n_simulations)]
+    return np.mean([interval.low <= truth <= interval.high for interval in found])
 
 
-@pytest.mark.slow
-def test_intervals_of_shares_and_of_paired_differences_cover_at_their_nominal_rate():
-    rng = np.random.default_rng(0)
-
-    def share():
-        return [(rng.random((100, 1)) < 0.6).astype(float)]
-
-    def difference():
-        before = rng.random(100)
-        after = before + rng.normal(0.1, 0.2, size=100)
-        return [(after - before)[:, None]]
-
-    # Of 100 units a percentile interval covers in 94 %; three standard errors of 600 studies are 3
-    # points.
-    assert 0.91 <= covered(share, 0.6) <= 0.97
-    assert 0.91 <= covered(difference, 0.1) <= 0.97
+# Three standard errors of 600 studies are 2.7 points.
 
 
-@pytest.mark.slow
-def test_intervals_over_groups_of_records_cover_at_least_at_their_nominal_rate():
+def test_intervals_over_terms_of_records_cover_at_their_nominal_rate():
     rng = np.random.default_rng(1)
 
-    def groups():
-        shares = np.clip(0.6 + 0.2 * rng.standard_normal(40), 0, 1)
-        return [(rng.random((6, 1)) < share).astype(float) for share in shares]
+    def shares(n_terms, a, b):
+        return [100.0 * (rng.random((25, 1)) < share) for share in rng.beta(a, b, size=n_terms)]
 
-    truth = np.clip(0.6 + 0.2 * np.random.default_rng(2).standard_normal(10**6), 0, 1).mean()
-    # resampling twice makes it a little too wide
-    assert 0.94 <= covered(groups, float(truth)) <= 0.995
+    assert 0.923 <= covered(lambda: shares(10, 12, 8), 60) <= 0.977
+    assert 0.923 <= covered(lambda: shares(36, 1200, 800), 60) <= 0.977
+    assert 0.923 <= covered(lambda: shares(3, 12, 8), 60) <= 0.977
+
+
+def test_intervals_of_shares_and_of_heavy_tailed_differences_cover_at_their_nominal_rate():
+    rng = np.random.default_rng(0)
+    assert 0.923 <= covered(lambda: [1.0 * (rng.random((262, 1)) < 0.6)], 0.6) <= 0.977
+    assert 0.923 <= covered(lambda: [rng.standard_t(3, size=(100, 1))], 0) <= 0.985
+
+
+def test_records_taken_for_units_where_terms_differ_cover_less():
+    """Why terms are the units: the same records, their terms ignored."""
+    rng = np.random.default_rng(1)
+
+    def ignored():
+        shares = np.repeat(rng.beta(12, 8, size=10), 25)
+        return [100.0 * (rng.random((250, 1)) < shares[:, None])]
+
+    assert covered(ignored, 60) < 0.9

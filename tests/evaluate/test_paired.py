@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import permutation_test, t, ttest_1samp, ttest_rel
 
 from tests.evaluate.test_perplexity import with_mlp_scaled
 from tracelab.datasets import crows_pairs, neutral_sentences, stereoset
@@ -38,6 +38,9 @@ COLUMNS = [
     "p",
     "effect",
     "n",
+    "up",
+    "down",
+    "note",
 ]
 
 
@@ -78,15 +81,9 @@ def test_of_a_plain_mean_interval_and_p_are_scipys(n):
     before = rng.uniform(size=n)
     after = before + rng.normal(0.05, 0.15, size=n)
     row = only(paired(local(before), local(after)))
-    oracle = bootstrap(
-        (after, before),
-        lambda a, b, axis: a.mean(axis) - b.mean(axis),
-        paired=True,
-        method="percentile",
-        rng=1,
-    ).confidence_interval
-    width = oracle.high - oracle.low
-    assert [row["low"], row["high"]] == pytest.approx([oracle.low, oracle.high], abs=0.06 * width)
+    oracle = ttest_rel(after, before).confidence_interval()
+    assert [row["low"], row["high"]] == pytest.approx([oracle.low, oracle.high])
+    assert row["note"] == ""
     test = permutation_test(
         (after, before), lambda a, b: a.mean() - b.mean(), permutation_type="samples", rng=1
     )
@@ -158,36 +155,94 @@ def test_values_are_those_of_the_two_tables():
     )
 
 
-def test_a_stereoset_interval_resamples_terms_then_records_for_both_sides_alike():
+def test_a_stereoset_interval_is_a_t_interval_over_terms():
     rng = np.random.default_rng(3)
     targets = np.repeat(np.arange(5), [2, 4, 6, 8, 10]).astype(str)
     before = rng.normal(size=(30, 3))
     after = before + rng.normal(scale=0.7, size=(30, 3))
     hits = [100.0 * (scores[:, 0] > scores[:, 1]) for scores in (before, after)]
-    moved = [(hits[1] - hits[0])[targets == term] for term in np.unique(targets)]
-    slow = []
-    for _ in range(4000):
-        drawn = [moved[i] for i in rng.integers(5, size=5)]
-        slow.append(
-            np.mean([group[rng.integers(len(group), size=len(group))].mean() for group in drawn])
-        )
-    row = only(paired(stereo(before, targets), stereo(after, targets)), metric="ss")
-    assert [row["low"], row["high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=2.5)
+    moved = [(hits[1] - hits[0])[targets == term].mean() for term in np.unique(targets)]
+    oracle = ttest_1samp(moved, 0).confidence_interval()
+    table = paired(stereo(before, targets), stereo(after, targets))
+    row = only(table, metric="ss")
+    assert [row["low"], row["high"]] == pytest.approx([oracle.low, oracle.high])
+    pooled = ttest_rel(hits[1], hits[0]).confidence_interval()
+    row = only(table, metric="ss_pooled")
+    assert [row["low"], row["high"]] == pytest.approx([pooled.low, pooled.high])
 
 
-def test_a_shift_that_is_the_same_everywhere_is_certain():
+def test_the_error_of_icat_is_that_of_leaving_out_each_term_of_both_tables():
+    rng = np.random.default_rng(11)
+    targets = np.repeat([f"t{k}" for k in range(7)], 6)
+    before, after = rng.normal(size=(2, 42, 3)) + [0.4, 0, -1]
+    values = []
+    for left_out in [None, *np.unique(targets)]:
+        kept = targets != left_out
+        sides = (stereo(scores[kept], targets[kept]).sentences for scores in (before, after))
+        icats = [stereoset_metrics(s).set_index("metric")["value"]["icat"] for s in sides]
+        values.append(icats[1] - icats[0])
+    whole, others = values[0], np.array(values[1:])
+    half = t.ppf(0.975, 6) * np.sqrt(6 / 7 * ((others - others.mean()) ** 2).sum())
+    row = only(paired(stereo(before, targets), stereo(after, targets)), metric="icat")
+    assert [row["low"], row["high"]] == pytest.approx([whole - half, whole + half])
+
+
+def test_up_and_down_count_the_records_that_changed_sides():
+    before = np.array([[1.0, 0, -1], [1, 0, -1], [0, 1, -1], [1, 0, -1], [1, 0, -1], [0, 1, -1]])
+    after = before.copy()
+    after[[0, 1, 2, 3], :2] = after[[0, 1, 2, 3], 1::-1]
+    after[4] += 5  # more likely, on the same side
+    targets = ["a"] * 2 + ["b"] * 4
+    table = paired(stereo(before, targets), stereo(after, targets))
+    flips = table.set_index("metric")[["up", "down"]]
+    assert flips.loc["ss"].tolist() == flips.loc["ss_pooled"].tolist() == [1, 3]
+    assert flips.loc["lms"].tolist() == [0, 0]
+    assert flips.loc["icat"].isna().all()
+    notes = table.set_index("metric")["note"]
+    assert notes["ss"] == ""
+    assert notes["lms"] == "no record changed sides"
+
+
+def test_a_shift_that_is_the_same_everywhere_has_no_interval_but_a_p():
     before = np.random.default_rng(0).uniform(size=30)
     row = only(paired(local(before), local(before + 0.01)))
-    assert [row["low"], row["high"]] == pytest.approx([0.01, 0.01])
+    assert np.isnan([row["low"], row["high"], row["effect"]]).all()
+    assert row["note"] == "all values equal"
+    assert (row["up"], row["down"]) == (30, 0)
     # only one of 10,000 exchanges goes as far, the one that was observed
     assert row["p"] == pytest.approx(1e-4)
 
 
-def test_a_result_compared_with_itself_does_not_differ():
+def test_a_result_compared_with_itself_does_not_differ_and_has_no_interval():
     same = stereo(np.random.default_rng(0).normal(size=(20, 3)), ["a", "b"] * 10)
     table = paired(same, same)
-    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (table["difference"] == 0).all()
+    assert table[["low", "high"]].isna().all(axis=None)
     assert (table["p"] == 1).all()
+    sides = "no record changed sides"
+    assert table["note"].tolist() == [sides, sides, "no record changed", sides, sides]
+    unmoved = local([0.2, 0.3, 0.5])
+    assert only(paired(unmoved, unmoved))["note"] == "no record changed"
+
+
+def test_changes_that_cancel_are_a_difference_of_0_with_an_interval():
+    before = np.array([0.2, 0.3, 0.5, 0.4])
+    row = only(paired(local(before), local(before + [0.125, -0.125, 0.125, -0.125])))
+    assert row["difference"] == pytest.approx(0)
+    assert row["low"] < 0 < row["high"]
+    assert (row["up"], row["down"], row["note"]) == (2, 2, "")
+
+
+def test_a_share_and_its_difference_stay_within_what_they_can_be():
+    # Two terms: a t interval of one degree of freedom is wider than all there is.
+    targets = ["a"] * 4 + ["b"] * 4
+    hit, miss = [1.0, 0.0, -1.0], [0.0, 1.0, -1.0]
+    before = stereo([hit] * 3 + [miss] * 5, targets)
+    after = stereo([hit] * 4 + [hit] * 2 + [miss] * 2, targets)
+    score = only(stereoset_metrics(after.sentences), metric="ss")
+    assert (score["low"], score["high"]) == (0, 100)
+    row = only(paired(before, after), metric="ss")
+    assert -100 <= row["low"] < row["difference"] < row["high"] <= 100
 
 
 def test_the_other_way_round_the_signs_turn_and_the_p_values_stay():
@@ -196,6 +251,7 @@ def test_the_other_way_round_the_signs_turn_and_the_p_values_stay():
     there, back = paired(one, two), paired(two, one)
     assert np.allclose(there["difference"], -back["difference"])
     assert np.allclose(there["low"], -back["high"], atol=1e-9)
+    assert there["up"].equals(back["down"].rename("up"))
     assert np.allclose(there["p"], back["p"])
     assert there.equals(paired(one, two, seed=0))
     assert not there["p"].equals(paired(one, two, seed=1)["p"])
@@ -215,6 +271,7 @@ def test_one_unit_has_no_interval_and_shows_nothing():
     row = only(paired(local([0.2]), local([0.9])))
     assert np.isnan([row["low"], row["high"]]).all()
     assert row["p"] == 1
+    assert row["note"] == "one unit"
 
 
 def test_scores_of_a_model_before_and_after_an_edit_are_compared(tiny_model, tmp_path):
@@ -273,6 +330,6 @@ def test_effect_of_a_plain_mean_is_cohens_d_of_the_paired_differences():
     before = rng.uniform(size=80)
     change = rng.normal(0.1, 0.2, size=80)
     row = only(paired(local(before), local(before + change)))
-    assert row["effect"] == pytest.approx(change.mean() / change.std(ddof=0), rel=0.05)
+    assert row["effect"] == pytest.approx(change.mean() / change.std(ddof=1))
     nothing = only(paired(local(before), local(before)))
     assert np.isnan(nothing["effect"])

@@ -22,9 +22,10 @@ class EditedScores(Result):
     """Scores before and under an edit.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, then for the edited rows
-            ``difference`` to the unedited model with its paired interval ``difference_low,
-            difference_high`` and permutation ``p``.
+        table: ``benchmark, bias, edit, metric, value, low, high, n, note``, then for the edited
+            rows ``difference`` to the unedited model with its paired interval ``difference_low,
+            difference_high`` and ``p``, the units whose value went ``up`` and ``down``, and
+            ``difference_note``, why there is no interval of the difference.
     """
 
     table: pd.DataFrame
@@ -63,7 +64,7 @@ def edited_scores(
             table.
         before: the unedited scores, if they are at hand.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one.
-        seed: of the paired bootstrap and permutations.
+        seed: of the permutations.
 
     Raises:
         TracelabError: the edit was made for another model, or hooks are on the model.
@@ -81,11 +82,13 @@ def compared(
     before: BenchmarkScores, after: BenchmarkScores, edit: Intervention, *, seed: int = 0
 ) -> EditedScores:
     """Scores that are there already, with their paired differences."""
-    names = {"low": "difference_low", "high": "difference_high"}
+    names = {"low": "difference_low", "high": "difference_high", "note": "difference_note"}
     change = paired(before, after, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]
     edited = after.table.merge(
-        change[[*keys, "difference", *names.values(), "p"]], on=keys, validate="1:1"
+        change[[*keys, "difference", *names.values(), "p", "up", "down"]],
+        on=keys,
+        validate="1:1",
     )
     return EditedScores(
         after.settings | {"edit": edit.settings()},

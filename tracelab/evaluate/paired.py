@@ -21,15 +21,16 @@ units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Sample
+from tracelab.evaluate.scores import BenchmarkScores, Column, Sample
 from tracelab.ranges import require_seed
-from tracelab.statistics import flipped_sums, percentile_interval, two_sided_p, two_stage_means
+from tracelab.statistics import Interval, flipped_sums, t_interval, two_sided_p
 
 _MAY_DIFFER = {"hooks", "model", "seed", "versions"}  # settings
 
@@ -38,12 +39,14 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     """Compare two results of one benchmark, such as of a model before and after an edit.
 
     Args:
-        seed: of the bootstrap and the permutations.
+        seed: of the permutations.
 
     Returns:
-        ``benchmark, bias, metric, before, after, difference, low, high, p, effect, n``, one row a
-        metric and bias type; ``low`` and ``high`` are of the difference, ``n`` is the number of
-        units.
+        ``benchmark, bias, metric, before, after, difference, low, high, p, effect, n, up, down,
+        note``, one row a metric and bias type. ``low`` and ``high`` are of the difference, ``n`` is
+        the number of units. ``up`` and ``down`` are the units whose value rose and fell (of ``ss``:
+        records that changed sides), missing for metrics that are no mean of units' values
+        (``icat``). ``note`` says why there is no interval.
 
     Raises:
         TracelabError: results of different benchmarks, data or ways to score.
@@ -54,7 +57,7 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     for first, second in zip(before.samples(), after.samples(), strict=True):
         for row in _compare(first, second, seed):
             rows.append({"benchmark": before.benchmark, "bias": first.bias} | row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"up": "Int64", "down": "Int64"})
 
 
 def require_comparable(before: BenchmarkScores, after: BenchmarkScores) -> None:
@@ -79,42 +82,66 @@ def require_comparable(before: BenchmarkScores, after: BenchmarkScores) -> None:
 
 
 def _compare(before: Sample, after: Sample, seed: int) -> list[dict[str, Any]]:
-    stacked = Sample(
-        before.bias,
-        tuple(np.hstack(groups) for groups in zip(before.groups, after.groups, strict=True)),
-        before.metrics,
-    )
-    draws_before, draws_after = np.split(two_stage_means(stacked.groups, seed=seed), 2, axis=1)
+    stacked = [np.hstack(both) for both in zip(before.groups, after.groups, strict=True)]
     # A unit's share of the mean of means is 1 / (groups · units in its group); exchanging its
     # before and after moves both means by half its difference, in opposite directions.
-    halves = [
-        (b - a) / (2 * len(before.groups) * len(a))
-        for a, b in zip(before.groups, after.groups, strict=True)
-    ]
-    swings = flipped_sums(np.concatenate(halves), seed=seed)
+    halves = np.concatenate(
+        [
+            (b - a) / (2 * len(before.groups) * len(a))
+            for a, b in zip(before.groups, after.groups, strict=True)
+        ]
+    )
+    swings = flipped_sums(halves, seed=seed)
     middle = (before.means + after.means) / 2
     rows = []
     for metric, function in before.metrics.items():
         values = float(function(before.means)), float(function(after.means))
-        differences = function(draws_after) - function(draws_before)
-        low, high = percentile_interval(differences) if before.n > 1 else (np.nan, np.nan)
+        interval = t_interval(
+            stacked, _change(function), bounds=_bounds(before.bounds(metric), after.bounds(metric))
+        )
+        moved = function(before.means + 2 * halves) != values[0]  # unit by unit
+        if not moved.any():
+            sides = " sides" * bool(before.hits(metric))
+            interval = Interval(np.nan, np.nan, 0.0, 0, f"no record changed{sides}")
         rows.append(
             {
                 "metric": metric,
                 "before": values[0],
                 "after": values[1],
                 "difference": values[1] - values[0],
-                "low": low,
-                "high": high,
+                "low": interval.low,
+                "high": interval.high,
                 "p": two_sided_p(function(middle + swings) - function(middle - swings)),
-                "effect": _effect(values[1] - values[0], differences, before.n),
+                "effect": _effect(values[1] - values[0], interval.error, before.n),
                 "n": before.n,
+                **_flips(function, halves),
+                "note": interval.note,
             }
         )
     return rows
 
 
-def _effect(difference: float, draws: np.ndarray, n: int) -> float:
-    finite = draws[np.isfinite(draws)]
-    spread = float(finite.std()) * n**0.5 if n > 1 and len(finite) else 0.0
-    return difference / spread if spread > 0 else np.nan
+def _change(function: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+    """After less before, of means that hold both side by side."""
+
+    def change(means: np.ndarray) -> Any:
+        before, after = np.split(means, 2, axis=-1)
+        return function(after) - function(before)
+
+    return change
+
+
+def _bounds(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
+    return after[0] - before[1], after[1] - before[0]
+
+
+def _flips(function: Callable[[np.ndarray], Any], halves: np.ndarray) -> dict[str, Any]:
+    """How many units' values rose and fell, where the metric is a mean of units' values."""
+    if not isinstance(function, Column):
+        return {"up": pd.NA, "down": pd.NA}
+    moved = halves[:, function.index]
+    return {"up": int((moved > 0).sum()), "down": int((moved < 0).sum())}
+
+
+def _effect(difference: float, error: float, n: int) -> float:
+    return difference / (error * n**0.5) if error > 0 else np.nan

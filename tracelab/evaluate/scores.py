@@ -4,15 +4,16 @@ A metric is a function f of means over the units that a benchmark averages (reco
 
     value = f( mean over groups of the mean over each group's units )
 
-StereoSet's groups are target terms; all other benchmarks have one group, that is, plain means. The
-same units of two results are what :func:`~tracelab.evaluate.paired.paired` compares.
+StereoSet's groups are target terms, those of the choice between groups are concepts; all other
+benchmarks have one group, that is, plain means. The same units of two results are what
+:func:`~tracelab.evaluate.paired.paired` compares.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from jaxtyping import Float
 from tracelab.errors import TracelabError
 from tracelab.metrics import label
 from tracelab.model.finite import CAUSE
+from tracelab.ranges import require_seed
 from tracelab.results import Result
-from tracelab.statistics import percentile_interval, two_stage_means
+from tracelab.statistics import t_interval
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Sample:
     Attributes:
         groups: values of each unit, by group.
         metrics: by name, f from means ``[..., columns]`` to values ``[...]``.
+        limits: of the metrics that cannot leave them; shares of hits need none here.
     """
 
     bias: str
     groups: tuple[Float[np.ndarray, "_units columns"], ...]
-    metrics: dict[str, Callable[[np.ndarray], np.ndarray]]
+    metrics: Mapping[str, Callable[[np.ndarray], Any]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -49,15 +53,32 @@ class Sample:
         """Unweighted mean over groups of each group's mean."""
         return np.mean([group.mean(axis=0) for group in self.groups], axis=0)
 
+    def bounds(self, metric: str) -> tuple[float, float]:
+        """What the metric cannot leave: its limits, or 0 and 1 or 100 for a share of hits."""
+        if metric in self.limits:
+            return self.limits[metric]
+        largest = self.hits(metric)
+        return (0.0, largest) if largest else (-np.inf, np.inf)
+
+    def hits(self, metric: str) -> float:
+        """What a hit counts, 1 or 100, where the metric is a share of hits (or of halves of
+        them); else 0."""
+        function = self.metrics[metric]
+        if not isinstance(function, Column):
+            return 0.0
+        values = np.unique(np.concatenate([group[:, function.index] for group in self.groups]))
+        return next((one for one in (1.0, 100.0) if np.isin(values, [0, one / 2, one]).all()), 0.0)
+
 
 @dataclass(frozen=True)
 class BenchmarkScores(Result, ABC):
     """Base of the scores.
 
     Attributes:
-        table: ``benchmark, bias, edit, metric, value, low, high, n``, one row a metric and bias
-            type; ``edit`` is the name of the edit under which the model was scored, ``n`` the
-            number of units.
+        table: ``benchmark, bias, edit, metric, value, low, high, n, note``, one row a metric and
+            bias type; ``edit`` is the name of the edit under which the model was scored, ``n`` the
+            number of units, ``note`` why there is no interval (tables of earlier versions have
+            none).
     """
 
     table: pd.DataFrame
@@ -112,9 +133,20 @@ class Benchmark:
     every_bias: bool = False
 
 
-def column(index: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The metric that is the mean of one column."""
-    return lambda means: means[..., index]
+@dataclass(frozen=True)
+class Column:
+    """The metric that is the mean of one column of the units."""
+
+    index: int
+
+    def __call__(self, means: np.ndarray) -> Any:
+        """From means ``[..., columns]`` to values ``[...]``."""
+        return means[..., self.index]
+
+
+def column(index: int) -> Callable[[np.ndarray], Any]:
+    """A :class:`Column`: the metric that is the mean of one column."""
+    return Column(index)
 
 
 def require_finite_units(units: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -144,15 +176,23 @@ def by_bias(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def score_table(
     samples: Sequence[Sample], *, benchmark: str, edit: str | None, seed: int
 ) -> pd.DataFrame:
-    """The columns of :attr:`BenchmarkScores.table`; intervals resample groups, then units inside
-    each."""
+    """The columns of :attr:`BenchmarkScores.table`; intervals are :func:`t_interval`'s."""
+    require_seed(seed)
     rows: list[dict[str, Any]] = []
     for sample in samples:
-        means, draws = sample.means, two_stage_means(sample.groups, seed=seed)
         for metric, function in sample.metrics.items():
-            low, high = percentile_interval(function(draws)) if sample.n > 1 else (np.nan, np.nan)
-            row = {"benchmark": benchmark, "bias": sample.bias, "edit": edit, "metric": metric}
+            interval = t_interval(sample.groups, function, bounds=sample.bounds(metric))
             rows.append(
-                row | {"value": float(function(means)), "low": low, "high": high, "n": sample.n}
+                {
+                    "benchmark": benchmark,
+                    "bias": sample.bias,
+                    "edit": edit,
+                    "metric": metric,
+                    "value": float(function(sample.means)),
+                    "low": interval.low,
+                    "high": interval.high,
+                    "n": sample.n,
+                    "note": interval.note,
+                }
             )
     return pd.DataFrame(rows)

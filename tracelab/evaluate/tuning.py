@@ -54,6 +54,7 @@ from tracelab.progress import progress
 from tracelab.ranges import require_int, require_seed
 from tracelab.results import Result
 from tracelab.storage.checkpoint import resumed
+from tracelab.statistics import t_interval
 from tracelab.storage.ownership import require_folder
 
 N_NEUTRAL = 60
@@ -310,8 +311,8 @@ def _over_seeds(
 ) -> dict[str, float]:
     """A t interval over seeds of the difference."""
     found = [_figures(before, run, seed)["difference"] for run in runs]
-    low, high = t_interval(np.array(found))
-    return {"seed_low": low, "seed_high": high}
+    interval = t_interval([np.array(found)[:, None]], lambda means: means[..., 0])
+    return {"seed_low": interval.low, "seed_high": interval.high}
 
 
 def _chosen(table: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:

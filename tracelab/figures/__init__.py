@@ -17,6 +17,7 @@ from tracelab.figures.scoreboard import scoreboard, tradeoff
 from tracelab.figures.scores import log_probabilities, scores, sweep
 from tracelab.figures.style import save_figures
 from tracelab.figures.training import loss_curves, training_curves
+from tracelab.figures.tuning import tuning
 
 __all__ = [
     "attention_maps",
@@ -33,4 +34,5 @@ __all__ = [
     "trace_heatmap",
     "tradeoff",
     "training_curves",
+    "tuning",
 ]

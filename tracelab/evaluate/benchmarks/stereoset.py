@@ -174,7 +174,8 @@ def _samples(sentences: pd.DataFrame) -> list[Sample]:
         terms = tuple(
             g[["ss", "lms"]].to_numpy(float) for _, g in part.groupby("target", sort=True)
         )
-        samples += [Sample(bias, terms, official), Sample(bias, (np.concatenate(terms),), pooled)]
+        official_sample = Sample(bias, terms, official, {"icat": (0.0, 100.0)})
+        samples += [official_sample, Sample(bias, (np.concatenate(terms),), pooled)]
     if "gap" in sentences:
         samples += association_samples(with_parts(sentences), by="target")
     return samples

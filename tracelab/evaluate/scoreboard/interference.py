@@ -6,13 +6,13 @@ A, B, …
     interaction = d(A + B + …) − ( d(A) + d(B) + … )
 
 0: they add up. Of the sign of d(A): they strengthen each other; of the other: one undoes the other.
-All are measured on the same units, and the interval is that of the interaction over bootstrap
-resamples applied to all alike.
+All are measured on the same units, and the interval is :func:`~tracelab.statistics.t_interval`'s of
+the interaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import pandas as pd
 from tracelab.evaluate.paired import require_comparable
 from tracelab.evaluate.scores import BenchmarkScores
 from tracelab.ranges import require_seed
-from tracelab.statistics import percentile_interval, two_stage_means
+from tracelab.statistics import t_interval
 
 
 def interference(
@@ -38,8 +38,8 @@ def interference(
         stack: under all of them.
 
     Returns:
-        ``benchmark, bias, metric, sum_of_members, stack, interaction, low, high, n``: changes
-        against ``unedited``.
+        ``benchmark, bias, metric, sum_of_members, stack, interaction, low, high, n,
+        note``: changes against ``unedited``; ``note`` says why there is no interval.
 
     Raises:
         TracelabError: results of different benchmarks, data or ways to score.
@@ -53,14 +53,10 @@ def interference(
         stacked = [
             np.hstack(groups) for groups in zip(*(sample.groups for sample in samples), strict=True)
         ]
-        draws = np.split(two_stage_means(stacked, seed=seed), len(results), axis=1)
         first = samples[0]
         for metric, function in first.metrics.items():
             values = [float(function(sample.means)) for sample in samples]
-            resampled = [function(means) for means in draws]
-            low, high = (
-                percentile_interval(_interaction(resampled)) if first.n > 1 else (np.nan, np.nan)
-            )
+            interval = t_interval(stacked, _interaction_of(function, len(results)))
             rows.append(
                 {
                     "benchmark": unedited.benchmark,
@@ -69,12 +65,22 @@ def interference(
                     "sum_of_members": sum(value - values[0] for value in values[1:-1]),
                     "stack": values[-1] - values[0],
                     "interaction": float(_interaction(values)),
-                    "low": low,
-                    "high": high,
+                    "low": interval.low,
+                    "high": interval.high,
                     "n": first.n,
+                    "note": interval.note,
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _interaction_of(
+    function: Callable[[np.ndarray], Any], n_results: int
+) -> Callable[[np.ndarray], Any]:
+    """The interaction, of means that hold all results side by side."""
+    return lambda means: _interaction(
+        [function(part) for part in np.split(means, n_results, axis=-1)]
+    )
 
 
 def _interaction(values: Sequence[Any]) -> Any:
