@@ -21,6 +21,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ from tracelab.model.settings import request_of, run_settings
 from tracelab.progress import progress
 from tracelab.ranges import require_int, require_seed
 from tracelab.results import Result
-from tracelab.storage.checkpoint import resumed
 from tracelab.statistics import t_interval
+from tracelab.storage.checkpoint import resumed
 from tracelab.storage.ownership import require_folder
 
 N_NEUTRAL = 60
@@ -166,7 +167,7 @@ def tune(
         neutral=n_neutral,
         seed=seed,
     )
-    made: dict[str, Method] = {}
+    attempt = partial(_try, held, method, data, seeds=seeds, neutral=neutral, made={})
     rows, sentences = [_unedited(held)], [held.before.sentences.assign(tried=UNEDITED)]
     with progress(total=len(tried), what="tuning", unit="combination") as bar:
         for number, (fields, changed, layers) in enumerate(tried):
@@ -180,9 +181,7 @@ def tune(
                 f"{method.kind}-{number:03d}",
                 Tuning.load,
                 request,
-                lambda f=fields, c=changed, at=layers: _try(
-                    held, method, data, f, c, at, seeds=seeds, neutral=neutral, made=made
-                ),
+                partial(attempt, fields, changed, layers),
             )
             rows.append(found.table)
             sentences.append(found.sentences)
