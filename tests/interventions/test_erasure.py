@@ -13,6 +13,7 @@ from tracelab.cli import main
 from tracelab.datasets import GroupPairs, group_pairs, neutral_sentences
 from tracelab.errors import TracelabError
 from tracelab.interventions import Erasure, ErasureConfig, Stack, load_intervention
+from tracelab.interventions.drift import drift
 from tracelab.interventions.erasure import _directions
 from tracelab.model.states import token_states
 from tracelab.model.tokens import encode
@@ -125,6 +126,61 @@ def test_layers_are_fitted_on_what_the_layers_before_them_leave(model):
     assert not torch.allclose(both.read_2, alone.read_2, atol=1e-3)
 
 
+def test_random_directions_follow_the_seed_and_bring_counterparts_no_nearer(model):
+    a, b = rows()
+    settings = ErasureConfig(method="random", rank=2)
+    first, again, other, above = (
+        _directions(a, b, [], config, layer)["read"]
+        for config, layer in (
+            (settings, 0),
+            (settings, 0),
+            (settings.seeded(1), 0),
+            (settings, 1),
+        )
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-2)
+    assert not torch.allclose(first, above, atol=1e-2)
+
+    def distance(method):
+        found = _directions(a, b, [], ErasureConfig(method=method))
+        return float((erased(a, found) - erased(b, found)).mean(dim=0).norm())
+
+    assert distance("paired") < 0.5 * distance("random")
+
+
+def test_layers_up_to_one_are_a_fit_of_these_alone(model):
+    edit = Erasure.fit(model, PAIRS, layers=[0, 2, 3])
+    part, alone = edit.up_to(2), Erasure.fit(model, PAIRS, layers=[0, 2])
+    assert part.layers == alone.layers == (0, 2)
+    assert part.paths() == alone.paths()
+    assert torch.equal(logits(model, part), logits(model, alone))
+    assert part.spec() == alone.spec()
+    with pytest.raises(TracelabError, match="erasure needs layers"):
+        Erasure.fit(model, PAIRS, layers=[2]).up_to(1)
+
+
+def test_the_strength_of_a_fitted_edit_can_be_changed(model):
+    edit = Erasure.fit(model, PAIRS, layers=[1])
+    assert torch.equal(logits(model, edit.with_strength(0.0)), logits(model))
+    half = edit.with_strength(0.5)
+    assert (half.config.strength, edit.config.strength) == (0.5, 1.0)
+    change, full = logits(model, half) - logits(model), logits(model, edit) - logits(model)
+    assert 0 < change.norm() < full.norm()
+
+
+def test_the_cost_on_held_out_text_is_noted(model):
+    texts = ["The river is long and wide.", "Trains leave at noon from the old station."]
+    data = GroupPairs.of("gender", PAIRS.pairs, PAIRS.neutral, texts)
+    edit = Erasure.fit(model, data, layers=[1])
+    cost = drift(model, edit, texts)
+    assert edit.notes["kl"] == pytest.approx(cost.kl, abs=1e-5)
+    assert edit.notes["kl"] > 0
+    assert edit.notes["perplexity_change"] == pytest.approx(cost.perplexity_change, abs=0.01)
+    assert not {"kl", "perplexity_change"} & set(edit.with_strength(0.5).notes)
+    assert "kl" not in Erasure.fit(model, PAIRS, layers=[1]).notes
+
+
 def test_strength_0_is_the_unedited_model_bit_for_bit(model):
     assert torch.equal(logits(model, random_erasure(model, strength=0.0)), logits(model))
     assert not torch.equal(logits(model, random_erasure(model)), logits(model))
@@ -151,11 +207,11 @@ WRONG = [
     ({"rank": 1.5}, "rank is a whole number, not 1.5"),
     ({"rank": True}, "rank is a whole number, not True"),
     ({"rank": 10**30}, "rank is at most 65536"),
-    ({"method": "inlp"}, "unknown method 'inlp': choose one of paired, leace, mean, pca"),
+    ({"method": "inlp"}, "unknown method 'inlp': choose one of paired, leace, mean, pca, random"),
     ({"strength": float("nan")}, "strength is a finite number, not nan"),
     ({"strength": "1"}, "strength is a number, not '1'"),
     ({"shrink": 0.0}, "shrink is above 0, not 0.0"),
-    ({"ranks": 2}, "ErasureConfig has no field ranks: it has rank, method, strength, shrink"),
+    ({"ranks": 2}, "ErasureConfig has no field ranks: it has rank, method, strength, shrink, seed"),
 ]
 
 
@@ -172,8 +228,8 @@ def test_what_cannot_be_fitted_is_one_sentence(model):
         Erasure.fit(model, GroupPairs.of("gender", [("She", "A man of the world")]))
     with pytest.raises(TracelabError, match="layer 9 is out of range"):
         Erasure.fit(model, PAIRS, layers=[9])
-    with pytest.raises(TracelabError, match="pairs that differ in gender only, not in race"):
-        group_pairs("race")
+    with pytest.raises(TracelabError, match="religion, orientation only, not in profession"):
+        group_pairs("profession")
 
 
 def test_the_pairs_name_women_first_and_share_no_text_with_what_perplexity_is_measured_on():

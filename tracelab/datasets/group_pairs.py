@@ -1,10 +1,11 @@
 """Pairs of texts that differ only in the group they name: what an erasure of the group is fitted
 on.
 
-Gender's are openings of StereoSet's ``test`` sentences and their gender-swapped twins, up to the
-word that would make them a stereotype: no label of a stereotype is used, and no target term is
-shared with the official ``dev`` set. Of other bias types CrowS-Pairs has pairs, which are then no
-benchmark any more.
+All are openings of StereoSet's ``test`` sentences, up to the word that would make them a
+stereotype: no label of a stereotype is used, and no record is one of the official ``dev`` set.
+Gender's are paired with their gender-swapped twins; those of race, religion and orientation name a
+group by its word (:mod:`tracelab.datasets.group_words`). CrowS-Pairs has pairs too, of any of its
+bias types, which are then no benchmark any more.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from pathlib import Path
 
 import regex
 
-from tracelab.datasets.bold import neutral_sentences
+from tracelab.datasets.bold import development_sentences
 from tracelab.datasets.crows_pairs import crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
+from tracelab.datasets.group_words import BIAS_TYPES as WORDED
+from tracelab.datasets.group_words import openings_of_groups
 from tracelab.datasets.records import subsample
 from tracelab.datasets.spans import words_pattern
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
 from tracelab.errors import TracelabError, brief, require_choice
 
-BIAS_TYPES = ("gender",)
+BIAS_TYPES = ("gender", *WORDED)
 """Bias types of which StereoSet gives such pairs."""
 DATA = ("stereoset", "crows-pairs")
-_NEUTRAL, _NEUTRAL_SEED = 100, 1
+NEUTRAL, HELD_OUT = 100, 40
+"""Neutral sentences that a fit sees, and those that its cost is measured on."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,25 @@ class GroupPairs:
         bias: what the groups are of.
         pairs: ``(text of the first group, text of the second)``; all in this order.
         neutral: other text, which tells how activations vary for other reasons.
+        held_out: other text that nothing is fitted on: what an edit does to it is noted.
     """
 
     bias: str
     pairs: tuple[tuple[str, str], ...]
     neutral: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, bias: str, pairs: Iterable[tuple[str, str]], neutral: Iterable[str] = ()
+        cls,
+        bias: str,
+        pairs: Iterable[tuple[str, str]],
+        neutral: Iterable[str] = (),
+        held_out: Iterable[str] = (),
     ) -> GroupPairs:
         """From pairs of your own."""
-        return cls(bias, tuple((str(a), str(b)) for a, b in pairs), tuple(neutral))
+        found = tuple((str(a), str(b)) for a, b in pairs)
+        return cls(bias, found, tuple(neutral), tuple(held_out))
 
     def __repr__(self) -> str:
         return brief(self, self.bias, f"n = {len(self.pairs)}", f"{len(self.neutral)} neutral")
@@ -65,8 +76,8 @@ def group_pairs(
     """The pairs of a bias type.
 
     Args:
-        data: ``"stereoset"``: openings and their gender-swapped twins, women first; or
-            ``"crows-pairs"``: its pairs, the historically disadvantaged group first, for any of its
+        data: ``"stereoset"``: openings that name one group and the other, the historically
+            disadvantaged first; or ``"crows-pairs"``: its pairs, in the same order, for any of its
             bias types. What is fitted on these is not to be scored on CrowS-Pairs.
         source: of the data, as for :func:`~tracelab.datasets.stereoset`.
         limit: at most so many pairs, subsampled evenly.
@@ -82,19 +93,21 @@ def group_pairs(
             f"StereoSet has pairs that differ in {', '.join(BIAS_TYPES)} only, not in {bias}: take "
             f'group_pairs({bias!r}, data="crows-pairs"), or GroupPairs.of your own'
         )
-    found = (
-        _swapped_openings(bias, source, without)
-        if data == "stereoset"
-        else _crows_pairs(bias, source)
-    )
+    if data == "crows-pairs":
+        found = _crows_pairs(bias, source)
+    elif bias in WORDED:
+        found = openings_of_groups(bias, source, without)
+    else:
+        found = _swapped_openings(bias, source, without)
     pairs = subsample(found, limit)
     if not pairs:
         raise TracelabError(f"no pair of texts that differ in {bias} is left")
-    measured = set(neutral_sentences())  # perplexity is
-    neutral = [
-        text for text in neutral_sentences(2 * _NEUTRAL, seed=_NEUTRAL_SEED) if text not in measured
-    ]
-    return GroupPairs(bias, tuple(pairs), tuple(neutral[:_NEUTRAL]))
+    return GroupPairs.of(
+        bias,
+        pairs,
+        development_sentences("fit", NEUTRAL),
+        development_sentences("choose", HELD_OUT),
+    )
 
 
 def _crows_pairs(bias: str, source: str | Path) -> list[tuple[str, str]]:

@@ -13,11 +13,16 @@ kept) and D the differences between counterparts:
              2306.03819)
     mean     read = write' = the unit difference of the groups' means
     pca      read = write' = the leading principal directions of D (SentenceDebias, Liang et al. 2020)
+    random   as paired, with U drawn at random: the control, which says nothing of a group
 
 Coordinates are clipped where one percent of those seen are larger, so that an unusual text is moved
 no further than usual ones. It makes a group hard to read at these layers, which is no evidence that
-the model does not use it elsewhere: compare with a random direction of the same rank, and read the
-cost in perplexity beside the effect.
+the model does not use it elsewhere: compare with random directions of the same rank, and read the
+cost (KL and perplexity of neutral text, in the notes of a fit) beside the effect.
+
+Layers and rank are chosen by one rule: on target terms of StereoSet's ``test`` that the fit has not
+seen, the fall of the association's group-dependent part per nat of KL to the unedited model on neutral
+text (``analyses/erasure_grid.py``).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.group_pairs import BIAS_TYPES, GroupPairs, group_pairs
 from tracelab.errors import TracelabError
 from tracelab.interventions.activation_edit import ActivationEdit
+from tracelab.interventions.drift import drift
 from tracelab.interventions.erasure.config import ErasureConfig
 from tracelab.model.load import model_facts
 from tracelab.model.states import token_states
@@ -42,6 +48,8 @@ from tracelab.model.tokens import encode, require_context
 
 LOW_LAYERS = 8
 """Of thirty: below them a text's group is still where it was named, above them it has been used."""
+COST = ("kl", "perplexity_change")
+"""Notes on what an edit does to neutral text: nats a token, percent."""
 _NEUTRAL_TOKENS = 24
 _CLIP = 0.99
 
@@ -93,12 +101,13 @@ class Erasure(ActivationEdit):
         limit: int | None = None,
         without: Collection[str] = (),
     ) -> GroupPairs:
-        """Openings of StereoSet's ``test`` sentences and their gender-swapped twins."""
+        """Openings of StereoSet's ``test`` sentences that name one group and the other."""
         return group_pairs(bias, source=source, limit=limit, without=without)
 
     def learn(self, model: TransformerBridge, data: GroupPairs) -> None:
         """Closed form, layer by layer: each is fitted on states from which the layers before it are
-        erased already.
+        erased already. Where the data have held-out text, its KL and change of perplexity are
+        noted.
 
         Raises:
             TracelabError: no pair whose two texts have equally many tokens, or a rank that these
@@ -125,8 +134,40 @@ class Erasure(ActivationEdit):
                 torch.cat([x[k:] for x, (_, _, k) in zip(xs, pairs, strict=True)])
                 for xs in (first, second)
             )
-            self.set_(layer, **_directions(a, b, [x[1:] for x in other], self.config))
+            self.set_(layer, **_directions(a, b, [x[1:] for x in other], self.config, layer))
         self.notes |= {"n_pairs": len(pairs), "left_out": left_out, "n_neutral": len(neutral)}
+        if held_out := getattr(data, "held_out", ()):
+            cost = drift(model, self, held_out)
+            numbers = (round(cost.kl, 5), round(cost.perplexity_change, 2))
+            self.notes |= dict(zip(COST, numbers, strict=True))
+
+    def with_strength(self, strength: float) -> Erasure:
+        """The same directions, removed by another share. Notes on its cost are left out."""
+        return self._with(self.config.replace(strength=strength), self.layers)
+
+    def up_to(self, layer: int) -> Erasure:
+        """The edit of its layers up to this one, which is what a fit of them alone gives: a layer
+        is fitted after those before it. Notes on its cost are left out.
+
+        Raises:
+            TracelabError: no layer is left.
+        """
+        kept = tuple(each for each in self.layers if each <= layer)
+        return self._with(self.config, kept)
+
+    def _with(self, config: ErasureConfig, layers: Sequence[int]) -> Erasure:
+        spec = self._spec.model_copy(update={"config": config, "layers": tuple(layers)})
+        notes = {k: v for k, v in self.notes.items() if k not in COST}
+        origin = self.origin
+        if origin is not None:
+            points = {str(self.point_at(layer)) for layer in layers}
+            paths = {point: path for point, path in origin.paths.items() if point in points}
+            origin = origin.model_copy(update={"paths": paths})
+        edit = type(self)(spec, origin, notes)
+        edit.allow_mismatch = self.allow_mismatch
+        for layer in layers:
+            edit.set_(layer, **{name: self.get_buffer(f"{name}_{layer}") for name in self.shape})
+        return edit.to(self.get_buffer(f"mu_{self.layers[0]}").device)
 
 
 def _token_pairs(
@@ -155,6 +196,7 @@ def _directions(
     b: Float[Tensor, "rows d_model"],
     neutral: Sequence[Float[Tensor, "_pos d_model"]],
     config: ErasureConfig,
+    layer: int = 0,
 ) -> dict[str, Tensor]:
     both = torch.cat([a, b]).double()
     mu = both.mean(dim=0)
@@ -174,6 +216,9 @@ def _directions(
         variances, axes = torch.linalg.eigh(covariance)
         root, inverse = axes * variances.sqrt() @ axes.T, axes / variances.sqrt() @ axes.T
         rows = (means if config.method == "leace" else differences) @ inverse
+        if config.method == "random":
+            generator = torch.Generator().manual_seed(hash((config.seed, layer)))
+            rows = torch.randn(config.rank, len(mu), dtype=torch.float64, generator=generator)
         u = torch.linalg.svd(rows, full_matrices=False)[2][: config.rank]
         read, write = u @ inverse, u @ root
     most = ((both - mu) @ read.T).abs().quantile(_CLIP, dim=0)
