@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tracelab import datasets
     from tracelab.errors import TracelabError
     from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
+    from tracelab.evaluate.tuning import Tuning, tune
     from tracelab.inspection.before_after import BeforeAfter, inspect
     from tracelab.interventions import (
         KLAAD,
@@ -54,6 +55,10 @@ _HOMES = {
     "tracelab.evaluate.scoreboard.scoreboard": (
         "Scoreboard",
         "evaluate",
+    ),
+    "tracelab.evaluate.tuning": (
+        "Tuning",
+        "tune",
     ),
     "tracelab.inspection.before_after": (
         "BeforeAfter",
@@ -113,6 +118,7 @@ __all__ = [
     "Scoreboard",
     "Stack",
     "TracelabError",
+    "Tuning",
     "WeightDelta",
     "attention_gap",
     "causal_trace",
@@ -127,6 +133,7 @@ __all__ = [
     "score",
     "to_merged",
     "to_peft",
+    "tune",
 ]
 
 

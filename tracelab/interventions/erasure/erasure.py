@@ -67,6 +67,7 @@ class Erasure(ActivationEdit):
     point = "resid_post"
     biases = BIAS_TYPES
     needs = ("bias", "pairs", "neutral")
+    grid: ClassVar = {"rank": (1, 2, 4), "layers": (range(6), range(8), range(10))}
     shape: ClassVar = {
         "read": ("rank", "d_model"),
         "write": ("rank", "d_model"),

@@ -22,7 +22,7 @@ import copy
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -82,6 +82,8 @@ class Experts(Method):
     biases = BIAS_TYPES
     needs = ("bias", "biased", "anti_biased")
     entries = ("expert", "anti_expert")
+    unfitted = ("alpha", "filter_order", "top_p")
+    grid: ClassVar = {"alpha": (0.25, 0.5, 1.0, 1.5, 2.0)}
 
     def __init__(
         self,

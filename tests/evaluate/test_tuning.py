@@ -1,0 +1,146 @@
+"""Cross-fitting and choosing: nothing is scored by an edit that has seen its terms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tracelab import Erasure, Tuning, tune
+from tracelab.datasets import development_sentences
+from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
+from tracelab.evaluate.crossfit import HeldOut, cross_fitted, folds_of
+from tracelab.evaluate.paired import paired
+from tracelab.evaluate.tuning import _chosen
+from tracelab.interventions import ErasureConfig
+from tracelab.interventions.drift import drift
+from tracelab.interventions.training.choose import Bounds
+
+LOOSE = Bounds(max_kl=1e9, max_lms_loss=100.0)
+SMALL = {"limit": 24, "folds": 2, "n_neutral": 4}
+
+
+def test_folds_share_no_term_and_hold_every_record_once():
+    folds = folds_of("gender", folds=3, splits=("test", "dev"))
+    terms = [{record.target for record in fold.records} for fold in folds]
+    assert all(not a & b for i, a in enumerate(terms) for b in terms[:i])
+    assert [fold.terms for fold in folds[:3]] == [frozenset(t) for t in terms[:3]]
+    assert not folds[3].terms  # dev: no term of it is in the training data
+    ids = [record.id for fold in folds for record in fold.records]
+    assert len(ids) == len(set(ids)) == 771 + 255
+    sizes = [len(fold.records) for fold in folds[:3]]
+    assert max(sizes) < 1.3 * min(sizes)
+    with pytest.raises(TracelabError, match="make no 40 folds"):
+        folds_of("gender", folds=40)
+
+
+def test_each_fold_is_scored_under_the_fit_that_lacks_its_terms(tiny_model, monkeypatch):
+    model, seen = tiny_model("llama"), []
+    real = Erasure.training_data
+
+    def watched(bias, **options):
+        seen.append(options["without"])
+        return real(bias, limit=20, **options)
+
+    monkeypatch.setattr(Erasure, "training_data", watched)
+    held = HeldOut(model, folds_of("gender", folds=2, limit=24))
+    edits = held.fit(Erasure, "gender", ErasureConfig(), [0])
+    assert seen == [fold.terms for fold in held.folds]
+    scores = held.score(edits)
+    assert scores.sentences["id"].tolist() == held.before.sentences["id"].tolist()
+    for fold, edit in zip(held.folds, edits, strict=True):
+        with edit.applied(model):
+            own = stereoset_scores(model, fold.records).sentences
+        part = scores.sentences.set_index("id").loc[own["id"]]
+        assert np.allclose(part["gap"], own["gap"], atol=1e-5)
+    assert not np.allclose(scores.sentences["gap"], held.before.sentences["gap"], atol=1e-5)
+
+
+def test_cross_fitted_scores_carry_paired_differences(tiny_model):
+    made = cross_fitted(tiny_model("llama"), Erasure, "gender", folds=2, limit=12, layers=[0])
+    edited = made.frame.dropna(subset="edit").set_index("metric")
+    assert edited.loc["gap", "n"] == 24  # 12 of test and 12 of dev
+    assert edited.loc["gap_group", "difference"] != 0
+
+
+def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    grid = {"rank": [1, 2], "layers": [[0], range(2)]}
+    edit, tuning = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)
+    table = tuning.frame
+    assert table["tried"].tolist() == [
+        "unedited",
+        *(f"rank {rank}, layers {layers}" for rank in (1, 2) for layers in ("0", "0-1")),
+    ]
+    best = table["association"].abs().idxmin()
+    assert best > 0
+    assert table.index[table["chosen"]].tolist() == [best]
+    assert edit.config.rank == tuning.choice["rank"]
+    assert list(edit.layers) == tuning.choice["layers"]
+    assert edit.notes["tuned"]["of"] == 4
+    # what the table says of the chosen is what plain calls give
+    held = HeldOut(model, folds_of("gender", folds=2, limit=24))
+    edits = held.fit(Erasure, "gender", edit.config, tuning.choice["layers"])
+    row = paired(held.before, held.score(edits)).set_index("metric").loc["gap_group"]
+    chosen = table.loc[best]
+    for name in ("difference", "low", "high"):
+        assert chosen[name] == pytest.approx(row[name], abs=1e-6)
+    texts = development_sentences("choose", SMALL["n_neutral"])
+    assert chosen["kl"] == pytest.approx(np.mean([drift(model, e, texts).kl for e in edits]))
+    assert Tuning.load(tuning.save(tmp_path / "kept")).choice == tuning.choice
+    assert len(tuning.plot().data) >= 1
+    assert set(tuning.sentences["tried"]) == set(table["tried"])
+
+
+def test_what_was_tried_is_not_tried_again(tiny_model, tmp_path, monkeypatch):
+    model, grid = tiny_model("llama"), {"rank": [1], "layers": [[0]]}
+    first = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
+    monkeypatch.setattr(HeldOut, "fit", lambda *_, **__: pytest.fail("fitted again"))
+    again = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
+    assert again.frame.equals(first.frame)
+
+
+def test_where_nothing_is_allowed_there_is_no_edit_and_a_warning(tiny_model):
+    none = Bounds(max_kl=0.0, max_lms_loss=0.0)
+    with pytest.warns(UserWarning, match="nothing of 1 tried with erasure"):
+        edit, tuning = tune(
+            tiny_model("llama"), Erasure, "gender", {"rank": [1]}, bounds=none, **SMALL
+        )
+    assert edit is None
+    assert tuning.choice == {}
+    assert len(tuning.frame) == 2
+
+
+def test_several_seeds_have_an_interval_over_seeds(tiny_model):
+    grid = {"method": ["random"], "layers": [[0]]}
+    _, tuning = tune(tiny_model("llama"), Erasure, "gender", grid, bounds=LOOSE, seeds=3, **SMALL)
+    row = tuning.frame.iloc[1]
+    assert row["seed_low"] < row["difference"] < row["seed_high"]
+
+
+def test_the_least_association_within_the_bounds_is_chosen():
+    table = pd.DataFrame(
+        {
+            "fall": [0.0, 0.01, 0.03, 0.02, 0.05, -0.01],
+            "kl": [0.0, 0.01, 0.02, 0.02, 0.5, 0.0],
+            "lms_loss": [0.0, 0.0, 2.0, 0.9, 0.0, 0.0],
+            "perplexity_change": [0.0, 1.0, 1.0, 1.0, 1.0, np.nan],
+        }
+    )
+    made = _chosen(table, Bounds(max_kl=0.1, max_lms_loss=1.0, max_perplexity=5.0))
+    assert made["allowed"].tolist() == [True, True, False, True, False, False]
+    assert made.index[made["chosen"]].tolist() == [3]
+    assert made["per_kl"][1] == pytest.approx(1.0)
+
+
+def test_a_grid_that_the_method_cannot_have_is_refused_before_any_work(tiny_model):
+    model = tiny_model("llama")
+    for grid, message in (
+        ({"rank": [0]}, "rank"),
+        ({"breadth": [1]}, "no field breadth"),
+        ({}, "no values to try"),
+        ({"rank": []}, "no values to try"),
+    ):
+        with pytest.raises(TracelabError, match=message):
+            tune(model, Erasure, "gender", grid, **SMALL)
