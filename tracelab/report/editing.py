@@ -115,12 +115,12 @@ def fit_edits(
                 model,
                 method,
                 source,
-                config,
-                bias,
-                folder.parent / "parts",
-                make,
-                say,
-                seed,
+                config=config,
+                bias=bias,
+                folder=folder.parent / "parts",
+                plain=make,
+                say=say,
+                seed=seed,
             )
         made[method.kind] = resumed(
             folder,
@@ -149,12 +149,12 @@ def _tuned(
     model: TransformerBridge,
     method: type[Method],
     data: Any,
+    *,
     config: Config,
     bias: str,
     folder: Path,
     plain: Callable[[], Intervention],
     say: Callable[[str], None],
-    *,
     seed: int,
 ) -> Intervention:
     """The edit that :func:`tracelab.tune` chooses, or a plain fit where nothing is worth its
