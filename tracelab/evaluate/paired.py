@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Column, Sample
+from tracelab.evaluate.scores import ANYWHERE, BenchmarkScores, Column, Sample
 from tracelab.ranges import require_seed
 from tracelab.statistics import Interval, flipped_sums, t_interval, two_sided_p
 
@@ -96,12 +96,11 @@ def _compare(before: Sample, after: Sample, seed: int) -> list[dict[str, Any]]:
     rows = []
     for metric, function in before.metrics.items():
         values = float(function(before.means)), float(function(after.means))
-        interval = t_interval(
-            stacked, _change(function), bounds=_bounds(before.bounds(metric), after.bounds(metric))
-        )
+        most = _largest(metric, before, after)
+        interval = t_interval(stacked, _change(function)).within(-most, most)
         moved = function(before.means + 2 * halves) != values[0]  # unit by unit
         if not moved.any():
-            sides = " sides" * bool(before.hits(metric))
+            sides = " sides" * bool(before.hit(metric))
             interval = Interval(np.nan, np.nan, 0.0, 0, f"no record changed{sides}")
         rows.append(
             {
@@ -131,8 +130,10 @@ def _change(function: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any
     return change
 
 
-def _bounds(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-    return after[0] - before[1], after[1] - before[0]
+def _largest(metric: str, before: Sample, after: Sample) -> float:
+    """How far a metric can move."""
+    low, high = before.limits.get(metric, ANYWHERE)
+    return max(before.hit(metric), after.hit(metric)) or high - low
 
 
 def _flips(function: Callable[[np.ndarray], Any], halves: np.ndarray) -> dict[str, Any]:

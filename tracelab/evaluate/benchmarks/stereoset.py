@@ -82,7 +82,7 @@ def stereoset_scores(
         records: of one task (:func:`tracelab.datasets.stereoset`).
         context_bos: whether BOS stays in context; default: whether the model's texts get one.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no records, or records of both tasks; a sentence beyond the model's context,
@@ -124,7 +124,7 @@ def stereoset_metrics(
     Returns:
         The columns of :attr:`StereoSetScores.table`. ``ss``, ``lms`` and ``icat`` are official
         (means over target terms); ``ss_pooled`` and ``lms_pooled`` are plain means over records.
-        Intervals resample target terms, then records inside each.
+        Intervals of the former take target terms for units, those of the latter records.
 
     Raises:
         TracelabError: scores that are not finite.
