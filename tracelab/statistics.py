@@ -73,6 +73,11 @@ class Interval(NamedTuple):
     df: int
     note: str = ""
 
+    def p(self, value: float) -> float:
+        """Two-sided p of the hypothesis that the value is 0: below .05 where the interval of a
+        difference excludes it."""
+        return float(2 * stats.t.sf(abs(value) / self.error, self.df))
+
     def within(self, lowest: float, highest: float) -> Interval:
         """The same, cut where the value cannot go."""
         low, high = np.clip([self.low, self.high], lowest, highest)
