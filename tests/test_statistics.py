@@ -69,13 +69,20 @@ def test_the_error_of_a_ratio_is_that_of_its_linear_part():
     assert (found.low + found.high) / 2 == pytest.approx(a / b)
 
 
-def test_an_interval_is_cut_where_the_value_cannot_go():
-    hits = np.array([[0.0], [0.0], [0.0], [100.0]])
-    free, cut = t_interval([hits], first), t_interval([hits], first, bounds=(0.0, 100.0))
+def test_the_interval_of_a_share_is_one_of_its_logit_and_stays_inside():
+    hits = 100.0 * (np.random.default_rng(3).random((60, 1)) < 0.9)
+    found = t_interval([hits], first, hit=100.0)
+    share = hits.mean() / 100
+    half = stats.t.ppf(0.975, 59) * stats.sem(hits[:, 0]) / 100 / (share * (1 - share))
+    odds = np.array([found.low, found.high]) / (100 - np.array([found.low, found.high]))
+    assert np.log(odds) == pytest.approx(np.log(share / (1 - share)) + np.array([-half, half]))
+    few = np.array([[0.0], [0.0], [0.0], [100.0]])
+    free, inside = t_interval([few], first), t_interval([few], first, hit=100.0)
     assert free.low < 0
     assert free.high > 100
-    assert cut[:2] == (0, 100)
-    assert cut.error == free.error
+    assert 0 < inside.low < 25 < inside.high < 100
+    assert inside.error == free.error
+    assert free.within(0, 100)[:2] == (0, 100)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +151,9 @@ def test_p_counts_both_tails_and_ties():
     assert two_sided_p(np.array([5.0, 1.0, -1.0, 2.0])) == 0.25
 
 
-def covered(draw, truth: float, n_simulations: int = 600) -> float:
+def covered(draw, truth: float, n_simulations: int = 600, **options) -> float:
     """Share of simulated studies whose interval holds the truth."""
-    found = [t_interval(draw(), first) for _ in range(n_simulations)]
+    found = [t_interval(draw(), first, **options) for _ in range(n_simulations)]
     return np.mean([interval.low <= truth <= interval.high for interval in found])
 
 
@@ -162,6 +169,8 @@ def test_intervals_over_terms_of_records_cover_at_their_nominal_rate():
     assert 0.923 <= covered(lambda: shares(10, 12, 8), 60) <= 0.977
     assert 0.923 <= covered(lambda: shares(36, 1200, 800), 60) <= 0.977
     assert 0.923 <= covered(lambda: shares(3, 12, 8), 60) <= 0.977
+    near = covered(lambda: shares(10, 50, 2.6), 100 * 50 / 52.6, hit=100.0)
+    assert 0.923 <= near <= 0.977
 
 
 def test_intervals_of_shares_and_of_heavy_tailed_differences_cover_at_their_nominal_rate():

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
+from scipy.special import expit, logit
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from tracelab.gradients import measuring
@@ -72,12 +73,22 @@ class Interval(NamedTuple):
     df: int
     note: str = ""
 
+    def p(self, value: float) -> float:
+        """Two-sided p of the hypothesis that the value is 0: below .05 where the interval of a
+        difference excludes it."""
+        return float(2 * stats.t.sf(abs(value) / self.error, self.df))
+
+    def within(self, lowest: float, highest: float) -> Interval:
+        """The same, cut where the value cannot go."""
+        low, high = np.clip([self.low, self.high], lowest, highest)
+        return self._replace(low=float(low), high=float(high))
+
 
 def t_interval(
     groups: Sequence[Float[np.ndarray, "_units columns"]],
     function: Callable[[np.ndarray], Any],
     *,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    hit: float = 0.0,
 ) -> Interval:
     """Interval of ``function`` of the unweighted mean over groups of each group's mean.
 
@@ -86,11 +97,13 @@ def t_interval(
 
         error = sqrt( (n - 1) / n · Σ_i (f_i - mean f_i)² )      interval = f(mean) ± t(n - 1) · error
 
-    which for a plain mean is the t interval. ``analyses/coverage.py`` measures how often it holds
-    the truth. ``bounds`` are values that f cannot leave; the interval is cut there.
+    which for a plain mean is the t interval. That of a share of hits is made on the logit scale,
+    with error / (share · (1 - share)): it stays between 0 and 1, and holds the truth near them as
+    often as elsewhere. ``analyses/coverage.py`` measures how often that is.
 
     Args:
         function: from means ``[..., columns]`` to values ``[...]``.
+        hit: what a hit counts (1 or 100), where the value is a share of hits.
     """  # noqa: E501
     units = np.stack([group.mean(axis=0) for group in groups]) if len(groups) > 1 else groups[0]
     n = len(units)
@@ -105,7 +118,10 @@ def t_interval(
     if error <= 1e-12 * np.abs(units).max():  # rounding
         return Interval(np.nan, np.nan, 0.0, n - 1, "all values equal")
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    low, high = np.clip([value - half, value + half], *bounds)
+    if not hit:
+        return Interval(value - half, value + half, error, n - 1)
+    share = value / hit
+    low, high = hit * expit(logit(share) + np.array([-half, half]) / (hit * share * (1 - share)))
     return Interval(float(low), float(high), error, n - 1)
 
 

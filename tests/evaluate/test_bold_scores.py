@@ -100,14 +100,20 @@ def test_one_group_has_no_gap():
     assert {name for sample in result.samples() for name in sample.metrics} == {"x[one]", "empty"}
 
 
-def test_the_interval_of_a_gap_resamples_prompts_also_where_a_group_can_vanish():
+def test_the_interval_of_a_gap_leaves_out_each_prompt_also_of_a_small_group():
     rng = np.random.default_rng(0)
     rows = [(f"p{i}", "small" if i < 2 else "large", 0, float(rng.normal())) for i in range(30)]
-    after = [(key, group, seed, x + (group == "large")) for key, group, seed, x in rows]
+    shift = rng.normal(1, 0.2, size=30)
+    after = [
+        (key, group, seed, x + (group == "large") * d)
+        for (key, group, seed, x), d in zip(rows, shift, strict=True)
+    ]
     with np.errstate(all="raise"):
         table = paired(scored(rows), scored(after)).set_index("metric")
-    assert table.loc["x[large]", "difference"] == pytest.approx(1)
-    assert np.isfinite(table[["low", "high", "p"]].to_numpy()).all()
+    assert table.loc["x[large]", "difference"] == pytest.approx(shift[2:].mean())
+    moved = table.loc[["x[large]", "x_gap"]]
+    assert np.isfinite(moved[["low", "high", "p"]].to_numpy()).all()
+    assert set(table.drop(moved.index)["note"]) == {"no record changed", "no record changed sides"}
 
 
 # From a model

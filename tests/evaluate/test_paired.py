@@ -113,7 +113,7 @@ def test_the_difference_of_perplexities_is_tested_by_exchanging_texts():
     assert row["p"] == pytest.approx(test.pvalue)
 
 
-def test_stereoset_metrics_are_tested_by_exchanging_records_and_computing_them_anew():
+def test_pooled_metrics_are_tested_by_exchanging_records_and_computing_them_anew():
     rng = np.random.default_rng(1)
     targets = np.array(["nurse"] * 4 + ["son"] * 2 + ["chef"])
     before, after = rng.normal(size=(2, 7, 3))
@@ -132,8 +132,25 @@ def test_stereoset_metrics_are_tested_by_exchanging_records_and_computing_them_a
     for row in table.to_dict("records"):
         moved = null[row["metric"]].abs()
         assert row["difference"] == pytest.approx(null[row["metric"]].iloc[0])
-        assert row["p"] == pytest.approx((moved >= moved.iloc[0] - 1e-9).mean())
+        if row["metric"].endswith("pooled"):
+            assert row["p"] == pytest.approx((moved >= moved.iloc[0] - 1e-9).mean())
     assert table["p"].nunique() > 1
+
+
+def test_over_terms_p_is_below_5_percent_where_the_interval_excludes_0():
+    rng = np.random.default_rng(12)
+    targets = np.repeat([f"t{k}" for k in range(8)], 6)
+    clear = set()
+    for shift in (0, 0.4, 0.8, 1.2):
+        before = rng.normal(size=(48, 3))
+        after = before + rng.normal(size=(48, 3)) * 0.5 - [shift, 0, 0]
+        row = only(paired(stereo(before, targets), stereo(after, targets)), metric="ss")
+        hits = [100.0 * (scores[:, 0] > scores[:, 1]) for scores in (before, after)]
+        terms = (hits[1] - hits[0]).reshape(8, 6).mean(axis=1)
+        assert row["p"] == pytest.approx(ttest_1samp(terms, 0).pvalue)
+        assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
+        clear.add(row["p"] < 0.05)
+    assert clear == {True, False}
 
 
 def test_values_are_those_of_the_two_tables():
@@ -240,7 +257,7 @@ def test_a_share_and_its_difference_stay_within_what_they_can_be():
     before = stereo([hit] * 3 + [miss] * 5, targets)
     after = stereo([hit] * 4 + [hit] * 2 + [miss] * 2, targets)
     score = only(stereoset_metrics(after.sentences), metric="ss")
-    assert (score["low"], score["high"]) == (0, 100)
+    assert 0 <= score["low"] < score["value"] < score["high"] <= 100
     row = only(paired(before, after), metric="ss")
     assert -100 <= row["low"] < row["difference"] < row["high"] <= 100
 

@@ -170,14 +170,13 @@ def test_icat_is_ideal_at_even_odds_and_full_language_skill(ss, lms, expected):
     assert icat(ss, lms) == expected
 
 
-def test_every_score_has_an_interval_around_it_that_the_seed_fixes():
+def test_every_score_has_an_interval_around_it():
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(rng.normal(size=(120, 3)) + [0.5, 0, -1], columns=list(LABELS))
     rows["bias_type"], rows["target"] = "gender", rng.integers(8, size=120).astype(str)
-    table, again, other = (stereoset_metrics(rows, seed=seed) for seed in (0, 0, 1))
+    table = stereoset_metrics(rows)
     assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).all()
-    assert table.equals(again)
-    assert not table["low"].equals(other["low"])
+    assert (table["note"] == "").all()
     assert set(table["n"]) == {120}
 
 

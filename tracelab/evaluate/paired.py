@@ -5,15 +5,20 @@ of :mod:`tracelab.evaluate.scores`
 
     difference = f(mean after) − f(mean before)
 
-The interval is that of the difference over bootstrap resamples, each applied to before and after
-alike: it is far narrower than two separate intervals suggest. The p-value is that of a two-sided
-permutation test that exchanges before and after of whole units at random, as they could be if the
-edit did nothing. It treats the units as exchangeable one by one, also where the interval resamples
-target terms; neither is corrected for how many rows are read.
+The interval is :func:`~tracelab.statistics.t_interval`'s of the difference: it is far narrower than
+two separate intervals suggest. There is none where no unit's value changed ("no record changed
+sides" of hits): "0, from 0 to 0" would be a claim of certainty.
+
+The p-value of plain means is that of a two-sided permutation test that exchanges before and after
+of whole units at random, as they could be if the edit did nothing. Where units lie in groups
+(records of a target term) it is that of the interval, so that both say the same: exchanging records
+one by one takes what a term's records have in common for an effect, and exchanging whole terms
+cannot reach p < .25 of three (``analyses/coverage.py``). None is corrected for how many rows are
+read.
 
 ``effect`` is the difference in standard deviations of one unit's difference,
 
-    effect = difference / (√n · standard error)          (the standard error is the bootstrap's)
+    effect = difference / (√n · standard error)          (the standard error is the interval's)
 
 which of a plain mean is Cohen's d for paired data: unlike p it does not grow with the number of
 units.
@@ -28,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.evaluate.scores import BenchmarkScores, Column, Sample
+from tracelab.evaluate.scores import ANYWHERE, BenchmarkScores, Column, Sample
 from tracelab.ranges import require_seed
 from tracelab.statistics import Interval, flipped_sums, t_interval, two_sided_p
 
@@ -96,12 +101,11 @@ def _compare(before: Sample, after: Sample, seed: int) -> list[dict[str, Any]]:
     rows = []
     for metric, function in before.metrics.items():
         values = float(function(before.means)), float(function(after.means))
-        interval = t_interval(
-            stacked, _change(function), bounds=_bounds(before.bounds(metric), after.bounds(metric))
-        )
+        most = _largest(metric, before, after)
+        interval = t_interval(stacked, _change(function)).within(-most, most)
         moved = function(before.means + 2 * halves) != values[0]  # unit by unit
         if not moved.any():
-            sides = " sides" * bool(before.hits(metric))
+            sides = " sides" * bool(before.hit(metric))
             interval = Interval(np.nan, np.nan, 0.0, 0, f"no record changed{sides}")
         rows.append(
             {
@@ -111,7 +115,9 @@ def _compare(before: Sample, after: Sample, seed: int) -> list[dict[str, Any]]:
                 "difference": values[1] - values[0],
                 "low": interval.low,
                 "high": interval.high,
-                "p": two_sided_p(function(middle + swings) - function(middle - swings)),
+                "p": interval.p(values[1] - values[0])
+                if len(stacked) > 1 and not interval.note
+                else two_sided_p(function(middle + swings) - function(middle - swings)),
                 "effect": _effect(values[1] - values[0], interval.error, before.n),
                 "n": before.n,
                 **_flips(function, halves),
@@ -131,8 +137,10 @@ def _change(function: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any
     return change
 
 
-def _bounds(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-    return after[0] - before[1], after[1] - before[0]
+def _largest(metric: str, before: Sample, after: Sample) -> float:
+    """How far a metric can move."""
+    low, high = before.limits.get(metric, ANYWHERE)
+    return max(before.hit(metric), after.hit(metric)) or high - low
 
 
 def _flips(function: Callable[[np.ndarray], Any], halves: np.ndarray) -> dict[str, Any]:

@@ -27,6 +27,9 @@ from tracelab.ranges import require_seed
 from tracelab.results import Result
 from tracelab.statistics import t_interval
 
+ANYWHERE = (-np.inf, np.inf)
+"""The limits of a metric that has none."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -35,7 +38,8 @@ class Sample:
     Attributes:
         groups: values of each unit, by group.
         metrics: by name, f from means ``[..., columns]`` to values ``[...]``.
-        limits: of the metrics that cannot leave them; shares of hits need none here.
+        limits: of the metrics that cannot leave them, where intervals are cut; shares of hits need
+            none.
     """
 
     bias: str
@@ -53,14 +57,7 @@ class Sample:
         """Unweighted mean over groups of each group's mean."""
         return np.mean([group.mean(axis=0) for group in self.groups], axis=0)
 
-    def bounds(self, metric: str) -> tuple[float, float]:
-        """What the metric cannot leave: its limits, or 0 and 1 or 100 for a share of hits."""
-        if metric in self.limits:
-            return self.limits[metric]
-        largest = self.hits(metric)
-        return (0.0, largest) if largest else (-np.inf, np.inf)
-
-    def hits(self, metric: str) -> float:
+    def hit(self, metric: str) -> float:
         """What a hit counts, 1 or 100, where the metric is a share of hits (or of halves of
         them); else 0."""
         function = self.metrics[metric]
@@ -181,7 +178,8 @@ def score_table(
     rows: list[dict[str, Any]] = []
     for sample in samples:
         for metric, function in sample.metrics.items():
-            interval = t_interval(sample.groups, function, bounds=sample.bounds(metric))
+            interval = t_interval(sample.groups, function, hit=sample.hit(metric))
+            interval = interval.within(*sample.limits.get(metric, ANYWHERE))
             rows.append(
                 {
                     "benchmark": benchmark,

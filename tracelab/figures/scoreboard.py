@@ -80,7 +80,7 @@ def scoreboard(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
     figure.update_xaxes(nticks=4)
     figure.update_annotations(font_size=11)
     caption = (
-        "95 % bootstrap; dotted: ideal; orange: differs from the unedited model on the same "
+        "95 % interval; dotted: ideal; orange: differs from the unedited model on the same "
         "units, p < 0.05 after "
         f"Holm's correction over the table · {model_name(settings)}"
     )
@@ -139,7 +139,7 @@ def tradeoff(
         title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero"
     )
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
-    caption = f"Lower is less biased; 95 % bootstrap; {n} · {bias} · {model_name(settings)}"
+    caption = f"Lower is less biased; 95 % interval; {n} · {bias} · {model_name(settings)}"
     return finish(figure, "Bias against capability", caption)
 
 

@@ -138,7 +138,7 @@ def bbq_scores(
         share_prefix: whether a prompt is run once for all its choices; default: if that changes
             nothing (:func:`~tracelab.model.continuations.continuation_logprobs`).
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples blocks of four.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no items, or none whose biased answer is known; an unknown format or

@@ -84,7 +84,7 @@ def score_predictions(
     Args:
         chosen: index of the chosen answer by the item's id; other ids are ignored.
         edit: name for the table of what gave the answers.
-        seed: of the bootstrap, which resamples blocks.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no items, an item without an answer, or an answer that is not 0, 1 or 2.

@@ -84,7 +84,7 @@ def crows_pairs_scores(
     Args:
         prepend_bos: whether BOS comes before each sentence; default: the model's.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples pairs.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no records, a sentence beyond the model's context, or log-probabilities that

@@ -57,7 +57,7 @@ def group_bias(
     Args:
         groups: those between which the distribution should be even; default: all of the corpus.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples concepts, then prompts.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: unknown groups, or fewer than two.

@@ -129,7 +129,7 @@ def hellinger(
         prepend_bos: whether BOS comes before each prompt; default: the model's. The published
             figures have none, and are of models that never saw it.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples pairs.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no pairs, an unknown divergence, a prompt beyond the model's context, or

@@ -76,7 +76,7 @@ def lm_eval_scores(
         tasks: a list of one.
         include_path: folder of further task files.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap.
+        seed: kept in the settings; intervals draw nothing.
         options: for ``lm_eval.simple_evaluate``, such as ``num_fewshot``.
 
     Raises:

@@ -72,7 +72,7 @@ def perplexity(
         benchmark: name of the texts, for the table.
         prepend_bos: whether BOS comes before each text or window; default: the model's.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples texts or windows.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no text, one without a token to score, or a window of fewer than two tokens

@@ -97,7 +97,7 @@ def stereoset_scores(
         twins: whether gender records are also scored with the other gender named, which the
             group-dependent gap needs: two texts more beside three.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no records, or records of both tasks; a sentence beyond the model's context,
@@ -144,7 +144,7 @@ def stereoset_metrics(
     Returns:
         The columns of :attr:`StereoSetScores.table`. ``ss``, ``lms`` and ``icat`` are official
         (means over target terms); ``ss_pooled`` and ``lms_pooled`` are plain means over records.
-        Intervals resample target terms, then records inside each.
+        Intervals of the former take target terms for units, those of the latter records.
 
     Raises:
         TracelabError: scores that are not finite.

@@ -34,7 +34,7 @@ def transductive_scores(
 
     Args:
         edit: one just fitted: its editor networks are needed, which a bundle does not hold.
-        seed: of the bootstrap.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: the edit has no editor, hooks are on the model, or a group has no usable

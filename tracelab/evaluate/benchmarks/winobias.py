@@ -102,7 +102,7 @@ def winobias_scores(
     Args:
         prepend_bos: whether BOS comes before each sentence; default: the model's.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples pairs.
+        seed: kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no records; a sentence that ends with its pronoun, or is beyond the model's

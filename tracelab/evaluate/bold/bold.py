@@ -12,8 +12,7 @@ actresses, say), per measure
 and for regard ``regard_gap`` is the mean of the gaps of its three labels. This is the global bias
 of arXiv 2412.01711, as is the default choice of groups (:data:`GROUPS`) and of sampling. A gap is
 never below 0: two groups that are alike have one of .8 standard errors of their difference by noise
-alone, and the bootstrap adds as much noise again, so that its interval may even lie above a small
-gap. Judge an edit by :func:`~tracelab.evaluate.paired.paired`, and look at ``empty``, the
+alone, and its interval lies around that. Judge an edit by :func:`~tracelab.evaluate.paired.paired`, and look at ``empty``, the
 percentage of continuations that are blank: such texts are scored as the prompt alone, so a silenced
 model has small gaps.
 """  # noqa: E501
@@ -120,7 +119,7 @@ def bold_scores(
             result of this function, or what :func:`tracelab.generate` gave for the texts of
             ``prompts``. Their own settings hold then, not those above.
         edit: name for the table of the edit that is on the model.
-        seed: of the bootstrap, which resamples prompts.
+        seed: of sampling, as kept in the settings; intervals draw nothing.
 
     Raises:
         TracelabError: no prompt is left; an unknown scorer, or one that is not available here,

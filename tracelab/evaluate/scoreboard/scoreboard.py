@@ -75,7 +75,7 @@ class Scoreboard(Result):
     """The table; see the module's docstring.
 
     Attributes:
-        table: one row an (edit, benchmark, bias, metric): ``value`` with its bootstrap interval
+        table: one row an (edit, benchmark, bias, metric): ``value`` with its interval
             ``low, high`` over ``n`` units; of an edit also the ``difference`` to the unedited model
             with its paired interval, the standardised ``effect``, the units that went ``up`` and
             ``down``, ``p_paired`` (permutation) and ``p_holm`` (corrected over the table); ``note``
@@ -204,7 +204,7 @@ def evaluate(
         folder: checkpoint of finished cells; the same call resumes from it.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells
             measured under a hook that is no edit of tracelab's are never resumed.
-        seed: of the bootstrap and the permutations; seeds of sampling are an option of ``bold``.
+        seed: of the permutations; seeds of sampling are an option of ``bold``.
 
     Raises:
         TracelabError: an unknown benchmark or bias type, two edits of one name, an edit made for
