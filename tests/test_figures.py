@@ -53,6 +53,16 @@ def test_trace_heatmap_is_centred_on_zero_and_one_panel_a_component(trace):
     np.testing.assert_allclose(shown[0], expected, rtol=1e-6)
 
 
+def test_trace_captions_tell_where_the_attention_sink_is(trace):
+    caption = trace.plot().layout.title.subtitle.text.replace("<br>", " ")
+    n = trace.cases["first_token"].sum()
+    assert f"no BOS, the first token (attention sink) noised in {n} pairs" in caption
+    with_bos = figures.trace_heatmap(
+        trace.effects, trace.cases, trace.settings | {"prepend_bos": True}
+    )
+    assert "BOS before each sentence" in with_bos.layout.title.subtitle.text.replace("<br>", " ")
+
+
 def test_example_labels_every_token_once_and_marks_the_noised(trace):
     figure = trace.plot_example()
     labels = figure.layout.yaxis.ticktext

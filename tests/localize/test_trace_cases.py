@@ -163,6 +163,16 @@ def test_bos_takes_a_column_of_its_own(model):
     assert with_bos.first == without.first + 1
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_case_tells_whether_the_texts_first_token_is_noised(model, bos):
+    records = [
+        record("Mother is very BLANK at home.", "kind", "cruel", words=("Mother",), key="first"),
+        record("My mother is very BLANK at home.", "kind", "cruel", key="later"),
+    ]
+    cases, _ = make_cases(model, records, prepend_bos=bos)
+    assert {case.id: case.first_token for case in cases} == {"first": True, "later": False}
+
+
 def test_only_the_first_mention_is_noised_when_asked(model):
     records = [record("My mother is very BLANK, mother says.", "kind", "cruel")]
     (case,), _ = make_cases(model, records, mentions="first")

@@ -15,6 +15,7 @@ CASES = pd.DataFrame(
         "te": [1.0, -2.0, 0.05],  # c lies under the floor
         "n_tokens": [10, 5, 4],
         "equal_length": [True, False, True],
+        "first_token": [True, True, False],
     }
 )
 STATES = pd.DataFrame(
@@ -146,6 +147,20 @@ def test_totals_tell_what_the_noise_did(trace):
     assert totals["te"] == pytest.approx(-0.95 / 3)
     assert totals["|te|"] == pytest.approx(3.05 / 3)
     assert totals["shrunk"] == pytest.approx(200 / 3)  # a: 1 < 2, c: 0.45 < 0.5; b ties
+
+
+def test_cases_whose_first_token_is_noised_have_averages_of_their_own(trace):
+    first, later = trace.of_first_token(True), trace.of_first_token(False)
+    assert first.cases["case"].tolist() == ["a", "b"]
+    assert later.cases["case"].tolist() == ["c"]
+    assert set(first.states["case"]) == {"a", "b"}
+    row = first.effects.set_index(["component", "role", "layer"]).loc["mlp", "filler", 7]
+    assert row["n"] == 2
+    assert row["ie"] == pytest.approx(((2.0 - 1.0) + (0.0 - 1.0)) / 2)
+    totals = first.totals.set_index("quantity")["value"]
+    assert totals["|te|"] == pytest.approx(1.5)
+    with pytest.raises(TracelabError, match="in none of 1 cases the first token is noised"):
+        later.of_first_token(True)
 
 
 def test_the_default_example_is_the_case_with_the_largest_effect(trace):

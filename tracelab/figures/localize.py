@@ -75,8 +75,8 @@ def trace_heatmap(
 
     Args:
         effects: one row a (component, role, layer): ``nie`` over ``n_nie`` cases.
-        cases: one row a case, with its ``bias_type``.
-        settings: with ``n_samples`` and the model.
+        cases: one row a case, with its ``bias_type`` and ``first_token``.
+        settings: with ``n_samples``, ``prepend_bos`` and the model.
     """
     components = [c for c in COMPONENT_NAMES if c in set(effects["component"])]
     roles = [role for role in ROLE_NAMES if role in set(effects["role"])]
@@ -117,7 +117,7 @@ def trace_heatmap(
         figure,
         f"Which restored states bring the {_bias(cases)} gap back",
         f"Normalised indirect effect over {len(cases)} pairs, {settings['n_samples']} noise "
-        "samples; "
+        f"samples; {_first_tokens(cases, settings)}; "
         f"1 = the state carries all of the total effect · {model_name(settings)}",
         height=170 + 150 * len(components),
         legend=False,
@@ -260,6 +260,14 @@ def gap_distributions(
         height=420,
         legend=False,
     )
+
+
+def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
+    """Where the attention sink is, and how often it was noised."""
+    if settings["prepend_bos"]:
+        return "BOS before each sentence"
+    noised = cases["first_token"].sum()
+    return f"no BOS, the first token (attention sink) noised in {noised} pairs"
 
 
 def _bias(table: pd.DataFrame) -> str:

@@ -69,6 +69,12 @@ class Case:
         """Whether both sentences have the same number of tokens; BiasEdit traces only these."""
         return len(self.stereotype.ids) == len(self.anti_stereotype.ids)
 
+    @property
+    def first_token(self) -> bool:
+        """Whether the text's first token is noised; a BOS before it is no token of the text."""
+        offsets = self.stereotype.offsets
+        return self.noised[0] == next(p for p, (start, end) in enumerate(offsets) if end > start)
+
 
 def make_cases(
     model: TransformerBridge,

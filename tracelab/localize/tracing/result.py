@@ -4,7 +4,7 @@ the others."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ class CausalTrace(Result):
             ``nie`` over the ``n_nie`` cases that noise moved, ``biasedit`` over the ``n_equal``
             cases of equal length; each with ``_low`` and ``_high`` (bootstrap over cases).
         cases: one row a case: ``case, bias_type, target, stereotype, anti_stereotype, high, low,
-            te, n_tokens, equal_length`` (gaps in nats; ``n_tokens``: those of the stereotype that
-            have a log-probability).
+            te, n_tokens, equal_length, first_token`` (gaps in nats; ``n_tokens``: those of the
+            stereotype that have a log-probability; ``first_token``: whether the text's first token
+            is noised, which is the attention sink where no BOS comes before it).
         states: one row a (case, component, column, layer): ``role, token`` and the restored
             ``gap``.
     """
@@ -83,6 +84,23 @@ class CausalTrace(Result):
             bounds = mean_interval(values.to_numpy(float), seed=self.settings["seed"])
             rows.append((quantity, values.mean(), *bounds, len(values)))
         return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])
+
+    def of_first_token(self, noised: bool) -> CausalTrace:
+        """The cases in which the text's first token is noised, or the others, with the effects of
+        these alone.
+
+        Raises:
+            TracelabError: there is no such case.
+        """
+        cases = self.cases[self.cases["first_token"] == noised].reset_index(drop=True)
+        if cases.empty:
+            which = "is" if noised else "is not"
+            raise TracelabError(
+                f"in none of {len(self.cases)} cases the first token {which} noised"
+            )
+        states = self.states[self.states["case"].isin(cases["case"])].reset_index(drop=True)
+        effects = effect_table(cases, states, seed=self.settings["seed"])
+        return replace(self, effects=effects, cases=cases, states=states)
 
     def example(self, case: str | None = None, component: str = "resid") -> pd.DataFrame:
         """The restored gaps of one case, a row a layer and a column a token.
