@@ -25,7 +25,7 @@ from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 LEFT = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
-QUICK = {"config": ProberConfig(hidden=16, epochs=20), "n_seeds": 1}
+QUICK = {"config": ProberConfig(hidden=16, epochs=20, lr=1e-2), "n_seeds": 1}
 
 
 def probed(model, attribute, **options):

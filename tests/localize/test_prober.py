@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tracelab.errors import TracelabError
-from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
+from tracelab.localize.probing.prober import ProberConfig, Probers, Scale, train_probers
 
 N_LAYERS, D_MODEL, N_GROUPS, N_PROMPTS = 3, 12, 3, 50
 CONFIG = ProberConfig(hidden=16, epochs=4, batch_size=8)
@@ -39,21 +39,81 @@ def one_network(probers: Probers, layer: int) -> nn.Sequential:
 def test_batched_training_equals_training_one_layer_alone(data, layer):
     activations, labels, train = data
     network = one_network(Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5), layer)
+    mean = activations[train, layer].mean(dim=0)
+    distance = (activations[train, layer] - mean).norm(dim=-1).square().mean().sqrt()
+    inputs = (activations[:, layer] - mean) / distance
     optimizer = torch.optim.Adam(network.parameters(), lr=CONFIG.lr)
     order = torch.Generator().manual_seed(5)
     for _ in range(CONFIG.epochs):
         for rows in train[torch.randperm(len(train), generator=order)].split(CONFIG.batch_size):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(activations[rows, layer]), labels[rows])
+            loss = nn.functional.cross_entropy(network(inputs[rows]), labels[rows])
             loss.backward()
             optimizer.step()
     batched = train_probers(activations, labels, train, config=CONFIG, seed=5)
-    expected = network(activations[:, layer])
+    expected = network(inputs)
     assert torch.allclose(batched(activations)[layer], expected, atol=1e-4)
-    untrained = Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5)(activations)[layer]
-    assert (
-        untrained - expected
-    ).abs().max() > 0.05  # training has moved it far further than the tolerance
+    untrained = one_network(Probers(N_LAYERS, D_MODEL, CONFIG.hidden, N_GROUPS, seed=5), layer)
+    # training has moved it far further than the tolerance
+    assert (untrained(inputs) - expected).abs().max() > 0.02
+
+
+def test_without_standardising_the_network_reads_what_it_is_given(data):
+    activations, labels, train = data
+    config = ProberConfig(hidden=16, epochs=4, batch_size=8, standardise=False)
+    raw = train_probers(activations, labels, train, config=config, seed=0)
+    scale = Scale.of(activations, train)
+    standardised = train_probers(scale.apply(activations), labels, train, config=config, seed=0)
+    folded = train_probers(activations, labels, train, config=CONFIG, seed=0)
+    expected = standardised(scale.apply(activations))
+    torch.testing.assert_close(folded(activations), expected, atol=1e-5, rtol=1e-5)
+    assert (raw(activations) - expected).abs().max() > 0.02
+
+
+def test_a_large_scale_hides_nothing_a_prober_could_read():
+    """Three layers of one content, with norms of about 70, 700 and 7,000 and a mean of that
+    size."""
+    generator = torch.Generator().manual_seed(2)
+    n, d = 600, 48
+    truth = torch.randn(n, generator=generator)
+    content = torch.randn(n, d, generator=generator)
+    content[:, 0] = 2 * truth
+    content += 5 * torch.randn(d, generator=generator)
+    content /= content.norm(dim=-1).mean()
+    activations = torch.stack([content * norm for norm in (70, 700, 7000)], dim=1)
+    p = torch.sigmoid(2 * truth)
+    labels = torch.stack([p, 1 - p], dim=1)
+    train, test = torch.arange(450), torch.arange(450, n)
+
+    def measured(config):
+        logits = train_probers(activations, labels, train, config=config, seed=0)(activations)[
+            :, test
+        ]
+        log_p = logits.log_softmax(dim=-1)
+        kl = (labels[test] * (labels[test].log() - log_p)).sum(dim=-1).mean(dim=-1)
+        return kl, (logits.argmax(-1) == labels[test].argmax(-1)).float().mean(dim=-1)
+
+    # not quite the same: layer l begins with weights of its own
+    kl, hits = measured(ProberConfig(hidden=64))
+    assert kl.max() < 0.03
+    assert hits.min() > 0.93
+    assert kl[2] < 1.5 * kl[0] + 0.005
+    raw_kl, _ = measured(ProberConfig(hidden=64, standardise=False))
+    assert raw_kl[2] > 10 * kl[2]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3e4])
+def test_what_never_varies_does_no_harm(data, value):
+    activations, labels, train = data
+    feature, layer = activations.clone(), activations.clone()
+    feature[:, 1, 4] = value
+    layer[:, 1] = value
+    for spoilt in (feature, layer):
+        probers = train_probers(spoilt, labels, train, config=CONFIG, seed=0)
+        clean = train_probers(activations, labels, train, config=CONFIG, seed=0)
+        assert probers(spoilt).isfinite().all()
+        assert torch.equal(probers.w1[[0, 2]], clean.w1[[0, 2]])
+        assert probers(spoilt)[1].abs().max() < 5
 
 
 def test_a_layers_initial_weights_depend_on_seed_and_layer_only():

@@ -179,7 +179,7 @@ def test_a_concepts_identity_passes_for_signal_only_where_concepts_are_shared(ti
     truth = torch.arange(N_CONCEPTS).repeat_interleave(N_TEMPLATES) % 2
     identity = noise(N_CONCEPTS, 1, D_MODEL).repeat_interleave(N_TEMPLATES, 0)
     plant(identity.expand(-1, N_LAYERS, -1), truth)
-    config = ProberConfig(hidden=32, epochs=8)
+    config = ProberConfig(hidden=32, epochs=30)
     leaky, honest = (
         quiet_probe(tiny_model("llama"), corpus, config=config, split=split, n_seeds=4).layers["f1"]
         for split in ("sentence", "concept_template")
@@ -195,7 +195,7 @@ def test_groups_that_are_hardly_ever_the_likeliest_do_not_enter(tiny_model, plan
     activations = noise(len(truth), N_LAYERS, D_MODEL)
     activations[:, :, 0] += (8 * (truth == 1).float() - 4)[:, None]
     plant(activations, truth, n_groups=3)
-    result = quiet_probe(tiny_model("llama"), corpus, config=ProberConfig(hidden=32, epochs=8))
+    result = quiet_probe(tiny_model("llama"), corpus, config=ProberConfig(hidden=32, epochs=30))
     assert result.settings["groups_scored"] == ["a", "b"]
     assert result.layers["f1"].min() > 0.8  # with group c, whose F1 is 0, it could not pass 2/3
 
@@ -291,7 +291,13 @@ def test_settings_tell_how_the_numbers_were_made(tiny_result, few_prompts):
     assert kept["attribute"] == "gender"
     assert kept["groups"] == list(few_prompts.group_names)
     assert (kept["split"], kept["n_seeds"], kept["seed"]) == ("concept_template", 2, 7)
-    assert kept["prober"] == {"hidden": 32, "lr": 1e-3, "batch_size": 32, "epochs": 3}
+    assert kept["prober"] == {
+        "hidden": 32,
+        "lr": 1e-3,
+        "batch_size": 32,
+        "epochs": 3,
+        "standardise": True,
+    }
     assert kept["model"]["model_id"] == "tiny-llama"
 
 

@@ -8,20 +8,25 @@ from typing import Self
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.datasets.templates import Corpus
+from tracelab.errors import TracelabError
 from tracelab.interventions.fairmed.neutraliser import LayerProber
-from tracelab.localize.probing.probes import LayerProbes
+from tracelab.localize.probing.harvest import group_token_ids, harvest
+from tracelab.localize.probing.probes import LayerProbes, scored_groups
 
 
 class AttributeSpec(BaseModel):
     """The probers of one attribute: its groups, those of them that enter F1, the layers, the
-    sizes."""
+    sizes; and the first tokens of each group's words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attribute: str
     groups: tuple[str, ...]
     scored: tuple[str, ...]
+    words: tuple[tuple[NonNegativeInt, ...], ...] = ()
     layers: tuple[NonNegativeInt, ...]
     d_model: PositiveInt
     hidden: PositiveInt
@@ -34,10 +39,57 @@ class AttributeSpec(BaseModel):
             attribute=made.settings["attribute"],
             groups=tuple(made.settings["groups"]),
             scored=tuple(made.settings["groups_scored"]),
+            words=tuple(tuple(ids) for ids in made.settings.get("group_tokens", ())),
             layers=tuple(sorted(made.top_layers if layers is None else set(layers))),
             d_model=d_model,
             hidden=hidden,
         )
+
+    @classmethod
+    def unprobed(cls, model: TransformerBridge, data: Corpus | LayerProbes) -> Self:
+        """Of an attribute whose probers are not needed: its groups and their words.
+
+        Raises:
+            TracelabError: probes of an earlier version, or only one group is ever likely.
+        """
+        if isinstance(data, LayerProbes):
+            return cls.of(data, []).model_copy(update={"hidden": 1})
+        words = group_token_ids(model, data)
+        scored = scored_groups(harvest(model, data, words).labels, data)
+        return cls(
+            attribute=data.attribute,
+            groups=data.group_names,
+            scored=tuple(n for n, yes in zip(data.group_names, scored, strict=True) if yes),
+            words=tuple(tuple(ids.tolist()) for ids in words),
+            layers=(),
+            d_model=model.cfg.d_model,
+            hidden=1,
+        )
+
+    def among(self, groups: str | Sequence[str]) -> list[int]:
+        """Places of the groups between which the distribution is to be even; of an attribute of
+        which none is named, all."""
+        names = (
+            {"all": self.groups, "scored": self.scored}[groups]
+            if isinstance(groups, str)
+            else groups
+        )
+        return [i for i, name in enumerate(self.groups) if name in names] or list(
+            range(len(self.groups))
+        )
+
+    def words_among(self, groups: str | Sequence[str]) -> list[Tensor]:
+        """Their words' token ids.
+
+        Raises:
+            TracelabError: they are not known: the probes were made by an earlier version.
+        """
+        if len(self.words) != len(self.groups):
+            raise TracelabError(
+                f"the probers of {self.attribute} do not say which tokens stand for its groups: "
+                "fit on a corpus, or probe again"
+            )
+        return [torch.tensor(self.words[i]) for i in self.among(groups)]
 
 
 class AttributeProbers(nn.Module):
@@ -65,16 +117,7 @@ class AttributeProbers(nn.Module):
     def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
         """The prober of a layer; among some groups only, its distribution is the softmax of their
         logits."""
-        row = self.spec.layers.index(layer)
-        among = (
-            {"all": self.spec.groups, "scored": self.spec.scored}.get(groups)
-            if isinstance(groups, str)
-            else groups
-        )
-        # An attribute of which no group is named keeps all of them.
-        chosen = [i for i, name in enumerate(self.spec.groups) if name in (among or ())] or slice(
-            None
-        )
+        row, chosen = self.spec.layers.index(layer), self.spec.among(groups)
         return LayerProber(
             self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen]
         )

@@ -29,8 +29,18 @@ PUBLISHED_LAM = {
 class FairMedConfig(Config):
     """How activations are neutralised, and how the probers are trained.
 
-    ``radius="adaptive"`` is our answer to an open question of the paper: a quarter of ε, doubled
-    up to 4 ε for those activations (layer by layer, input by input) that are not yet neutral. What
+    ``tol`` is meant for two groups. Where one of C groups has a share δ from 1/C, ``KL(U ‖ p)`` is
+    at least ``δ² C² / (2 (C - 1))`` (to second order), so that an activation is neutral below
+
+        tol · C² / (4 (C - 1)),    where every share is within √(tol / 2) of 1/C:
+
+    .001 lets no share be further off than .022, be it of two groups or of eleven. The released
+    code's .03, which ``norm="code"`` does not scale, calls shares of .38 and .62 even.
+
+    ``radius="adaptive"``: a quarter of ε, doubled up to 4 ε for those activations (layer by layer,
+    input by input) that are not yet neutral, an open question of the paper. It is of use to fixed
+    steps. Polyak's go as far as each activation needs whatever the radius: there it ends where four
+    times the radius does, after twice as many steps. What
     is read, and so what ``positions`` means, tracelab's own functions say
     (:func:`tracelab.model.forward_pass.reading`); in any other forward pass it is every token.
     Among ``groups``, one that the model hardly ever names draws most of a perturbation to itself.
@@ -38,12 +48,24 @@ class FairMedConfig(Config):
 
     presets: ClassVar = ("published",)
 
+    target: Literal["probers", "balance"] = Field(
+        "probers",
+        description="what is made even: what probers read of activations; balance: the model's own "
+        "logits of the groups' words, exactly (a control, and no other field but groups matters)",
+    )
     lam: NonNegative = Field(
         3.0, description="radius ε of a layer, in standard deviations of its activation norm"
     )
     steps: int = Field(20, ge=0, le=1000, description="most gradient steps")
-    step_frac: Positive = Field(1 / 15, description="step size in radii")
-    tol: NonNegative = Field(0.03, description="an activation with KL below it is neutral")
+    step: Literal["polyak", "fixed"] = Field(
+        "polyak", description="size of a step: by the KL and its slope; fixed: by the radius"
+    )
+    step_frac: Positive = Field(1 / 15, description="size of a fixed step, in radii")
+    tol: NonNegative = Field(
+        0.001,
+        description="an activation with KL below tol C^2 / (4 (C - 1)) is neutral: each of C "
+        "groups' shares is then within sqrt(tol / 2) of 1/C",
+    )
     norm: Literal["l2", "code"] = Field("l2", description="geometry of the ball; code: as released")
     grad: Literal["l2", "sign"] = Field("l2", description="step along the gradient or its signs")
     init: Literal["zero", "random"] = Field("zero", description="start; random: as released")
@@ -71,6 +93,14 @@ class FairMedConfig(Config):
     )
 
     @model_validator(mode="after")
+    def _one_control(self) -> Self:
+        if self.target == "balance" and self.direction == "random":
+            raise TracelabError(
+                "target='balance' has a closed form and no direction: leave direction out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_to_compare(self) -> Self:
         if isinstance(self.groups, str):
             require_choice("groups", self.groups, GROUPS)
@@ -89,7 +119,8 @@ class FairMedConfig(Config):
         for another)."""
         lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
         code: dict[str, Any] = {"lam": lam, "norm": "code", "grad": "sign", "init": "random"}
-        return cls(**code | {"positions": "published", "groups": "all"} | changes)
+        code |= {"step": "fixed", "tol": 0.03, "positions": "published", "groups": "all"}
+        return cls(**code | changes)
 
     @classmethod
     def preset(cls, name: str, bias: str, **changes: Any) -> Self:

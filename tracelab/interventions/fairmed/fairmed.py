@@ -6,8 +6,10 @@ Layers are edited within one forward pass, so later ones see what earlier ones c
 arXiv 2504.07787 and its code; where this differs from the code (geometry, which positions, batches)
 ``FairMedConfig.published`` has the code's.
 
-That a prober is neutral does not mean that the model is: compare with ``direction="random"``, look
-at the next-token distribution (``tracelab.inspect``), and at what the edit costs on neutral text.
+That a prober is neutral does not mean that the model is: :meth:`FairMed.agreement` has both, and so
+have the notes of a fit on a corpus. Compare with ``direction="random"`` and ``target="balance"``
+(:mod:`.model_groups`), look at the next-token distribution (``tracelab.inspect``), and at what the
+edit costs on neutral text.
 """
 
 from __future__ import annotations
@@ -30,20 +32,22 @@ from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.fairmed.attribute import AttributeProbers, AttributeSpec
 from tracelab.interventions.fairmed.config import FairMedConfig
-from tracelab.interventions.fairmed.neutraliser import neutralise
+from tracelab.interventions.fairmed.data import PROBING, check_data, check_groups, held_out
+from tracelab.interventions.fairmed.model_groups import (
+    agreement,
+    balance,
+    group_logits,
+    kl_from_even,
+)
+from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point
-from tracelab.model.hooked import hook_names
-from tracelab.model.load import model_facts
-from tracelab.model.weights import same_weights
-from tracelab.ranges import shown
+from tracelab.storage.data_hash import data_hash
 
-PROBING = ("n_seeds", "split", "top_k")
-"""Fields of the configuration that are about the probers."""
 _NOISE_BLOCK = 256
 
 
@@ -77,7 +81,7 @@ class FairMed(Method):
         notes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(origin, notes)
-        _check_groups(config, {group for spec in attributes for group in spec.groups})
+        check_groups(config, {group for spec in attributes for group in spec.groups})
         names = [spec.attribute for spec in attributes]
         if len(set(names)) < len(names) or any(
             len(set(spec.layers)) < len(spec.layers) for spec in attributes
@@ -97,10 +101,19 @@ class FairMed(Method):
                     "or more of "
                     f"{spec.attribute}, or none"
                 )
+        without = [spec.attribute for spec in attributes if not spec.layers]
+        if without and config.target == "probers":
+            raise TracelabError(
+                f"no probers of {', '.join(without)} were trained, as this edit was fitted with "
+                "target='balance': fit it with target='probers'"
+            )
+        if config.target == "balance":
+            for spec in attributes:
+                spec.words_among(config.groups)
         self.config = config
         self.attributes = tuple(attributes)
         self.probers = nn.ModuleDict(
-            {spec.attribute: AttributeProbers(spec) for spec in attributes}
+            {spec.attribute: AttributeProbers(spec) for spec in attributes if spec.layers}
         )
         self._noise: dict[tuple[int, int], Tensor] = {}
         self._cost: dict[int, list[float]] = {}
@@ -137,7 +150,9 @@ class FairMed(Method):
             layers: default: for each attribute its top-k layers by F1.
         """
         items = [data] if isinstance(data, Corpus | LayerProbes) else data
-        _check_data(model, items, config)
+        check_data(model, items, config)
+        if config.target == "balance":
+            return cls._balancing(model, items, config, layers)
         if layers is not None:  # a point that does not exist is refused before training
             Origin.of(model, [Point("mlp_out", layer) for layer in layers])
         options = {name: getattr(config, name) for name in (*PROBING, "seed")}
@@ -161,7 +176,36 @@ class FairMed(Method):
             part.load_state_dict(
                 {name: made.probers[name][rows] for name in ("w1", "b1", "w2", "b2", "norm_std")}
             )
-        return edit.to(model.cfg.device)
+        edit = edit.to(model.cfg.device)
+        if found := [
+            row
+            for item, made in zip(items, probes, strict=True)
+            if isinstance(item, Corpus)
+            for row in edit.agreement(model, held_out(item, made)).to_dict("records")
+        ]:
+            edit.notes["agreement"] = [
+                row | {"layer": None if pd.isna(row["layer"]) else int(row["layer"])}
+                for row in found
+            ]
+        return edit
+
+    @classmethod
+    def _balancing(
+        cls,
+        model: TransformerBridge,
+        items: Sequence[Corpus | LayerProbes],
+        config: FairMedConfig,
+        layers: Sequence[int] | None,
+    ) -> FairMed:
+        """Without probers: which groups are compared is all that there is to find out."""
+        if layers is not None:
+            raise TracelabError("target='balance' acts on the logits: give no layers")
+        specs = [AttributeSpec.unprobed(model, item) for item in items]
+        hashes = [
+            item.settings["data_hash"] if isinstance(item, LayerProbes) else data_hash([item])
+            for item in items
+        ]
+        return cls(config, specs, Origin.of(model, [Point("logits")]), {"data_hash": hashes})
 
     def with_config(self, config: FairMedConfig) -> FairMed:
         """The same probers and layers, neutralising in another way."""
@@ -172,21 +216,59 @@ class FairMed(Method):
 
     @property
     def name(self) -> str:
-        """``fairmed(gender)``."""
-        return f"fairmed({', '.join(spec.attribute for spec in self.attributes)})"
+        """``fairmed(gender)``, or ``fairmed(gender, balance)``."""
+        words = [spec.attribute for spec in self.attributes]
+        return f"fairmed({', '.join(words + ['balance'] * (self.config.target == 'balance'))})"
 
     @property
     def layers(self) -> list[int]:
-        """All edited layers, ascending."""
+        """All edited layers, ascending; none where logits are."""
+        if self.config.target == "balance":
+            return []
         return sorted({layer for spec in self.attributes for layer in spec.layers})
 
     def edits(self, hf_model: nn.Module) -> list[PointEdit]:
-        """One edit a layer, at the MLP's contribution to the residual stream."""
+        """One edit a layer, at the MLP's contribution to the residual stream; or one of the
+        logits."""
+        if self.config.target == "balance":
+            return [PointEdit(Point("logits"), self._balanced)]
         d_model = self.attributes[0].d_model if self.attributes else None
         return [
             PointEdit(Point("mlp_out", layer), self._editor(hf_model, layer), d_out=d_model)
             for layer in self.layers
         ]
+
+    def prober(self, attribute: str, layer: int) -> LayerProber:
+        """The prober of an attribute at a layer, among the groups to be made even."""
+        return self.probers[attribute].layer(layer, self.config.groups)  # type: ignore[operator]
+
+    def agreement(self, model: TransformerBridge, corpus: Corpus) -> pd.DataFrame:
+        """How far from even the probers and the model itself are, with and without the edit.
+
+        Args:
+            corpus: prompts of one of the attributes; those that no prober was trained on
+                (``probes.unseen``).
+
+        Returns:
+            ``attribute, layer, kl_before, kl_after, n``: mean over ``n`` prompts of ``KL(U ‖ p)``
+            in nats at the last token, of the model's own next-token distribution over groups (the
+            row without a layer), then of each edited layer's prober.
+
+        Raises:
+            TracelabError: a corpus of another attribute, or an edit of an earlier version.
+        """
+        return agreement(self, model, corpus)
+
+    def _balanced(self, logits: Float[Tensor, "batch pos vocab"]) -> Tensor:
+        for spec in self.attributes:  # one after the other
+            words = spec.words_among(self.config.groups)
+            before, logits = group_logits(logits, words), balance(logits, words)
+            if self.is_observed:
+                after = group_logits(logits, words)
+                self.tell(
+                    "model_kl", kl_from_even(before), kl_from_even(after), label=spec.attribute
+                )
+        return logits
 
     def _editor(self, hf_model: nn.Module, layer: int):
         parts = [self.probers[spec.attribute] for spec in self.attributes if layer in spec.layers]
@@ -279,59 +361,6 @@ class FairMed(Method):
     def build(cls, spec: FairMedSpec, origin: Origin | None) -> FairMed:
         """With empty probers."""
         return cls(spec.config, spec.attributes, origin)
-
-
-def _check_data(
-    model: TransformerBridge, items: Sequence[Corpus | LayerProbes], config: FairMedConfig
-) -> None:
-    """Refuse data that cannot serve, before anything is trained.
-
-    Raises:
-        TracelabError: the same attribute twice, probes of another model or of an edited one, groups
-            that nobody knows, or wishes about probers that are trained already.
-    """
-    if not isinstance(items, Sequence) or not all(
-        isinstance(item, Corpus | LayerProbes) for item in items
-    ):
-        raise TracelabError(
-            f"FairMed cannot be fitted on {shown(items)}: give a corpus (datasets.templates), its "
-            "probes (probe_layers), or a list of them"
-        )
-    corpora = [item for item in items if isinstance(item, Corpus)]
-    probes = [item for item in items if isinstance(item, LayerProbes)]
-    names = [c.attribute for c in corpora] + [p.settings["attribute"] for p in probes]
-    if not items or len(set(names)) < len(names):
-        raise TracelabError(
-            f"FairMed needs probers of at least one attribute, each once, not of {names}"
-        )
-    for item in probes:
-        if not same_weights(model, item.settings["model"]["fingerprint"]):
-            made_for, own = item.settings["model"]["model_id"], model_facts(model).model_id
-            raise TracelabError(f"these probes are of {made_for}: probe {own} itself")
-        if (on := item.settings.get("hooks")) and not hook_names(model):
-            raise TracelabError(
-                f"these probes were made with hooks on ({', '.join(on)}): probe the model as it is"
-            )
-    wishes = {n: getattr(config, n) for n in PROBING}
-    asked = [
-        name
-        for name, wish in wishes.items()
-        if wish != FairMedConfig.model_fields[name].default
-        and any(wish != item.settings[name] for item in probes)
-    ]
-    if asked and not corpora:
-        raise TracelabError(
-            f"{', '.join(asked)}: these probes are made already; probe again, or give layers"
-        )
-    known = [c.group_names for c in corpora] + [p.settings["groups"] for p in probes]
-    _check_groups(config, {group for groups in known for group in groups})
-
-
-def _check_groups(config: FairMedConfig, known: set[str]) -> None:
-    if not isinstance(config.groups, str) and not known >= set(config.groups):
-        raise TracelabError(
-            f"the probers know the groups {sorted(known)}, not all of {list(config.groups)}"
-        )
 
 
 def _positions(call: Call, mlp_out: Float[Tensor, "batch pos d_model"], rule: str) -> Tensor:

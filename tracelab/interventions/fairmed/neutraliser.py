@@ -5,9 +5,15 @@ For an activation ``a``, a frozen prober with group distribution ``p(a) = softma
 
     KL(U ‖ p(a + δ)) = -log C - (1/C) Σ_g log p_g(a + δ)
 
-by steps of size ``α = ε · step_frac`` against the gradient, inside a ball of radius ``ε = lam ·
-std‖a‖`` (FairMed, arXiv 2504.07787, and its code). The gradient is written out: with ``h = W1 a +
-b1`` and ``r = p - U`` it is ``W1ᵀ ((W2ᵀ r) ⊙ [h > 0])``, which needs no autograd inside a hook.
+by steps against the gradient, inside a ball of radius ``ε = lam · std‖a‖`` (FairMed, arXiv
+2504.07787, and its code). The gradient is written out: with ``h = W1 a + b1`` and ``r = p - U`` it
+is ``W1ᵀ ((W2ᵀ r) ⊙ [h > 0])``, which needs no autograd inside a hook.
+
+The size of a step. ``step="fixed"``, FairMed's: ``α = ε · step_frac``, so that in a larger ball
+steps are longer and overshoot. ``step="polyak"`` (default): as long as the KL would need to reach
+its least value, 0, if it fell on as it does here (Polyak, 1969), ``KL / ⟨∇, d⟩`` along the
+direction ``d``, whatever the ball; where the KL hardly fell, on from the best point with half the
+length.
 
 Two geometries. ``norm="l2"`` (default): each position's δ lies in an L2 ball over features and
 follows the gradient's direction; δ = 0 is the first candidate, so an activation that is neutral
@@ -28,6 +34,8 @@ from torch import Tensor
 
 from tracelab.interventions.fairmed.config import FairMedConfig
 
+_LEAST_FALL = 1e-3  # of the KL, relative, for a step to have been a good one
+
 
 @dataclass(frozen=True)
 class LayerProber:
@@ -37,6 +45,13 @@ class LayerProber:
     b1: Float[Tensor, "1 hidden"]
     w2: Float[Tensor, "hidden groups"]
     b2: Float[Tensor, "1 groups"]
+
+    @property
+    def slack(self) -> float:
+        """What the tolerance for two groups is multiplied by: with it a share may be as far from
+        even."""
+        n_groups = self.w2.shape[1]
+        return n_groups**2 / (4 * (n_groups - 1)) if n_groups > 1 else 1.0
 
     def log_probs(self, a: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows groups"]:
         """Group log-probabilities."""
@@ -83,8 +98,8 @@ def neutralise(
     Args:
         a: activations, fp32.
         mask: those to neutralise.
-        probers: of one or several attributes; their KL are summed, and all must be below ``tol`` to
-            stop.
+        probers: of one or several attributes; their KL are summed, and all must be neutral (below
+            ``tol``, which is scaled with the number of groups unless ``norm="code"``) to stop.
         epsilon: the radius.
         noise: standard normal draws, needed for ``init="random"`` and ``direction="random"``.
     """
@@ -95,13 +110,12 @@ def neutralise(
         return found
     if config.norm == "l2":  # every position stands alone: [n, 1, d]
         rows = mask.nonzero(as_tuple=True)
-        problem = _Problem(
-            a[rows][:, None], torch.ones_like(steps[rows][:, None], dtype=torch.bool), probers
-        )
+        ones = torch.ones_like(steps[rows][:, None], dtype=torch.bool)
+        problem = _Problem(a[rows][:, None], ones, probers, [prober.slack for prober in probers])
         start = None if noise is None else noise[rows][:, None]
     else:
         rows = mask.any(dim=1).nonzero(as_tuple=True)
-        problem = _Problem(a[rows], mask[rows], probers)
+        problem = _Problem(a[rows], mask[rows], probers, [1.0] * len(probers))
         start = None if noise is None else noise[rows]
     factors = (0.25, 0.5, 1.0, 2.0, 4.0) if config.radius == "adaptive" else (1.0,)
     best = torch.zeros_like(problem.a)
@@ -140,24 +154,31 @@ class _Problem:
     a: Tensor
     mask: Tensor
     probers: Sequence[LayerProber]
+    slack: Sequence[float]
 
     def select(self, rows: Tensor) -> _Problem:
-        return _Problem(self.a[rows], self.mask[rows], self.probers)
+        return _Problem(self.a[rows], self.mask[rows], self.probers, self.slack)
 
     def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per sequence: the summed KL, the largest KL of an attribute; and the gradient."""
+        """Per sequence: the summed KL, the largest of an attribute over its slack; and the
+        gradient."""
         found = [prober.kl_and_gradient(self.a + delta) for prober in self.probers]
         kl = torch.stack([self._summed(kl) for kl, _ in found])
         gradient = torch.stack([slope for _, slope in found]).sum(dim=0)
         return (
             kl.sum(dim=0),
-            kl.amax(dim=0),
+            self._largest(kl),
             gradient.where(self.mask[..., None], torch.zeros_like(gradient)),
         )
 
     def worst(self, delta: Tensor) -> Tensor:
-        """Per sequence the largest KL of an attribute."""
-        return torch.stack([self._summed(p.kl(self.a + delta)) for p in self.probers]).amax(dim=0)
+        """Per sequence the largest KL of an attribute over its slack."""
+        return self._largest(
+            torch.stack([self._summed(p.kl(self.a + delta)) for p in self.probers])
+        )
+
+    def _largest(self, kl: Float[Tensor, "attributes seq"]) -> Float[Tensor, "seq"]:
+        return torch.stack([k / slack for k, slack in zip(kl, self.slack, strict=True)]).amax(dim=0)
 
     def _summed(self, kl: Tensor) -> Tensor:
         # A product with the mask would let a NaN outside it through.
@@ -182,10 +203,9 @@ def _descend(
 ) -> tuple[Tensor, Tensor]:
     """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps
     taken."""
-    best, best_kl = (
-        torch.zeros_like(delta),
-        torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device),
-    )
+    best, gradients = torch.zeros_like(delta), torch.zeros_like(delta)
+    best_kl = torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device)
+    share = torch.ones_like(best_kl)  # of Polyak's step
     taken = torch.zeros(delta.shape[0], dtype=torch.long, device=delta.device)
     active = torch.arange(delta.shape[0], device=delta.device)
     # From zero, the first evaluation is of the activation as it is.
@@ -195,15 +215,33 @@ def _descend(
         # Never true of a KL that is not a number. Neutral for all attributes is best even if the
         # sum was lower before.
         better = (kl < best_kl[active]) | (worst < config.tol)
-        best_kl[active[better]], best[active[better]] = kl[better], delta[active[better]]
-        going = (worst >= config.tol) & kl.isfinite()
+        fell = kl < best_kl[active] * (1 - _LEAST_FALL)
+        share[active] = torch.where(fell, 1.0, share[active] / 2)
+        rows = active[better]
+        best_kl[rows], best[rows], gradients[rows] = kl[better], delta[rows], gradient[better]
+        going = (worst >= config.tol) & best_kl[active].isfinite()
+        if config.step == "fixed":  # from here on, be it better or not
+            going &= kl.isfinite()
         active, gradient = active[going], gradient[going]
         if not len(active) or number == evaluations:
             break
-        stepped = delta[active] - epsilon * config.step_frac * _direction(gradient, config)
+        if config.step == "fixed":
+            stepped = delta[active] - epsilon * config.step_frac * _direction(gradient, config)
+        else:
+            stepped = best[active] - share[active, None, None] * _to_zero(
+                best_kl[active], gradients[active], epsilon, config
+            )
         delta[active] = _project(stepped, epsilon, config)
         taken[active] += 1
     return best, taken
+
+
+def _to_zero(kl: Tensor, gradient: Tensor, epsilon: float, config: FairMedConfig) -> Tensor:
+    """Polyak's step; at most through the whole ball, as where nothing slopes it has no end."""
+    direction = _direction(gradient, config)
+    slope = (gradient * direction).sum(dim=(1, 2))
+    length = (kl.clamp_min(0) / slope.clamp_min(1e-30)).clamp(max=2 * epsilon)
+    return length[:, None, None] * direction
 
 
 def _direction(gradient: Tensor, config: FairMedConfig) -> Tensor:

@@ -154,15 +154,7 @@ def probe_layers(
     splits = [split_rows(corpus, split, seed + k) for k in range(n_seeds)]
     states = harvest(model, corpus, words, prepend_bos=prepend_bos, batch_tokens=batch_tokens)
     truth = states.labels.argmax(dim=1)
-    shares = truth.bincount(minlength=len(corpus.groups)) / len(truth)
-    scored = (shares >= MIN_SHARE).numpy()
-    if scored.sum() < 2:
-        only = corpus.group_names[int(shares.argmax())]
-        raise TracelabError(
-            f"the group {only!r} is the most likely after {shares.max():.0%} of the prompts: F1 "
-            "would "
-            "say nothing; bring a corpus with other concepts, or other group words"
-        )
+    scored = scored_groups(states.labels, corpus)
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)
     if n_train < 50 * n_groups:
         warn(f"{n_train} training prompts for {n_groups} groups: fewer than 50 a group")
@@ -193,6 +185,7 @@ def probe_layers(
         [corpus],
         attribute=corpus.attribute,
         groups=list(corpus.group_names),
+        group_tokens=[ids.tolist() for ids in words],
         groups_scored=[n for n, yes in zip(corpus.group_names, scored, strict=True) if yes],
         prober=config.settings(),
         split=split,
@@ -202,6 +195,26 @@ def probe_layers(
         seed=seed,
     )
     return LayerProbes(settings, tally.table(top_k, seed), labels_table, tensors)
+
+
+def scored_groups(
+    labels: Float[Tensor, "prompts groups"], corpus: Corpus
+) -> Bool[np.ndarray, "groups"]:
+    """Which groups are the most likely after at least :data:`MIN_SHARE` of the prompts.
+
+    Raises:
+        TracelabError: only one is.
+    """
+    truth = labels.argmax(dim=1)
+    shares = truth.bincount(minlength=len(corpus.groups)) / len(truth)
+    scored = (shares >= MIN_SHARE).numpy()
+    if scored.sum() < 2:
+        only = corpus.group_names[int(shares.argmax())]
+        raise TracelabError(
+            f"the group {only!r} is the most likely after {shares.max():.0%} of the prompts: F1 "
+            "would say nothing; bring a corpus with other concepts, or other group words"
+        )
+    return scored
 
 
 def split_rows(
