@@ -6,13 +6,16 @@ import torch
 from tests.interventions.edits import random_delta
 from tests.tiny import KINDS, N_LAYERS
 from tracelab.interventions.training.finetune import frozen
+from tracelab.model.load import require_hook
 from tracelab.model.partial_forward import (
     BlockRunner,
+    LayerStates,
     SuffixRunner,
     _Return,
     last_logits,
     replaced_blocks,
 )
+from tracelab.model.states import token_states
 
 LENGTH = 9
 
@@ -277,3 +280,36 @@ def test_an_error_while_a_suffix_is_prepared_leaves_no_trace(tiny_model, tokens,
     assert list(model.blocks) == blocks
     assert not any(block._forward_hooks for block in model.blocks)
     assert torch.equal(model(tokens), logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_layer_states_are_those_of_whole_passes_under_what_was_left_before(
+    tiny_model, sequences, kind
+):
+    model = tiny_model(kind)
+    runs = []
+    handle = model.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    states = LayerStates(model, sequences, batch_tokens=16)  # several batches, with padding
+    first = states.after(0)
+    once = len(runs)
+    states.leave([0.5 * x + 1 for x in first])
+    third, last = states.after(2), states.after(N_LAYERS - 1)
+    assert len(runs) == once > 1
+    handle.remove()
+
+    def change(value, hook):
+        return 0.5 * value + 1
+
+    name = require_hook(model, "resid_post", 0)
+    for found, layer, hooks in (
+        (first, 0, []),
+        (third, 2, [(name, change)]),
+        (last, N_LAYERS - 1, [(name, change)]),
+    ):
+        for ids, own in zip(sequences, found, strict=True):
+            with model.hooks(fwd_hooks=hooks):
+                (whole,) = token_states(model, [ids], "resid_post", layer)
+            torch.testing.assert_close(own, whole, atol=1e-4, rtol=1e-4)
+    assert (third[0] - token_states(model, sequences, "resid_post", 2)[0]).abs().max() > 0.1
+    model(torch.tensor([sequences[0]]))  # no block stays replaced

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,30 @@ def test_layers_are_fitted_on_what_the_layers_before_them_leave(model):
     alone = Erasure.fit(model, PAIRS, layers=[2])
     assert torch.equal(both.read_0, Erasure.fit(model, PAIRS, layers=[0]).read_0)
     assert not torch.allclose(both.read_2, alone.read_2, atol=1e-3)
+
+
+def test_each_layers_directions_are_those_of_whole_forward_passes_under_the_layers_before(model):
+    edit = Erasure.fit(model, PAIRS, layers=[0, 2, 3])
+    pairs = [tuple(encode(model, text).ids for text in pair) for pair in PAIRS.pairs]
+    starts = [next(i for i in range(len(a)) if a[i] != b[i]) for a, b in pairs if len(a) == len(b)]
+    pairs = [(a, b) for a, b in pairs if len(a) == len(b)]
+    neutral = [encode(model, text).ids for text in PAIRS.neutral]
+
+    def rows_of(side, layer):
+        states = token_states(model, [pair[side] for pair in pairs], "resid_post", layer)
+        return torch.cat([x[k:] for x, k in zip(states, starts, strict=True)])
+
+    for before, layer in ((None, 0), (0, 2), (2, 3)):
+        with contextlib.nullcontext() if before is None else edit.up_to(before).applied(model):
+            a, b = rows_of(0, layer), rows_of(1, layer)
+            other = [x[1:] for x in token_states(model, neutral, "resid_post", layer)]
+        expected = _directions(a, b, other, edit.config)
+        for name in ("mu", "most"):
+            torch.testing.assert_close(
+                getattr(edit, f"{name}_{layer}"), expected[name], atol=1e-4, rtol=1e-3
+            )
+        found = {name: getattr(edit, f"{name}_{layer}") for name in ("read", "write", "mu")}
+        torch.testing.assert_close(erased(a, found), erased(a, expected), atol=1e-3, rtol=1e-3)
 
 
 def test_random_directions_follow_the_seed_and_bring_counterparts_no_nearer(model):

@@ -8,7 +8,8 @@ that length, and calling them again with the same arguments. Its ``head`` lets t
 final norm, unembedding, soft-cap.
 
 What training an edit of late blocks needs is coarser: :class:`SuffixRunner` runs fixed sequences
-from a block on, with whatever hooks are there, and keeps the residuals before it.
+from a block on, with whatever hooks are there, and keeps the residuals before it. What a fit layer
+by layer needs is :class:`LayerStates`, which runs each block once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers import DynamicCache
 
 from tracelab.gradients import measuring
 from tracelab.model.forward_pass import reading
+from tracelab.model.load import require_hook
 from tracelab.model.tokens import length_batches, pad
 from tracelab.progress import progress
 
@@ -138,6 +140,70 @@ class SuffixRunner:
         resid = pad_sequence([self._resid[i] for i in indices], batch_first=True).to(tokens.device)
         with replaced_blocks(self.model, _Return(resid, self._blocks_return_tuples), self.start):
             return tokens, mask, self.model(tokens, attention_mask=mask)
+
+
+class LayerStates:
+    """Residuals of fixed sequences after one block after the other, each block run once, with what
+    the caller leaves in their place.
+
+    >>> states = LayerStates(model, sequences)
+    >>> after_0 = states.after(0)
+    >>> states.leave([x * 0.9 for x in after_0])  # what block 1 will see
+    >>> after_1 = states.after(1)
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        sequences: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = 1024,
+    ) -> None:
+        self.model, self.sequences, self.batch_tokens = model, list(sequences), batch_tokens
+        self._resid: list[Tensor] = [torch.empty(0)] * len(self.sequences)
+        self._start, self._blocks_return_tuples = 0, False
+
+    @measuring()
+    def after(self, layer: int) -> list[Float[Tensor, "_pos d_model"]]:
+        """Residuals after block ``layer``, in fp32 on the CPU, with the hooks that are on there.
+
+        Raises:
+            TracelabError: the model has no such layer.
+        """
+        name, seen = require_hook(self.model, "resid_post", layer), []
+        stop = layer + 1 if layer + 1 < len(self.model.blocks) else None
+
+        def note_form(module: nn.Module, args: tuple, output: Any) -> None:
+            self._blocks_return_tuples = isinstance(output, tuple)
+
+        handle = self.model.blocks[layer].register_forward_hook(note_form)
+        try:
+            for batch in length_batches(map(len, self.sequences), self.batch_tokens):
+                tokens, mask = pad(self.model, [self.sequences[i] for i in batch])
+                hooks = [(name, lambda value, hook: seen.append(value))]
+                with self._from_kept(batch, tokens.device), self.model.hooks(fwd_hooks=hooks):
+                    self.model(tokens, attention_mask=mask, stop_at_layer=stop)
+                values = seen.pop().cpu()
+                for row, i in enumerate(batch):
+                    self._resid[i] = values[row, : len(self.sequences[i])].clone()
+        finally:
+            handle.remove()
+        self._start = layer + 1
+        return [resid.float() for resid in self._resid]
+
+    def leave(self, states: Sequence[Float[Tensor, "_pos d_model"]]) -> None:
+        """What the next block will see in the place of the residuals just given."""
+        self._resid = [new.to(old) for new, old in zip(states, self._resid, strict=True)]
+
+    @contextmanager
+    def _from_kept(self, batch: Sequence[int], device: torch.device) -> Iterator[None]:
+        if not self._start:
+            yield
+            return
+        resid = pad_sequence([self._resid[i] for i in batch], batch_first=True).to(device)
+        block = _Return(resid, self._blocks_return_tuples)
+        with replaced_blocks(self.model, block, self._start):
+            yield
 
 
 _CACHE_NAMES = {"past_key_values", "layer_past"}  # what architectures call a block's cache

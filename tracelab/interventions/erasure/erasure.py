@@ -42,7 +42,7 @@ from tracelab.interventions.activation_edit import ActivationEdit
 from tracelab.interventions.drift import drift
 from tracelab.interventions.erasure.config import ErasureConfig
 from tracelab.model.load import model_facts
-from tracelab.model.states import token_states
+from tracelab.model.partial_forward import LayerStates
 from tracelab.model.texts import as_texts
 from tracelab.model.tokens import encode, require_context
 
@@ -125,17 +125,18 @@ class Erasure(ActivationEdit):
                 f"{self.config.method} of {len(pairs)} pairs has rank {most} at most, not "
                 f"{self.config.rank}"
             )
+        sequences = [a for a, _, _ in pairs], [b for _, b, _ in pairs], neutral
+        texts = [LayerStates(model, each) for each in sequences]
         for layer in self.layers:
-            with self.applied(model):
-                first, second, other = (
-                    token_states(model, sequences, self.point, layer)
-                    for sequences in ([a for a, _, _ in pairs], [b for _, b, _ in pairs], neutral)
-                )
+            states = [each.after(layer) for each in texts]
             a, b = (
                 torch.cat([x[k:] for x, (_, _, k) in zip(xs, pairs, strict=True)])
-                for xs in (first, second)
+                for xs in states[:2]
             )
-            self.set_(layer, **_directions(a, b, [x[1:] for x in other], self.config, layer))
+            found = _directions(a, b, [x[1:] for x in states[2]], self.config, layer)
+            self.set_(layer, **found)
+            for each, xs in zip(texts, states, strict=True):
+                each.leave([self.change(x[None], **found)[0] for x in xs])
         self.notes |= {"n_pairs": len(pairs), "left_out": left_out, "n_neutral": len(neutral)}
         if held_out := getattr(data, "held_out", ()):
             cost = drift(model, self, held_out)

@@ -11,6 +11,11 @@ Both experts are weight deltas of one small model with the target's vocabulary; 
 target itself. They run as one batch and keep their keys and values along with the target's own
 (:mod:`.runner`). Other edits of the target do not act inside its experts.
 
+Several attributes at once are a stack, ``z̃ = z + Σ αᵢ (zᵢ⁺ - zᵢ⁻)``: each member's experts are run
+from the text by themselves, and ``z`` is the target's own logits for all of them, so their order
+does not matter and no shift is computed from what another has mixed (:meth:`Experts.together`). The
+weights ``αᵢ`` can be changed without tuning anew.
+
 ``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler.
 ``"base_first"`` (DExperts): the target's own distribution, before the difference is added, by the
 edit itself; sample with ``top_p=1`` then. When given tokens are scored nothing is cut.
@@ -40,6 +45,7 @@ from tracelab.interventions.experts.runner import ExpertRunner
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
+from tracelab.interventions.stack import Stack
 from tracelab.interventions.training.finetune import finetune
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.forward_pass import current_call
@@ -68,8 +74,8 @@ class Experts(Method):
     >>> with edit.with_alpha(0.5).applied(model):
     ...     tracelab.generate(model, "The nurse said that").frame
 
-    Several directions at once are a :class:`~tracelab.interventions.stack.Stack` of them: the
-    differences add up.
+    Several attributes at once are a :class:`~tracelab.interventions.stack.Stack` of them: the
+    differences add up (:meth:`together`).
 
     Attributes:
         expert_base: the model that the experts are deltas of, where it is not the edited model
@@ -173,6 +179,19 @@ class Experts(Method):
     def with_alpha(self, alpha: float) -> Experts:
         """The same experts at another strength."""
         return self.with_config(self.config.replace(alpha=alpha))
+
+    @staticmethod
+    def together(edits: Sequence[Experts], alphas: Sequence[float]) -> Stack:
+        """Experts of several attributes as one edit, each with its weight; nothing is tuned.
+
+        Raises:
+            TracelabError: not one weight an edit, or one that is no finite number.
+        """
+        if len(edits) != len(alphas):
+            raise TracelabError(
+                f"each of {len(edits)} experts needs one alpha: {len(alphas)} were given"
+            )
+        return Stack([edit.with_alpha(a) for edit, a in zip(edits, alphas, strict=True)])
 
     @property
     def name(self) -> str:
