@@ -13,6 +13,7 @@ from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores
 from tracelab.interventions.methods import METHODS
+from tracelab.metrics import label
 from tracelab.report import editing
 from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
@@ -189,10 +190,16 @@ def test_every_method_is_fitted_kept_compared_and_shown(edited):
         bool(stacked),
         not stacked,
     )
-    headline = pd.read_csv(folder / "tables/headline.csv")
-    changes = headline[headline["question"] == "What do edits change?"]
-    ss = table[(table["metric"] == "ss") & table["difference"].notna()]
-    assert changes["value"].tolist() == pytest.approx(ss["difference"].tolist())
+    headline = pd.read_csv(folder / "tables/headline.csv").set_index("number")["value"]
+    own = table[(table["bias"] == "gender") & table["difference"].notna()]
+    for metric in ("gap_group", "ss", "lms"):
+        for row in own[own["metric"] == metric].to_dict("records"):
+            said = headline[f"{row['edit']}: change of {label(metric)}"]
+            assert said == pytest.approx(row["difference"])
+    texts = pd.read_csv(folder / "tables/texts_table.csv")
+    assert set(texts["edit"]) == set(table["edit"])
+    for heading in ("What moved, and what it cost", "What it writes"):
+        assert heading in page
 
 
 @pytest.mark.slow
@@ -211,9 +218,9 @@ def test_started_again_edits_and_cells_are_resumed(
 
 
 @pytest.mark.slow
-def test_the_stack_is_the_two_nearest_to_50_among_those_that_help_and_keep_lms(edited):
+def test_the_stack_is_the_two_of_least_association_among_those_that_help_and_keep_lms(edited):
     choice = pd.read_csv(edited / "tables/choice_table.csv").set_index("edit")
-    distance = (choice["ss"] - 50).abs()
+    distance = choice["association"].abs()
     allowed = (choice["lms"] >= choice.loc["unedited", "lms"] - 1) & (
         distance < distance["unedited"]
     )
@@ -252,18 +259,19 @@ def test_layers_of_a_preset_always_hold_the_last():
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        # unedited, then a, b, c: SS and LMS
-        ([(60, 90), (52, 90), (58, 89.5), (51, 88)], "a + b"),  # c costs two points of LMS
-        ([(60, 90), (47, 90), (60, 90), (61, 90)], None),  # only a helps
-        ([(60, 90), (48, 90), (51, 90), (53, 90)], "b + a"),
+        # unedited, then a, b, c: association and LMS
+        ([(0.4, 90), (0.1, 90), (0.3, 89.5), (0.0, 88)], "a + b"),  # c costs two points of LMS
+        ([(0.4, 90), (-0.3, 90), (0.4, 90), (-0.5, 90)], None),  # only a helps
+        ([(0.4, 90), (-0.2, 90), (0.1, 90), (0.3, 90)], "b + a"),
     ],
 )
 def test_which_two_edits_are_stacked(tiny_model, tmp_path, monkeypatch, scores, expected):
     given = iter(scores)
 
     def scored(model, records, seed):
-        ss, lms = next(given)
-        table = pd.DataFrame({"metric": ["ss_pooled", "lms_pooled"], "value": [ss, lms]})
+        gap, lms = next(given)
+        names = ["gap", "gap_group", "ss_pooled", "lms_pooled"]
+        table = pd.DataFrame({"metric": names, "value": [9.0, gap, 50.0, lms]})
         return SimpleNamespace(table=table)
 
     monkeypatch.setattr(editing, "stereoset_scores", scored)

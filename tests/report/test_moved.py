@@ -1,0 +1,59 @@
+"""What the page leads with is what the scoreboard says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard
+from tracelab.report.moved import sentences, what_moved
+
+NONE = np.nan
+ROWS = [
+    # edit, benchmark, bias, metric, value, difference, low, high, up, down, note
+    ("unedited", "stereoset", "gender", "gap_group", 0.02, NONE, NONE, NONE, NONE, NONE, ""),
+    ("unedited", "stereoset", "gender", "ss", 60.0, NONE, NONE, NONE, NONE, NONE, ""),
+    ("unedited", "stereoset", "race", "ss", 63.0, NONE, NONE, NONE, NONE, NONE, ""),
+    ("unedited", "crows-pairs", "gender", "gap_group", 0.5, NONE, NONE, NONE, NONE, NONE, ""),
+    ("unedited", "perplexity", "", "perplexity", 50.0, NONE, NONE, NONE, NONE, NONE, ""),
+    ("a", "stereoset", "gender", "gap_group", 0.01, -0.01, -0.015, -0.005, 3, 9, ""),
+    ("a", "stereoset", "gender", "ss", 60.0, 0.0, NONE, NONE, 0, 0, "no record changed sides"),
+    ("a", "stereoset", "race", "ss", 61.0, -2.0, -3.0, -1.0, 1, 9, ""),
+    ("a", "crows-pairs", "gender", "gap_group", 0.1, -0.4, -0.5, -0.3, 1, 9, ""),
+    ("a", "perplexity", "", "perplexity", 51.0, 1.0, 0.5, 1.5, 9, 1, ""),
+    ("b", "stereoset", "gender", "gap_group", 0.02, 0.0, -0.01, 0.01, 5, 5, ""),
+    ("b", "perplexity", "", "perplexity", 50.0, 0.0, -0.1, 0.1, 5, 5, ""),
+]
+
+
+@pytest.fixture
+def board():
+    names = ["edit", "benchmark", "bias", "metric", "value", "difference"]
+    names += ["difference_low", "difference_high", "up", "down", "difference_note"]
+    table = pd.DataFrame(ROWS, columns=names).reindex(columns=COLUMNS)
+    table = table.assign(reason="", n=12, p_holm=0.5)
+    return Scoreboard({"bias": "gender"}, table, pd.DataFrame(), pd.DataFrame())
+
+
+def test_only_the_bias_type_and_benchmarks_that_lead_are_there(board):
+    moved = what_moved(board)
+    assert list(zip(moved["edit"], moved["metric"], moved["moved"], strict=True)) == [
+        ("a", "gap_group", True),
+        ("b", "gap_group", False),
+        ("a", "ss", False),
+        ("a", "perplexity", True),
+        ("b", "perplexity", False),
+    ]
+    first = moved.iloc[0]
+    assert (first["before"], first["after"]) == (0.02, 0.01)
+    assert moved.set_index(["edit", "metric"]).loc[("a", "ss"), "note"] == "no record changed sides"
+
+
+def test_each_edit_is_one_sentence_that_tells_effect_cost_and_what_stayed(board):
+    a, b = sentences(what_moved(board))
+    assert a == (
+        "a: group-dependent gap (nats a token) 0.02 → 0.01 (-0.01 [-0.015, -0.005]); perplexity "
+        "+2.0 %. Not moved: StereoSet SS (%)."
+    )
+    assert b == "b: moves no bias score beyond chance; perplexity +0.0 %."
