@@ -81,9 +81,6 @@ def main() -> None:
         pd.DataFrame(found).to_csv(FIGURES / f"{name}.csv", index=False, float_format="%.4g")
 
 
-# --- structures, from the data --------------------------------------------------------------------
-
-
 @cache
 def sizes(structure: str) -> tuple[int, ...]:
     """Records of each term; one number for a benchmark without terms."""
@@ -100,9 +97,6 @@ def sizes(structure: str) -> tuple[int, ...]:
 
 
 STEREOSET = tuple(f"StereoSet {bias}" for bias in ("gender", "race", "religion", "profession"))
-
-
-# --- what is drawn --------------------------------------------------------------------------------
 
 
 def hits(structure: str, share: float, sd: float) -> Callable[..., Groups]:
@@ -204,23 +198,16 @@ def _beta(rng: np.random.Generator, structure: str, mean: float, sd: float) -> n
     return rng.beta(mean * size, (1 - mean) * size, n)
 
 
-# --- statistics -----------------------------------------------------------------------------------
-
-
 def of_icat(means: np.ndarray) -> Any:
     return icat(means[..., 0], means[..., 1])
-
-
-def icat_change(means: np.ndarray) -> Any:
-    return of_icat(means[..., 2:]) - of_icat(means[..., :2])
 
 
 def of_perplexity(means: np.ndarray) -> Any:
     return np.exp(means[..., 0] / means[..., 1])
 
 
-def perplexity_change(means: np.ndarray) -> Any:
-    return of_perplexity(means[..., 2:]) - of_perplexity(means[..., :2])
+def change(of: Function) -> Function:
+    return lambda means: of(means[..., 2:]) - of(means[..., :2])
 
 
 def cases() -> Iterator[Case]:
@@ -246,7 +233,7 @@ def cases() -> Iterator[Case]:
             )
         true = float(icat(100 * 0.625, 92.0) - icat(63.0, 92.0))
         drawn = both_scores(name, 0.08)
-        yield Case(name, "change of ICAT, sd 8", drawn, icat_change, true, resampled=few)
+        yield Case(name, "change of ICAT, sd 8", drawn, change(of_icat), true, resampled=few)
     for name in ("CrowS-Pairs gender", "WinoBias type 1"):
         yield Case(name, "share 60", hits(name, 0.6, 0), mean, 60, 100.0)
         yield Case(name, "share 95", hits(name, 0.95, 0), mean, 95, 100.0)
@@ -259,10 +246,7 @@ def cases() -> Iterator[Case]:
     many = np.concatenate([texts(rng)[0] for rng in map(np.random.default_rng, range(20_000))])
     total = many.mean(axis=0)
     yield Case("perplexity", "value", texts, of_perplexity, of_perplexity(total))
-    yield Case("perplexity", "change", texts, perplexity_change, perplexity_change(total))
-
-
-# --- intervals ------------------------------------------------------------------------------------
+    yield Case("perplexity", "change", texts, change(of_perplexity), change(of_perplexity)(total))
 
 
 def two_stage(groups: Groups, function: Function, rng: np.random.Generator) -> tuple[float, float]:
@@ -369,9 +353,6 @@ def _summary(case: Case, name: str, intervals: np.ndarray) -> dict[str, Any]:
         "missing": 1 - len(there) / len(intervals),
         "repetitions": len(intervals),
     }
-
-
-# --- tests ----------------------------------------------------------------------------------------
 
 
 def p_values(groups: Groups) -> dict[str, float]:
