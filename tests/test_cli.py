@@ -44,7 +44,9 @@ def test_score_writes_the_documented_rows(tmp_path, tiny_folder):
     assert set(written) == {"command", "settings", "results"}
     assert written["command"].startswith("tracelab score stereoset --bias religion")
     rows = {row["metric"]: row for row in written["results"]}
-    assert set(rows["ss"]) == {"benchmark", "bias", "edit", "metric", "value", "low", "high", "n"}
+    assert set(rows["ss"]) == {
+        *("benchmark", "bias", "edit", "metric", "value", "low", "high", "n", "note"),
+    }
     assert rows["ss"]["benchmark"] == "stereoset"
     assert rows["ss"]["edit"] is None
     assert rows["ss"]["n"] == 20

@@ -62,7 +62,7 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     for first, second in zip(before.samples(), after.samples(), strict=True):
         for row in _compare(first, second, seed):
             rows.append({"benchmark": before.benchmark, "bias": first.bias} | row)
-    return pd.DataFrame(rows).astype({"up": "Int64", "down": "Int64"})
+    return pd.DataFrame(rows)
 
 
 def require_comparable(before: BenchmarkScores, after: BenchmarkScores) -> None:
@@ -146,7 +146,7 @@ def _largest(metric: str, before: Sample, after: Sample) -> float:
 def _flips(function: Callable[[np.ndarray], Any], halves: np.ndarray) -> dict[str, Any]:
     """How many units' values rose and fell, where the metric is a mean of units' values."""
     if not isinstance(function, Column):
-        return {"up": pd.NA, "down": pd.NA}
+        return {"up": np.nan, "down": np.nan}
     moved = halves[:, function.index]
     return {"up": int((moved > 0).sum()), "down": int((moved < 0).sum())}
 
