@@ -47,6 +47,8 @@ METRICS = {
     "pro_preferred": Metric("WinoBias, pro preferred", "%", 50.0),
     "acc_gap": Metric("WinoBias gap", "points", 0.0),
     "hellinger": Metric("local bias (Hellinger)", ideal=0.0),
+    "swap_same_top1": Metric("same next token after a gender swap", "%", 100.0),
+    "swap_tv": Metric("next-token distance after a gender swap (TV)", ideal=0.0),
     "sentiment_gap": Metric("BOLD sentiment gap", ideal=0.0),
     "perplexity": Metric("perplexity"),
     "sensitive": Metric("attention gap, differing tokens"),

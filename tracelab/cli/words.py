@@ -11,6 +11,7 @@ BENCHMARKS = (
     "winobias",
     "bold",
     "local-bias",
+    "swap-consistency",
     "attention",
     "perplexity",
     "wikitext-2",

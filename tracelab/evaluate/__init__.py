@@ -8,6 +8,7 @@ from tracelab.evaluate.benchmarks.hellinger import hellinger, prompt_pairs
 from tracelab.evaluate.benchmarks.lm_eval import lm_eval_scores
 from tracelab.evaluate.benchmarks.perplexity import perplexity
 from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
+from tracelab.evaluate.benchmarks.swap_consistency import swap_pairs, swap_scores
 from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.evaluate.benchmarks.winobias import winobias_scores
 from tracelab.evaluate.bold.bold import bold_scores
@@ -33,6 +34,8 @@ __all__ = [
     "prompt_pairs",
     "score_predictions",
     "stereoset_scores",
+    "swap_pairs",
+    "swap_scores",
     "transductive_scores",
     "winobias_scores",
 ]

@@ -34,6 +34,7 @@ from tracelab.evaluate.benchmarks.hellinger import (
 from tracelab.evaluate.benchmarks.lm_eval import PREFIX, lm_eval_benchmark
 from tracelab.evaluate.benchmarks.perplexity import WINDOW, PerplexityScores, perplexity
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
+from tracelab.evaluate.benchmarks.swap_consistency import SwapScores, swap_pairs, swap_scores
 from tracelab.evaluate.benchmarks.winobias import WinoBiasScores, winobias_scores
 from tracelab.evaluate.bold.bold import GROUPS, BoldScores, bold_scores
 from tracelab.evaluate.scores import Benchmark
@@ -100,6 +101,15 @@ _ALL = (
         ("hellinger",),
         tuple(WORD_PAIRS),
         where=(),
+    ),
+    Benchmark(
+        "swap-consistency",
+        lambda bias, limit, **where: swap_pairs(bias, limit=limit, **where),
+        swap_scores,
+        SwapScores,
+        ("swap_same_top1", "swap_tv"),
+        ("gender",),
+        where=("source", "split"),
     ),
     Benchmark(
         "attention",

@@ -145,7 +145,7 @@ def hellinger(
         dict.fromkeys(text for pair in pairs for text in (pair.minoritised, pair.dominant))
     )
     logits = dict(
-        zip(prompts, _next_token_logits(model, prompts, prepend_bos, batch_tokens), strict=True)
+        zip(prompts, next_token_logits(model, prompts, prepend_bos, batch_tokens), strict=True)
     )
     rows = [
         (
@@ -204,9 +204,10 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @measuring()
-def _next_token_logits(
-    model: TransformerBridge, prompts: Sequence[str], bos: bool, batch_tokens: int
+def next_token_logits(
+    model: TransformerBridge, prompts: Sequence[str], bos: bool, batch_tokens: int = BATCH_TOKENS
 ) -> Float[Tensor, "prompts vocab"]:
+    """Logits in fp32 after each prompt, batched by equal length."""
     sequences = [encode(model, prompt, prepend_bos=bos).ids for prompt in prompts]
     require_context(model, map(len, sequences), what="prompt")
     found: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(prompts)
