@@ -26,7 +26,8 @@ EDITS = {
     "delta": random_delta,
     "erasure": random_erasure,
     "experts": random_experts,
-    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5),
+    # Few steps: on rough probers each enlarges the rounding between two backends.
+    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=3),
     "fairmed-adaptive": lambda model: random_fairmed(model, lam=2.0, steps=3, radius="adaptive"),
     "fairmed-code": lambda model: random_fairmed(
         model, lam=1.0, norm="code", grad="sign", init="random"
