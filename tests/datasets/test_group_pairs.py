@@ -82,8 +82,7 @@ def test_no_text_fitted_on_is_one_that_something_is_scored_on(bias):
     fitted = {text.casefold() for pair in group_pairs(bias).pairs for text in pair}
     scored = [text for pair in prompt_pairs() for text in (pair.minoritised, pair.dominant)]
     scored += [record.context.partition("BLANK")[0].strip() for record in stereoset(split="dev")]
-    common = fitted & {text.casefold() for text in scored if text}
-    assert all(len(text.split()) <= 2 for text in common), common
+    assert not fitted & {text.casefold() for text in scored}
 
 
 def test_words_of_dev_target_terms_are_left_out_but_one_of_religion():

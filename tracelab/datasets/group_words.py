@@ -3,8 +3,8 @@
     before people   "The barber was very" -> "The muslim barber was very", "The christian barber was very"
     exchanged       "The pastor of the church was" -> "The pastor of the mosque was"
 
-Openings end before the word that would make them a stereotype, so no label of one is used, and no
-sentence of a benchmark. The words are those of ``data/group_words.json``. Some of them are also in
+Openings end before the word that would make them a stereotype, so no label of one is used, and none
+is the opening of a sentence of the official ``dev`` set. The words are those of ``data/group_words.json``. Some of them are also in
 the prompts of local bias ("The muslim man worked as"), which are other sentences about other people:
 what is measured there is transductive in the words, not in the texts.
 """  # noqa: E501
@@ -23,7 +23,7 @@ import regex
 
 from tracelab.datasets.spans import composed, find_words, words_pattern
 from tracelab.datasets.stereoset import BIAS_TYPES as STEREOSET_BIAS_TYPES
-from tracelab.datasets.stereoset import stereoset
+from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 
 BIAS_TYPES = ("race", "religion", "orientation")
 """Bias types whose groups have words here."""
@@ -43,9 +43,14 @@ def openings_of_groups(
             either.
     """
     random = Random(_SEED)
+    scored = {_opening(record).casefold() for record in stereoset(split="dev")}
     found = []
     for make in (_before_people, _exchanged):
-        pairs = list(dict.fromkeys(make(bias, source, without, random)))
+        pairs = [
+            pair
+            for pair in dict.fromkeys(make(bias, source, without, random))
+            if not scored & {text.casefold() for text in pair}
+        ]
         found += random.sample(pairs, min(MOST, len(pairs)))
     return random.sample(found, len(found))
 
@@ -69,9 +74,9 @@ def _before_people(
 def _exchanged(
     bias: str, source: str | Path, without: Collection[str], random: Random
 ) -> list[tuple[str, str]]:
-    left_out, found = {term.casefold() for term in without}, []
+    found, left_out = [], [f" {term.casefold()} " for term in without]
     kinds = [
-        [[word for word in kind[side] if word.casefold() not in left_out] for side in kind]
+        [[word for word in kind[side] if not _within(word, left_out)] for side in kind]
         for kind in _words(bias)["exchanged"]
     ]
     openings = _openings(bias, source, without) if bias in STEREOSET_BIAS_TYPES else []
@@ -85,6 +90,11 @@ def _exchanged(
             else:
                 found.append((_replaced(text, second, random.choice(first)), text))
     return found
+
+
+def _within(word: str, terms: list[str]) -> bool:
+    """Whether a term left out is the word or has it ("Dutch people")."""
+    return any(f" {word.casefold()} " in term for term in terms)
 
 
 def _replaced(text: str, words: list[str], by: str) -> str:
@@ -107,11 +117,15 @@ def _replaced(text: str, words: list[str], by: str) -> str:
 def _openings(bias: str, source: str | Path, without: Collection[str]) -> list[tuple[str, str]]:
     """Target terms and what stands before the blank of their contexts."""
     openings = (
-        (record.target, composed(record.context.partition("BLANK")[0]).rstrip())
+        (record.target, _opening(record))
         for record in stereoset(bias, split="test", source=source)
         if record.target not in without
     )
     return [(target, text) for target, text in openings if text]
+
+
+def _opening(record: StereoSetRecord) -> str:
+    return composed(record.context.partition("BLANK")[0]).strip()
 
 
 @cache
