@@ -21,6 +21,14 @@ TITLES = {
     "ss": "SS (%)",
     "lms": "LMS (%)",
     "gap": "likelihood gap (nats a token)",
+    "gap_group": "gap, by the group named",
+    "gap_blind": "gap, of either group",
+    "association": "association (nats a token)",
+    "neutral_kl": "KL, neutral text (nats)",
+    "perplexity_change": "perplexity, change (%)",
+    "grad_ce": "gradient of the language loss",
+    "grad_kl": "gradient of the attention loss",
+    "grad_triplet": "gradient of the triplet loss",
 }
 SMOOTHED = 10
 """Steps of the running mean."""

@@ -17,10 +17,16 @@ class KLAADConfig(Config):
     lam1: NonNegative = Field(0.7, description="weight of the language loss (the paper's, Llama)")
     lam2: NonNegative = Field(0.15, description="weight of the attention loss")
     lam3: NonNegative = Field(0.15, description="weight of the triplet loss")
+    language_on: Literal["both", "anti_stereotype"] = Field(
+        "both", description="sentences of the language loss: both (the paper's) or the one"
+    )
     margin: Finite = Field(0.3, description="m of the triplet loss (the paper's, Llama)")
     per_head: bool = Field(False, description="attention loss of each head, not of their mean")
     double_softmax: bool = Field(False, description="softmax the attention once more")
-    reduction: Literal["mean", "sum"] = Field("mean", description="of the attention loss over rows")
+    reduction: Literal["mean", "sum", "batchmean"] = Field(
+        "mean",
+        description="of the attention loss over rows; batchmean: torch's, summed over heads too",
+    )
     align: Literal["match", "pad", "equal_only"] = Field(
         "match", description="of sentences of different length"
     )

@@ -44,6 +44,8 @@ from tracelab.model.hook_points import LINEAR_MAPS
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 
+PARTS = {"ce": "lam1", "kl": "lam2", "triplet": "lam3"}
+"""The losses, and the field of the configuration that weighs each."""
 _DEV_RECORDS = 256
 
 
@@ -101,7 +103,10 @@ class KLAAD(TrainedDelta):
             held_out,
             _batches(len(trained), config),
             lambda batch: trained.backward(edit, batch),
-            lambda: measured.measure(edit, shuffled),
+            lambda: (
+                measured.measure(edit, shuffled)
+                | measured.gradient_norms(edit, shuffled[: config.batch_size])
+            ),
             module=edit,
             optimizer=optimizer,
             steps=steps,
@@ -183,7 +188,7 @@ class KLAADLoss:
             reduction=config.reduction,
         )
         parts = {
-            "ce": (halves[0] + halves[1]) / 2,
+            "ce": halves[1] if config.language_on != "both" else (halves[0] + halves[1]) / 2,
             "kl": kl.mean(),
             "triplet": torch.zeros_like(halves[0]),
         }
@@ -191,7 +196,7 @@ class KLAADLoss:
             h = pooled(pair.hidden, pair.mask, config.pool)
             far = pooled(other.hidden, other.mask, config.pool)
             parts["triplet"] = triplet_loss(h[:n], h[n:], far, config.margin).mean()
-        lams = {"ce": config.lam1, "kl": config.lam2, "triplet": config.lam3}
+        lams = {name: getattr(config, field) for name, field in PARTS.items()}
         return {
             "loss": sum(
                 (lam * parts[name] for name, lam in lams.items() if lam),
@@ -217,6 +222,34 @@ class KLAADLoss:
 
         self._chunked(accumulate, batch, restart)
         return totals
+
+    def gradient_norms(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
+        """``grad_ce``, ``grad_kl`` and ``grad_triplet``: the norm of each loss's own gradient with
+        respect to all deltas, before its weight, and also where that is 0."""
+        parameters = list(edit.parameters())
+        sums = {name: [torch.zeros_like(p) for p in parameters] for name in PARTS}
+
+        def accumulate(chunk: Sequence[int]) -> None:
+            share = len(chunk) / len(group)
+            with frozen(self.model), edit.applied(self.model):
+                other = self._run(self._rows(chunk, "unrelated"))
+                parts = self.losses(chunk, self._run_pair(chunk), other)
+                for name, total in sums.items():
+                    found = torch.autograd.grad(
+                        parts[name], parameters, retain_graph=True, materialize_grads=True
+                    )
+                    for kept, gradient in zip(total, found, strict=True):
+                        kept += share * gradient
+
+        def restart() -> None:
+            for kept in (each for total in sums.values() for each in total):
+                kept.zero_()
+
+        self._chunked(accumulate, group, restart)
+        return {
+            f"grad_{name}": float(torch.stack([kept.norm() for kept in total]).norm())
+            for name, total in sums.items()
+        }
 
     @measuring()
     def measure(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
