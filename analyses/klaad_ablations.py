@@ -130,12 +130,15 @@ def main() -> None:
         if given.only and name not in given.only:
             continue
         config = KLAADConfig(
-            **{"lr": given.lr, "batch_size": given.batch_size, "eval_every": given.steps}, **changes
+            **{"lr": given.lr, "batch_size": given.batch_size, "eval_every": given.steps},
+            **{"choose": "loss", "max_kl": 1e9, "max_lms_loss": 100.0, **changes},
         )
         # looked at on what it is trained on, which falls: the last state is kept
         edit = KLAAD.fit(model, train, config, layers=layers and list(layers), dev=train[:8])
         looks = [row for row in edit.notes["curves"] if row["split"] == "dev"]
-        told = {f"{part}_start": looks[0][f"grad_{part}"] for part in ("ce", "kl", "triplet")}
+        told = {
+            f"{part}_start": looks[0][f"grad_{part}"] for part in ("ce", "attention", "triplet")
+        }
         told |= size | {"kept": min(looks, key=lambda row: row["score"])["step"]}
         found = [{"edit": name, **row, **changes, **told} for row in rows(before, measure(edit))]
         table += found

@@ -41,7 +41,7 @@ def test_gaps_are_those_of_single_sentences_and_of_their_twins(tiny_model):
     plain, found = both.gaps(), both.gaps(edit)
     assert not np.allclose(plain["gap"], found["gap"])
     twins = dict(gender_twins(given))
-    assert 1 < len(twins)
+    assert len(twins) > 1
     with edit.applied(model):
         for row in found.itertuples():
             record = next(r for r in given if r.id == row.id)

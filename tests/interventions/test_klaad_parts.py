@@ -70,7 +70,7 @@ def test_summed_over_heads_and_rows_the_attention_loss_is_near_100_times_as_larg
         KLAADLoss(real_model, triples, KLAADConfig(reduction=reduction), 29)
         for reduction in ("mean", "batchmean")
     )
-    values = [loss.measure(zero, range(16))["kl"] for loss in (mean, batchmean)]
+    values = [loss.measure(zero, range(16))["attention"] for loss in (mean, batchmean)]
     assert 50 < values[1] / values[0] < 500
-    norms = [loss.gradient_norms(zero, range(16))["grad_kl"] for loss in (mean, batchmean)]
+    norms = [loss.gradient_norms(zero, range(16))["grad_attention"] for loss in (mean, batchmean)]
     assert 50 < norms[1] / norms[0] < 500

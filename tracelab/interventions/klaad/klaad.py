@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
 from tracelab.interventions.klaad.config import KLAADConfig
 from tracelab.interventions.klaad.losses import (
@@ -34,19 +34,20 @@ from tracelab.interventions.klaad.losses import (
     pooled,
     triplet_loss,
 )
+from tracelab.interventions.training.development import Choice, Development
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.trained_delta import TrainedDelta
-from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.hook_points import LINEAR_MAPS
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 
-PARTS = {"ce": "lam1", "kl": "lam2", "triplet": "lam3"}
+PARTS = {"ce": "lam1", "attention": "lam2", "triplet": "lam3"}
 """The losses, and the field of the configuration that weighs each."""
-_DEV_RECORDS = 256
+_LOSS_RECORDS = 64
+"""Development triples on which the losses are measured at each look; the choice is by all."""
 
 
 class KLAAD(TrainedDelta):
@@ -73,6 +74,10 @@ class KLAAD(TrainedDelta):
     ) -> KLAAD:
         """Train the deltas on triples.
 
+        The state that is kept is the one with the least association (or loss) on the development
+        triples among those that cost no more than ``max_kl`` and ``max_lms_loss``: if none has
+        less than the unedited model, the edit changes nothing, and a warning says so.
+
         Args:
             data: training records.
             layers: that get deltas, if ``trainable`` is ``"all"``; default: each.
@@ -84,17 +89,30 @@ class KLAAD(TrainedDelta):
             raise TracelabError(f"trainable={config.trainable!r} is of the last layer: give none")
         chosen = [last] if not every else list(range(last + 1)) if layers is None else list(layers)
         records, held_out = cls.split(data, dev, config.seed)
-        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
+        order = np.random.default_rng(config.seed).permutation(len(held_out))[: config.n_dev]
+        looked_at = [held_out[i] for i in order]
+        train_triples, dev_triples = tokenise(model, records), tokenise(model, looked_at)
         modules = _present(model) if every else ("attn.q", "attn.k")
         edit = cls.begun(
             model, config, train_triples, layers=chosen, modules=modules, rank=config.rank
         )
         trained, measured = (
-            KLAADLoss(model, triples, config, chosen[0]) for triples in (train_triples, dev_triples)
+            KLAADLoss(model, triples, config, min(chosen))
+            for triples in (train_triples, dev_triples)
         )
-        shuffled = (
-            np.random.default_rng(config.seed).permutation(len(measured))[:_DEV_RECORDS].tolist()
-        )
+        development = Development(model, dev_triples, min(chosen))
+        few = range(len(measured))[:_LOSS_RECORDS]
+
+        def figures() -> dict[str, float]:
+            return measured.measure(edit, few) | development.measure(edit)
+
+        choice = Choice(config, figures())  # of the unedited model so far
+
+        def evaluate() -> dict[str, float]:
+            found = figures()
+            norms = measured.gradient_norms(edit, few[: config.batch_size])
+            return found | norms | {"score": choice.score(found)}
+
         optimizer = torch.optim.AdamW(edit.parameters(), lr=config.lr, weight_decay=0.0)
         steps = config.epochs * ceil(len(trained) / config.batch_size)
         edit.train_on(
@@ -103,10 +121,7 @@ class KLAAD(TrainedDelta):
             held_out,
             _batches(len(trained), config),
             lambda batch: trained.backward(edit, batch),
-            lambda: (
-                measured.measure(edit, shuffled)
-                | measured.gradient_norms(edit, shuffled[: config.batch_size])
-            ),
+            evaluate,
             module=edit,
             optimizer=optimizer,
             steps=steps,
@@ -114,6 +129,13 @@ class KLAAD(TrainedDelta):
             checkpoint=checkpoint,
         )
         edit.note_sizes(train_triples, len(trained), len(measured))
+        if not any(part.weight().any() for part in edit.maps.values()):  # type: ignore[operator]
+            warn(
+                f"{edit.name} changes nothing: no state in training lowered the {config.choose} of "
+                f"the development triples at a KL to the unedited model of at most "
+                f"{config.max_kl:g} and a loss of at most {config.max_lms_loss:g} points of LMS "
+                '(notes["curves"]); look at it more often, train longer, or on more triples'
+            )
         return edit
 
 
@@ -161,8 +183,8 @@ class KLAADLoss:
     def losses(
         self, chunk: Sequence[int], pair: Outputs, other: Outputs | None
     ) -> dict[str, Float[Tensor, ""]]:
-        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``: means over triples, ``ce``
-        over tokens.
+        """``ce``, ``attention``, ``triplet`` and their weighted sum ``loss``: means over triples,
+        ``ce`` over tokens.
 
         Args:
             pair: of the stereotypes, then the anti-stereotypes.
@@ -179,7 +201,7 @@ class KLAADLoss:
             aligned_positions(sequences[s], sequences[a], config.align)
             for s, a in zip(stereo, anti, strict=True)
         ]
-        kl = attention_loss(
+        attention = attention_loss(
             pair.pattern[:n],
             pair.pattern[n:],
             aligned,
@@ -189,7 +211,7 @@ class KLAADLoss:
         )
         parts = {
             "ce": halves[1] if config.language_on != "both" else (halves[0] + halves[1]) / 2,
-            "kl": kl.mean(),
+            "attention": attention.mean(),
             "triplet": torch.zeros_like(halves[0]),
         }
         if other is not None:
@@ -224,8 +246,8 @@ class KLAADLoss:
         return totals
 
     def gradient_norms(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
-        """``grad_ce``, ``grad_kl`` and ``grad_triplet``: the norm of each loss's own gradient with
-        respect to all deltas, before its weight, and also where that is 0."""
+        """``grad_ce``, ``grad_attention``, ``grad_triplet``: the norm of each loss's own gradient
+        with respect to all deltas, before its weight, and also where that is 0."""
         parameters = list(edit.parameters())
         sums = {name: [torch.zeros_like(p) for p in parameters] for name in PARTS}
 
@@ -253,18 +275,13 @@ class KLAADLoss:
 
     @measuring()
     def measure(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
-        """All losses under an edit, also those of weight 0, with ``ss``, ``lms`` and ``gap``."""
+        """All losses under an edit, also those of weight 0."""
         totals: dict[str, float] = {}
 
         def add(chunk: Sequence[int]) -> None:
             with edit.applied(self.model):
                 pair, other = self._run_pair(chunk), self._run(self._rows(chunk, "unrelated"))
-            parts = self.losses(chunk, pair, other)
-            lbar = [
-                mean_over(token_logprobs(o.logits, o.tokens), scored(o.mask)) for o in (pair, other)
-            ]
-            n = len(chunk)
-            _add(totals, parts | hits(lbar[0][:n], lbar[0][n:], lbar[1]), n / len(group))
+            _add(totals, self.losses(chunk, pair, other), len(chunk) / len(group))
 
         self._chunked(add, group, totals.clear)
         return totals
