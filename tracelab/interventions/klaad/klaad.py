@@ -6,7 +6,8 @@ modifying weights" there means that no weight is edited by hand. Here the base i
 low-rank deltas of linear maps are trained on the same loss and applied as hooks, which is
 tracelab's form of it. The attention loss gives the last layer's own value, output and MLP maps no
 gradient. The only re-implementation found improved BBQ's disambiguated accuracy and made
-CrowS-Pairs worse: look at what the edit does before you trust it.
+CrowS-Pairs worse, and here attention that is aligned is no association less
+(``analyses/klaad_ablations.py``): look at what the edit does before you trust it.
 Source: arXiv 2507.19962; what it leaves open is an option of :class:`KLAADConfig`.
 """
 
