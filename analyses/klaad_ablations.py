@@ -98,6 +98,8 @@ def rows(before, after) -> list[dict]:
                 low, high = percentile_interval(two_stage_means(groups)[:, 0])
             else:
                 low, high = mean_interval(change)
+            if not change.any():  # no record moved: that is no interval
+                low = high = float("nan")
             figures = {"value": value, "difference": difference, "low": low, "high": high}
             made.append({"metric": metric, **figures, "n": len(change)})
     return made + [{"metric": name, "value": value} for name, value in after[2].items()]
