@@ -23,12 +23,12 @@ def rows():
     curves = Curves()
     for step in range(25):
         if step:
-            curves.add(step, "train", {"kl": 1 / step, "loss": float(step % 3)})
+            curves.add(step, "train", {"attention": 1 / step, "loss": float(step % 3)})
         if step in SCORES:
             curves.add(
                 step,
                 "dev",
-                {"kl": 0.5, "loss": SCORES[step], "ss": 60.0 - step, "score": SCORES[step]},
+                {"attention": 0.5, "loss": SCORES[step], "ss": 60.0 - step, "score": SCORES[step]},
             )
     return curves.rows
 

@@ -25,6 +25,7 @@ ALIGNMENTS, POOLS, REDUCTIONS = map(KLAADConfig.choices, ("align", "pool", "redu
 READINGS = [
     {"per_head": per_head, "double_softmax": double_softmax, "reduction": reduction}
     for per_head, double_softmax, reduction in product((False, True), (False, True), REDUCTIONS)
+    if per_head or reduction != "batchmean"
 ]
 SENTENCES = [  # stereotype and anti-stereotype as token ids
     ([5, 6, 7, 8, 9], [5, 6, 3, 8, 9]),  # one token replaced
@@ -67,7 +68,7 @@ def slow_kl(
     stereotype, anti_stereotype, alignment, *, per_head, double_softmax, reduction
 ) -> float:
     """KL(anti ‖ stereo) of one pair ``[head, pos, pos]``, row by row and key by key."""
-    if not per_head:
+    if not per_head and reduction != "batchmean":
         stereotype, anti_stereotype = (
             stereotype.mean(0, keepdim=True),
             anti_stereotype.mean(0, keepdim=True),
@@ -86,7 +87,7 @@ def slow_kl(
             of_rows.append(sum(p[key] * log(p[key] / q[key]) for key in keys))
         total = sum(of_rows)
         of_heads.append(total / max(1, len(of_rows)) if reduction == "mean" else total)
-    return sum(of_heads) / len(of_heads)
+    return sum(of_heads) if reduction == "batchmean" else sum(of_heads) / len(of_heads)
 
 
 def alignments(align: str) -> list[tuple[list[int], list[int]]]:
@@ -149,6 +150,21 @@ def test_the_attention_loss_is_the_double_loop_over_aligned_rows_and_keys(align,
     assert max(expected) > (0.01 if reading["double_softmax"] else 0.1)
     got = attention_loss(batched(stereo), batched(anti), alignments(align), **reading)
     torch.testing.assert_close(got, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("double_softmax", [False, True])
+def test_batchmean_is_torchs_of_maps_by_head_query_and_key(double_softmax):
+    stereo, anti = (torch.stack(causal_maps([7] * 5, seed)) for seed in (0, 1))
+    q, p = ((maps + EPS) / (maps + EPS).tril().sum(-1, keepdim=True) for maps in (stereo, anti))
+    if double_softmax:
+        hidden = torch.ones(7, 7).triu(1).bool()
+        q, p = (maps.masked_fill(hidden, float("-inf")).softmax(-1) for maps in (stereo, anti))
+    expected = kl_div(q.log().tril(), p.tril(), reduction="batchmean")
+    options = {"double_softmax": double_softmax, "reduction": "batchmean"}
+    every = [(list(range(7)),) * 2] * 5
+    for per_head in (False, True):  # it has no say
+        got = attention_loss(stereo, anti, every, per_head=per_head, **options)
+        torch.testing.assert_close(got.mean(), expected)
 
 
 def test_every_reading_of_the_attention_loss_is_another_number():

@@ -16,11 +16,19 @@ TITLES = {
     "debias": "debiasing loss",
     "retention": "retention loss",
     "ce": "language loss (nats a token)",
-    "kl": "attention loss",
+    "attention": "attention loss",
     "triplet": "triplet loss",
     "ss": "SS (%)",
     "lms": "LMS (%)",
     "gap": "likelihood gap (nats a token)",
+    "gap_group": "gap, by the group named",
+    "gap_blind": "gap, of either group",
+    "association": "association (nats a token)",
+    "kl": "KL, neutral text (nats)",
+    "perplexity_change": "perplexity, change (%)",
+    "grad_ce": "gradient of the language loss",
+    "grad_attention": "gradient of the attention loss",
+    "grad_triplet": "gradient of the triplet loss",
 }
 SMOOTHED = 10
 """Steps of the running mean."""

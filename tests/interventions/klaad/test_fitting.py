@@ -204,7 +204,7 @@ def test_a_saved_edit_comes_back_with_its_configuration(model, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"reduction": "max"}, "unknown reduction 'max': choose one of mean, sum"),
+        ({"reduction": "max"}, "unknown reduction 'max': choose one of mean, sum, batchmean"),
         ({"align": "words"}, "unknown align 'words': choose one of match, pad, equal_only"),
         ({"pool": "first"}, "unknown pool 'first': choose one of last, mean"),
         ({"trainable": "mlp"}, "unknown trainable 'mlp': choose one of all, attn_last"),

@@ -61,7 +61,7 @@ def test_the_options_of_the_attention_loss_reach_it(model):
         {"align": "pad"},
         {"align": "equal_only"},
     ]
-    values = [loss_of(model, **option).measure(edit, range(12))["kl"] for option in options]
+    values = [loss_of(model, **option).measure(edit, range(12))["attention"] for option in options]
     assert all(abs(a - b) > 1e-4 for i, a in enumerate(values) for b in values[:i])
 
 
@@ -106,14 +106,14 @@ def test_attention_and_triplet_losses_are_means_over_triples_whatever_the_chunks
         parts, found = backward(loss, edit, range(2, 7))
         made.append(
             (
-                [parts[name] for name in ("loss", "kl", "triplet")],
+                [parts[name] for name in ("loss", "attention", "triplet")],
                 loss.measure(edit, range(2, 7)),
                 found,
             )
         )
     (whole, whole_measured, whole_gradients), (parts, measured, found) = made
     assert parts == pytest.approx(whole, rel=1e-4)
-    for name in ("loss", "kl", "triplet", "ss", "lms", "gap"):
+    for name in ("loss", "attention", "triplet"):
         assert measured[name] == pytest.approx(whole_measured[name], rel=1e-4)
     for mine, expected in zip(found, whole_gradients, strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-3)
@@ -136,7 +136,7 @@ def test_out_of_memory_a_batch_begins_again_in_halves(model, monkeypatch):
     with pytest.warns(UserWarning, match="out of memory: 2 texts at a time"):
         parts, found = backward(loss_of(model, **config), edit, range(6))
     assert done == [4, None, 2, 2, 2]
-    for name in ("loss", "kl", "triplet"):
+    for name in ("loss", "attention", "triplet"):
         assert parts[name] == pytest.approx(expected[name], rel=1e-4)
     for mine, whole in zip(found, gradient, strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-5, rtol=1e-3)
@@ -148,7 +148,7 @@ def test_out_of_memory_a_batch_begins_again_in_halves(model, monkeypatch):
 
 def test_the_attention_loss_gives_the_last_layers_own_values_outputs_and_mlp_no_gradient(model):
     edit = random_delta(model, modules=LINEAR_MAPS, layers=range(LAST + 1), scale=0.1)
-    backward(loss_of(model, **only("kl")), edit, range(4))
+    backward(loss_of(model, **only("attention")), edit, range(4))
     for shape in edit.spec().maps:
         reached = [bool(g.any()) for g in gradients(edit.part(shape.point))]
         attended = shape.layer < LAST or shape.module in ("attn.q", "attn.k")

@@ -6,7 +6,8 @@ modifying weights" there means that no weight is edited by hand. Here the base i
 low-rank deltas of linear maps are trained on the same loss and applied as hooks, which is
 tracelab's form of it. The attention loss gives the last layer's own value, output and MLP maps no
 gradient. The only re-implementation found improved BBQ's disambiguated accuracy and made
-CrowS-Pairs worse: look at what the edit does before you trust it.
+CrowS-Pairs worse, and here attention that is aligned is no association less
+(``analyses/klaad_ablations.py``): look at what the edit does before you trust it.
 Source: arXiv 2507.19962; what it leaves open is an option of :class:`KLAADConfig`.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.stereoset import StereoSetRecord
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
 from tracelab.interventions.klaad.config import KLAADConfig
 from tracelab.interventions.klaad.losses import (
@@ -34,17 +35,20 @@ from tracelab.interventions.klaad.losses import (
     pooled,
     triplet_loss,
 )
+from tracelab.interventions.training.development import Choice, Development
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.trained_delta import TrainedDelta
-from tracelab.interventions.training.triple_losses import hits, mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.hook_points import LINEAR_MAPS
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 
-_DEV_RECORDS = 256
+PARTS = {"ce": "lam1", "attention": "lam2", "triplet": "lam3"}
+"""The losses, and the field of the configuration that weighs each."""
+_LOSS_RECORDS = 64
+"""Development triples on which the losses are measured at each look; the choice is by all."""
 
 
 class KLAAD(TrainedDelta):
@@ -71,6 +75,10 @@ class KLAAD(TrainedDelta):
     ) -> KLAAD:
         """Train the deltas on triples.
 
+        The state that is kept is the one with the least association (or loss) on the development
+        triples among those that cost no more than ``max_kl`` and ``max_lms_loss``: if none has
+        less than the unedited model, the edit changes nothing, and a warning says so.
+
         Args:
             data: training records.
             layers: that get deltas, if ``trainable`` is ``"all"``; default: each.
@@ -82,17 +90,30 @@ class KLAAD(TrainedDelta):
             raise TracelabError(f"trainable={config.trainable!r} is of the last layer: give none")
         chosen = [last] if not every else list(range(last + 1)) if layers is None else list(layers)
         records, held_out = cls.split(data, dev, config.seed)
-        train_triples, dev_triples = tokenise(model, records), tokenise(model, held_out)
+        order = np.random.default_rng(config.seed).permutation(len(held_out))[: config.n_dev]
+        looked_at = [held_out[i] for i in order]
+        train_triples, dev_triples = tokenise(model, records), tokenise(model, looked_at)
         modules = _present(model) if every else ("attn.q", "attn.k")
         edit = cls.begun(
             model, config, train_triples, layers=chosen, modules=modules, rank=config.rank
         )
         trained, measured = (
-            KLAADLoss(model, triples, config, chosen[0]) for triples in (train_triples, dev_triples)
+            KLAADLoss(model, triples, config, min(chosen))
+            for triples in (train_triples, dev_triples)
         )
-        shuffled = (
-            np.random.default_rng(config.seed).permutation(len(measured))[:_DEV_RECORDS].tolist()
-        )
+        development = Development(model, dev_triples, min(chosen))
+        few = range(len(measured))[:_LOSS_RECORDS]
+
+        def figures() -> dict[str, float]:
+            return measured.measure(edit, few) | development.measure(edit)
+
+        choice = Choice(config, figures())  # of the unedited model so far
+
+        def evaluate() -> dict[str, float]:
+            found = figures()
+            norms = measured.gradient_norms(edit, few[: config.batch_size])
+            return found | norms | {"score": choice.score(found)}
+
         optimizer = torch.optim.AdamW(edit.parameters(), lr=config.lr, weight_decay=0.0)
         steps = config.epochs * ceil(len(trained) / config.batch_size)
         edit.train_on(
@@ -101,7 +122,7 @@ class KLAAD(TrainedDelta):
             held_out,
             _batches(len(trained), config),
             lambda batch: trained.backward(edit, batch),
-            lambda: measured.measure(edit, shuffled),
+            evaluate,
             module=edit,
             optimizer=optimizer,
             steps=steps,
@@ -109,6 +130,13 @@ class KLAAD(TrainedDelta):
             checkpoint=checkpoint,
         )
         edit.note_sizes(train_triples, len(trained), len(measured))
+        if not any(part.weight().any() for part in edit.maps.values()):  # type: ignore[operator]
+            warn(
+                f"{edit.name} changes nothing: no state in training lowered the {config.choose} of "
+                f"the development triples at a KL to the unedited model of at most "
+                f"{config.max_kl:g} and a loss of at most {config.max_lms_loss:g} points of LMS "
+                '(notes["curves"]); look at it more often, train longer, or on more triples'
+            )
         return edit
 
 
@@ -156,8 +184,8 @@ class KLAADLoss:
     def losses(
         self, chunk: Sequence[int], pair: Outputs, other: Outputs | None
     ) -> dict[str, Float[Tensor, ""]]:
-        """``ce``, ``kl``, ``triplet`` and their weighted sum ``loss``: means over triples, ``ce``
-        over tokens.
+        """``ce``, ``attention``, ``triplet`` and their weighted sum ``loss``: means over triples,
+        ``ce`` over tokens.
 
         Args:
             pair: of the stereotypes, then the anti-stereotypes.
@@ -174,7 +202,7 @@ class KLAADLoss:
             aligned_positions(sequences[s], sequences[a], config.align)
             for s, a in zip(stereo, anti, strict=True)
         ]
-        kl = attention_loss(
+        attention = attention_loss(
             pair.pattern[:n],
             pair.pattern[n:],
             aligned,
@@ -183,15 +211,15 @@ class KLAADLoss:
             reduction=config.reduction,
         )
         parts = {
-            "ce": (halves[0] + halves[1]) / 2,
-            "kl": kl.mean(),
+            "ce": halves[1] if config.language_on != "both" else (halves[0] + halves[1]) / 2,
+            "attention": attention.mean(),
             "triplet": torch.zeros_like(halves[0]),
         }
         if other is not None:
             h = pooled(pair.hidden, pair.mask, config.pool)
             far = pooled(other.hidden, other.mask, config.pool)
             parts["triplet"] = triplet_loss(h[:n], h[n:], far, config.margin).mean()
-        lams = {"ce": config.lam1, "kl": config.lam2, "triplet": config.lam3}
+        lams = {name: getattr(config, field) for name, field in PARTS.items()}
         return {
             "loss": sum(
                 (lam * parts[name] for name, lam in lams.items() if lam),
@@ -218,20 +246,43 @@ class KLAADLoss:
         self._chunked(accumulate, batch, restart)
         return totals
 
+    def gradient_norms(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
+        """``grad_ce``, ``grad_attention``, ``grad_triplet``: the norm of each loss's own gradient
+        with respect to all deltas, before its weight, and also where that is 0."""
+        parameters = list(edit.parameters())
+        sums = {name: [torch.zeros_like(p) for p in parameters] for name in PARTS}
+
+        def accumulate(chunk: Sequence[int]) -> None:
+            share = len(chunk) / len(group)
+            with frozen(self.model), edit.applied(self.model):
+                other = self._run(self._rows(chunk, "unrelated"))
+                parts = self.losses(chunk, self._run_pair(chunk), other)
+                for name, total in sums.items():
+                    found = torch.autograd.grad(
+                        parts[name], parameters, retain_graph=True, materialize_grads=True
+                    )
+                    for kept, gradient in zip(total, found, strict=True):
+                        kept += share * gradient
+
+        def restart() -> None:
+            for kept in (each for total in sums.values() for each in total):
+                kept.zero_()
+
+        self._chunked(accumulate, group, restart)
+        return {
+            f"grad_{name}": float(torch.stack([kept.norm() for kept in total]).norm())
+            for name, total in sums.items()
+        }
+
     @measuring()
     def measure(self, edit: WeightDelta, group: Sequence[int]) -> dict[str, float]:
-        """All losses under an edit, also those of weight 0, with ``ss``, ``lms`` and ``gap``."""
+        """All losses under an edit, also those of weight 0."""
         totals: dict[str, float] = {}
 
         def add(chunk: Sequence[int]) -> None:
             with edit.applied(self.model):
                 pair, other = self._run_pair(chunk), self._run(self._rows(chunk, "unrelated"))
-            parts = self.losses(chunk, pair, other)
-            lbar = [
-                mean_over(token_logprobs(o.logits, o.tokens), scored(o.mask)) for o in (pair, other)
-            ]
-            n = len(chunk)
-            _add(totals, parts | hits(lbar[0][:n], lbar[0][n:], lbar[1]), n / len(group))
+            _add(totals, self.losses(chunk, pair, other), len(chunk) / len(group))
 
         self._chunked(add, group, totals.clear)
         return totals

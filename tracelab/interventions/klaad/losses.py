@@ -67,9 +67,13 @@ def attention_loss(
         per_head: compare head by head, then average; else the mean map over heads.
         double_softmax: softmax the attention once more, as the paper's words can be read; nearly
             uniform rows.
-        reduction: over rows: ``"mean"`` or ``"sum"``.
+        reduction: over rows, then the mean over heads: ``"mean"`` or ``"sum"``; or
+            ``"batchmean"``, the sum over heads and rows, which is
+            ``torch.nn.functional.kl_div(log A_stereo, A_anti, reduction="batchmean")`` of maps
+            ``[batch, head, query, key]`` where the sentences are aligned throughout; it compares
+            head by head whatever ``per_head`` is.
     """
-    if not per_head:
+    if not per_head and reduction != "batchmean":
         stereotype, anti_stereotype = (
             stereotype.mean(dim=1, keepdim=True),
             anti_stereotype.mean(dim=1, keepdim=True),
@@ -90,11 +94,14 @@ def attention_loss(
         _rows(pattern.float(), side.to(pattern.device), keys, double_softmax)
         for pattern, side in zip((stereotype, anti_stereotype), sides, strict=True)
     )
-    # [batch, query]
-    each = (p * (p.log() - q.log())).masked_fill(~keys[:, None], 0.0).sum(dim=-1).mean(dim=1)
+    # [batch, head, query]
+    each = (p * (p.log() - q.log())).masked_fill(~keys[:, None], 0.0).sum(dim=-1)
     rows = valid.clone()
     rows[:, 0] = False
-    total = each.masked_fill(~rows, 0.0).sum(dim=1)
+    of_heads = each.masked_fill(~rows[:, None], 0.0).sum(dim=-1)
+    if reduction == "batchmean":
+        return of_heads.sum(dim=1)
+    total = of_heads.mean(dim=1)
     return total if reduction == "sum" else total / rows.sum(dim=1).clamp(min=1)
 
 
