@@ -82,7 +82,7 @@ def drift(
             require_finite_logits(logits, batch, "text")
         places = mask[:, 1:].bool()
         targets, n = tokens[:, 1:][places], n + int(places.sum())
-        for part in _compared(before[:, :-1][places], after[:, :-1][places], targets):
+        for part in compared(before[:, :-1][places], after[:, :-1][places], targets):
             sums += part
     if not n:
         raise TracelabError("no token of these texts is predicted by another: give longer ones")
@@ -91,7 +91,7 @@ def drift(
     return Drift(kl, *perplexities, n)
 
 
-def _compared(
+def compared(
     before: Float[Tensor, "places vocab"],
     after: Float[Tensor, "places vocab"],
     targets: Int[Tensor, "places"],

@@ -24,6 +24,9 @@ SMALL = {
     "batch_size": 3,
     "steps": 2,
     "eval_every": 1,
+    "choose": "loss",
+    "max_kl": 99.0,
+    "max_lms_loss": 99.0,
 }
 FITTED = BiasEditConfig(**SMALL, lr=0.3, ridge=1.0)
 TRAIN, DEV = records(20), records(6, start=100, targets=OTHER_TARGETS)
@@ -32,7 +35,7 @@ OWN = BiasEditConfig(**SMALL, retain_on="all", lam=0.7)
 CONFIGS = {
     "own": OWN,
     "released": BiasEditConfig.reference(**SMALL, lam=3.0),
-    "fillers": BiasEditConfig(**SMALL, span="filler", loss="logprob"),
+    "fillers": BiasEditConfig(**SMALL, span="filler", loss="logprob", retain_on="all"),
     "released losses of all": BiasEditConfig(
         **SMALL, loss="reference", retention="reference", retain_on="all", lam=2.0
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial as bound
 
 import pytest
@@ -23,8 +24,9 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, load_intervention
 from tracelab.interventions.biasedit import biasedit
-from tracelab.interventions.biasedit.biasedit import LMS_LOSS, STRENGTHS, _strength, edited_layers
-from tracelab.interventions.biasedit.triple_model import TripleModel
+from tracelab.interventions.biasedit.biasedit import STRENGTHS, _strength, edited_layers
+from tracelab.interventions.training.development import Choice, Development
+from tracelab.interventions.training.triples import tokenise
 
 # --- without an editor
 # ----------------------------------------------------------------------------------------------
@@ -87,61 +89,89 @@ def test_the_strength_of_a_direct_shift_scales_what_it_adds_to_the_weights(tiny,
 
 def test_an_edit_whose_best_strength_is_0_says_that_it_changes_nothing(tiny, monkeypatch):
     monkeypatch.setattr(biasedit, "STRENGTHS", ())
-    with pytest.warns(UserWarning, match="changes nothing: no strength brought SS nearer to 50"):
+    with pytest.warns(
+        UserWarning, match="changes nothing: no strength lowered the loss .* KL .* at most 99 and"
+    ):
         edit = BiasEdit.fit(tiny("llama"), TRAIN, FITTED, layers="last1", dev=DEV)
     assert all(not value.any() for value in edit.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_strength_is_the_one_with_ss_nearest_to_50_that_keeps_lms(tiny, fitted, kind):
-    edit, *_ = fitted(kind)
+@pytest.mark.parametrize("choose", ["association", "loss"])
+def test_the_strength_has_the_least_of_what_is_chosen_by_within_the_bounds(tiny, choose):
+    model, given = tiny("llama"), TRAIN[:6]
+    options = {"query": "same", "loss": "logprob", "steps": 12, "eval_every": 12, "delta_lr": 1e-2}
+    config = BiasEditConfig.direct(
+        **SMALL
+        | options
+        | {"n_query": 6, "n_edits": 6, "choose": choose, "max_kl": 0.5, "max_lms_loss": 10.0}
+    )
+    # Developed on what it is trained on, so that it lowers both.
+    edit = BiasEdit.fit(model, given, config, layers="last12", dev=given)
     table = edit.notes["strengths"]
-    assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
-    allowed = [row for row in table if row["lms"] >= table[0]["lms"] - LMS_LOSS]
+    strengths = [row["strength"] for row in table]
+    assert strengths == [0.0, *STRENGTHS][: len(table)]
+    # stronger ones than the first beyond the bound on KL are not looked at
+    assert all(row["kl"] <= 0.5 for row in table[:-1])
+    assert strengths[-1] == STRENGTHS[-1] or table[-1]["kl"] > 0.5
+    allowed = [
+        row for row in table if row["lms"] >= table[0]["lms"] - 10 and row["kl"] <= config.max_kl
+    ]
     chosen = next(row for row in table if row["strength"] == edit.notes["strength"])
+    assert chosen["strength"] > 0
     assert chosen in allowed
-    assert abs(chosen["ss"] - 50) == min(abs(row["ss"] - 50) for row in allowed)
+    assert chosen[choose] == min(row[choose] for row in allowed)
     # The row of the chosen strength is what the edit as it is handed out does.
-    measured = triple_model(tiny(kind), edit.config, DEV, layers=(2, 3))
-    again = measured.measure(edit, range(len(DEV)))
+    triples = tokenise(model, given)
+    again = triple_model(model, edit.config, given, layers=(2, 3)).measure(edit, range(6))
+    again |= Development(model, triples, 2).measure(edit)
     assert {name: chosen[name] for name in again} == pytest.approx(again, abs=1e-3)
 
 
-class ByHand(TripleModel):
-    """Figures by strength, read off the shift (1 at strength 1)."""
-
-    def __init__(self, figures: dict[float, tuple[float, float]]) -> None:
-        self.figures = figures
-
-    def __len__(self) -> int:
-        return 1
-
-    def measure(self, delta, group):
-        strength = 0.0 if delta is None else next(iter(delta.parameters())).max().item()
-        ss, lms = self.figures[strength]
-        return {"ss": ss, "lms": lms}
+BASE = {"association": 0.04, "lms": 80.0, "kl": 0.0}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({0.75: (51.0, 80.0)}, 0.75),
-        ({0.75: (51.0, 79.0)}, 0.75),  # costs just as much as it may
-        ({0.75: (51.0, 78.9), 1.0: (56.0, 80.0)}, 1.0),  # the nearest one costs too much
-        ({0.75: (48.0, 80.0), 1.0: (51.0, 80.0)}, 1.0),  # nearer, on whichever side
-        ({0.5: (48.0, 80.0), 1.0: (52.0, 80.0)}, 0.5),  # of equals the weaker
+        ({0.75: (0.01, 80.0, 0.01)}, 0.75),
+        ({0.75: (0.01, 79.0, 0.05)}, 0.75),  # costs just as much as it may
+        ({0.75: (0.01, 78.9, 0.01), 1.0: (0.02, 80.0, 0.01)}, 1.0),  # the best costs LMS
+        ({0.75: (0.02, 80.0, 0.01), 1.0: (0.01, 80.0, 0.051)}, 0.75),  # the best costs KL
+        ({0.5: (0.02, 80.0, 0.01), 1.0: (0.02, 80.0, 0.02)}, 0.5),  # of equals the weaker
+        ({0.5: (float("nan"), 80.0, 0.01), 1.0: (0.03, 80.0, 0.02)}, 1.0),
         ({}, 0.0),  # if nothing helps, no edit
     ],
 )
-def test_strengths_by_hand(tiny, fitted, changes, expected):
+def test_strengths_by_hand(fitted, changes, expected):
     edit = copy.deepcopy(fitted("llama")[0])
     edit.set_([torch.ones(s.d_in, s.d_out) for s in edit.spec().maps])
-    figures = {0.0: (70.0, 80.0), **{strength: (90.0, 80.0) for strength in STRENGTHS}, **changes}
-    strength, table = _strength(edit, ByHand(figures))
+    rows = {strength: (0.05, 80.0, 0.0) for strength in STRENGTHS} | changes
+    figures = {strength: dict(zip(BASE, row, strict=True)) for strength, row in rows.items()}
+
+    def by_hand(shift: BiasEdit) -> dict[str, float]:
+        return figures[next(iter(shift.parameters())).max().item()]  # 1 at strength 1
+
+    config = FITTED.replace(choose="association", max_kl=0.05, max_lms_loss=1.0)
+    strength, table = _strength(edit, Choice(config, BASE), by_hand)
     assert strength == expected
-    assert {row["strength"]: (row["ss"], row["lms"]) for row in table} == figures
+    assert table[0] == {"strength": 0.0} | BASE
+    for row in table[1:]:
+        assert row == pytest.approx(
+            {"strength": row["strength"]} | figures[row["strength"]], nan_ok=True
+        )
     # the shift itself is as it was
     assert all((parameter == 1).all() for parameter in edit.parameters())
+
+
+def test_a_state_beyond_the_bounds_counts_as_no_edit_and_one_without_numbers_as_none():
+    config = FITTED.replace(choose="association", max_kl=0.05, max_lms_loss=1.0)
+    choice = Choice(config, BASE)
+    assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.01}) == 0.01
+    assert choice.score({"association": 0.01, "lms": 78.5, "kl": 0.01}) == 0.04
+    assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.06}) == 0.04
+    assert math.isnan(choice.score({"association": 0.01, "lms": 79.5, "kl": float("nan")}))
+    with pytest.raises(TracelabError, match="none of 1 edits is within"):
+        choice.best([{"association": 0.01, "lms": 10.0, "kl": 0.0}])
 
 
 # --- bundles
@@ -191,6 +221,7 @@ def test_a_saved_edit_comes_back_with_its_logits_and_settings_but_without_editor
         ("last31", [1, 3]),
         ("last11", [3]),
         ("last4", [0]),
+        ("late", [3]),
         ([3, 0, 3], [0, 3]),
         (range(2), [0, 1]),
     ],
@@ -205,7 +236,8 @@ def test_layers_are_counted_from_the_end_or_given(tiny, layers, expected):
 )
 def test_words_for_layers_that_are_not_understood_are_refused(tiny, layers):
     with pytest.raises(
-        TracelabError, match=rf"layers '{layers}' are not understood: give numbers, \"auto\", or"
+        TracelabError,
+        match=rf"layers '{layers}' are not understood: give numbers, \"auto\", \"late\", or",
     ):
         edited_layers(tiny("llama"), layers, [])
 

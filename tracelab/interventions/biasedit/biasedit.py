@@ -17,8 +17,9 @@ fitted it, and is not part of a bundle. Source: arXiv 2503.08588 and its code;
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.training.development import Choice, Development
 from tracelab.interventions.training.trained_delta import TrainedDelta
 from tracelab.interventions.training.triples import Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -41,11 +43,11 @@ from tracelab.model.load import model_facts
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
 
-MODULE = "mlp.out"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-LMS_LOSS = 1.0
-"""Points of LMS that a strength may cost on the development triples."""
-_DEV_RECORDS = 128
+WARM_UP = 0.05
+"""Share of the steps in which a cosine schedule rises."""
+_LOSS_RECORDS = 48
+"""Most development triples on which the losses are measured."""
 
 
 class BiasEdit(TrainedDelta):
@@ -79,34 +81,56 @@ class BiasEdit(TrainedDelta):
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
 
-        The strength of the edit is the one of :data:`STRENGTHS` whose SS on the development triples
-        is nearest to 50 among those that cost at most :data:`LMS_LOSS` points of LMS there.
+        The state and the strength, one of :data:`STRENGTHS`, are those with the least association
+        (or loss) on the development triples among those that cost no more than ``max_kl`` and
+        ``max_lms_loss``; if none has less than the unedited model, the strength is 0.
 
         Args:
-            data: training records, of which ``n_support`` at most are used.
-            layers: blocks to edit: numbers; ``"last123"`` (default), ``"last2"``, …: the K-th from
-                the end; or ``"auto"``: the three whose MLP has the largest effect in causal tracing
-                of training pairs.
+            data: training records, of which ``n_support`` at most are used. Records of several
+                bias types and of both tasks can be joined::
+
+                    [*stereoset("gender", split="test"),
+                     *stereoset("gender", split="test", task="intersentence"),
+                     *stereoset("profession", split="test")]
+
+            layers: blocks to edit: numbers; ``"last123"``, ``"last2"``, …: the K-th from the end;
+                ``"late"``: the last third; or ``"auto"``: the three whose MLP has the largest
+                effect in causal tracing of training pairs. Default: ``"late"`` for a direct shift,
+                ``"last123"`` for an editor's.
+            dev: records whose target terms are none of ``data``'s.
         """
         records, held_out = cls.split(data, dev, config.seed)
-        chosen = edited_layers(model, "last123" if layers is None else layers, records)
+        default = "late" if config.shift == "direct" else "last123"
+        chosen = edited_layers(model, default if layers is None else layers, records)
         order = np.random.default_rng(config.seed)
         samples = [
             [part[i] for i in order.permutation(len(part))[:n]]
-            for part, n in ((records, config.n_support), (held_out, _DEV_RECORDS))
+            for part, n in ((records, config.n_support), (held_out, config.n_dev))
         ]
         train_triples, dev_triples = (tokenise(model, sample) for sample in samples)
         rank = config.delta_rank if config.shift == "direct" else None
-        edit = cls.begun(model, config, train_triples, layers=chosen, modules=(MODULE,), rank=rank)
+        edit = cls.begun(
+            model, config, train_triples, layers=chosen, modules=config.modules, rank=rank
+        )
         trained, measured = (
             TripleModel(model, triples, edit.spec().maps, config)
             for triples in (train_triples, dev_triples)
         )
+        development = Development(model, dev_triples, min(chosen))
         learner = (DirectShift if config.shift == "direct" else EditorShift)(edit, trained, config)
+
+        def figures(shift: BiasEdit | None) -> dict[str, float]:
+            losses = measured.measure(shift, range(len(measured))[:_LOSS_RECORDS])
+            return losses | development.measure(shift)
+
+        choice = Choice(config, figures(None))
 
         def evaluate() -> dict[str, float]:
             learner.show()
-            return measured.measure(edit, range(len(measured)))
+            found = figures(edit)
+            return found | {"score": choice.score(found)}
+
+        optimizer = torch.optim.Adam(learner.groups())
 
         edit.train_on(
             model,
@@ -116,19 +140,20 @@ class BiasEdit(TrainedDelta):
             learner.step,
             evaluate,
             module=learner.module,
-            optimizer=torch.optim.Adam(learner.groups()),
+            optimizer=optimizer,
+            scheduler=_schedule(optimizer, config),
             steps=config.steps,
             checkpoint=checkpoint,
         )
         learner.show()
         edit.zero_grad()
-        strength, table = _strength(edit, measured)
+        strength, table = _strength(edit, choice, figures)
         if not strength:
             warn(
-                f"{edit.name} changes nothing: no strength brought SS nearer to 50 on the "
-                "development triples without "
-                f'costing more than {LMS_LOSS:g} points of LMS (notes["strengths"]); train longer, '
-                "or on more triples",
+                f"{edit.name} changes nothing: no strength lowered the {config.choose} of the "
+                f"development triples at a KL to the unedited model of at most {config.max_kl:g} "
+                f"and a loss of at most {config.max_lms_loss:g} points of LMS "
+                '(notes["strengths"]); train longer, or on more triples',
             )
         edit.scale_(strength)
         edit._editors[:] = learner.editors
@@ -138,16 +163,16 @@ class BiasEdit(TrainedDelta):
 
     @classmethod
     def require_layer_words(cls, words: str) -> str:
-        """Return ``words`` if it is ``"auto"``, or ``"last"`` and the digits of layers from the
-        end.
+        """Return ``words`` if it is ``"auto"``, ``"late"``, or ``"last"`` and the digits of layers
+        from the end.
 
         Raises:
             TracelabError: it is neither.
         """
-        if not re.fullmatch(r"auto|last[1-9]+", words):
+        if not re.fullmatch(r"auto|late|last[1-9]+", words):
             raise TracelabError(
-                f'layers {words!r} are not understood: give numbers, "auto", or "last1", '
-                '"last123", …'
+                f'layers {words!r} are not understood: give numbers, "auto", "late", or '
+                '"last1", "last123", …'
             )
         return words
 
@@ -205,6 +230,8 @@ def edited_layers(
         trace = causal_trace(model, records, components=("mlp",), window=3, max_cases=16)
         effects = trace.effects.groupby("layer")["nie"].max().sort_values(ascending=False)
         return sorted(int(layer) for layer in effects.index[:3])
+    if layers == "late":
+        return list(range(n_layers - max(1, n_layers // 3), n_layers))
     found = sorted(
         {
             n_layers - int(digit)
@@ -236,21 +263,31 @@ def _batches(triples: Triples, config: BiasEditConfig) -> Iterator[tuple[list[in
             yield made_from[: config.n_edits].tolist(), judged_on[: config.n_query].tolist()
 
 
-def _strength(edit: BiasEdit, measured: TripleModel) -> tuple[float, list[dict[str, float]]]:
-    """The factor for the shifts, and what each was measured to do on development triples."""
-    group = range(len(measured))
-    unedited = measured.measure(None, group)
-    table = [{"strength": 0.0, **unedited}]
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: BiasEditConfig
+) -> torch.optim.lr_scheduler.LambdaLR | None:
+    if config.schedule == "constant":
+        return None
+    rise, steps = max(1, round(WARM_UP * config.steps)), max(1, config.steps)
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def _strength(
+    edit: BiasEdit, choice: Choice, figures: Callable[[BiasEdit], dict[str, float]]
+) -> tuple[float, list[dict[str, float]]]:
+    """The factor for the shifts, and what each was measured to do on development data."""
+    table = [{"strength": 0.0, **choice.unedited}]
     whole = copy.deepcopy(edit.state_dict())
     for factor in STRENGTHS:
         edit.scale_(factor)
-        table.append({"strength": factor, **measured.measure(edit, group)})
+        table.append({"strength": factor, **figures(edit)})
         edit.load_state_dict(whole)
-    # Never true of a figure that is not a number.
-    allowed = [
-        row for row in table if row["lms"] >= unedited["lms"] - LMS_LOSS and 0 <= row["ss"] <= 100
-    ]
-    best = min(allowed, key=lambda row: abs(row["ss"] - 50))
-    return best["strength"], [
+        if table[-1]["kl"] > choice.bounds.max_kl:  # as that of every greater strength is
+            break
+    return table[choice.best(table)]["strength"], [
         {name: round(value, 4) for name, value in row.items()} for row in table
     ]

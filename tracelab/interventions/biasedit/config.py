@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tracelab.config import Config, Count, Finite, NonNegative, Positive, Seed, Width
+from tracelab.config import Count, Finite, NonNegative, Positive, Seed, Width
+from tracelab.interventions.training.development import ChoosingConfig
 from tracelab.ranges import STEPS_MOST
 
 
-class BiasEditConfig(Config):
+class BiasEditConfig(ChoosingConfig):
     """How the editor is trained and what shift it makes.
 
     ``shift="direct"`` is tracelab's, to see what the editor adds; it has no transductive protocol.
@@ -25,6 +26,10 @@ class BiasEditConfig(Config):
     )
     delta_rank: Width = Field(8, description="of direct shifts")
     delta_lr: Positive = Field(1e-3, description="of direct shifts, with Adam")
+    modules: tuple[str, ...] = Field(("mlp.out",), description="linear maps that are shifted")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of all learning rates; cosine: after a warm-up"
+    )
     loss: Literal["reference", "logprob", "preference"] = Field(
         "preference", description="debiasing loss; reference: as released"
     )
@@ -32,8 +37,10 @@ class BiasEditConfig(Config):
     beta: Positive = Field(4.0, description="of the preference loss")
     margin: Finite = Field(0.1, description="of the preference loss")
     retention: Literal["kl", "reference"] = Field("kl", description="retention loss")
-    retain_on: Literal["unrelated", "all"] = Field(
-        "all", description="sentences that are retained: unrelated ones (the paper's) or all three"
+    retain_on: Literal["unrelated", "all", "neutral"] = Field(
+        "all",
+        description="what is retained: unrelated sentences (the paper's), all three, or "
+        "neutral text",
     )
     lam: NonNegative = Field(1.0, description="weight of the retention loss (released: loc_coef)")
     positions: Literal["predicting", "ans_ref"] = Field(
@@ -62,8 +69,21 @@ class BiasEditConfig(Config):
 
     @classmethod
     def direct(cls, **changes: object) -> BiasEditConfig:
-        """Low-rank shifts trained without an editor, with steps to match."""
-        settings: dict = {"shift": "direct", "steps": 50, "eval_every": 25}
+        """Low-rank shifts of late blocks trained without an editor: for records of more than one
+        kind, joined (:meth:`BiasEdit.learned`), and kept from changing neutral text."""
+        settings: dict = {
+            "shift": "direct",
+            "modules": ("mlp.out", "attn.o"),
+            "margin": 0.0,
+            "retain_on": "neutral",
+            "n_query": 16,
+            "n_support": 4096,
+            "schedule": "cosine",
+            "delta_lr": 5e-4,
+            "steps": 330,
+            "eval_every": 110,
+            "patience": 3,
+        }
         return cls(**settings | changes)
 
     @classmethod
@@ -76,6 +96,7 @@ class BiasEditConfig(Config):
             "retain_on": "unrelated",
             "positions": "ans_ref",
             "query": "same",
+            "choose": "loss",
             "n_edits": 128,
             "n_query": 128,
             "batch_size": 64,

@@ -9,7 +9,7 @@ model's weights take part as constants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.gradients import measuring
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.editor import Editor
+from tracelab.interventions.training.development import neutral_text
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.triple_losses import (
@@ -35,6 +36,11 @@ from tracelab.interventions.training.triple_losses import (
 from tracelab.interventions.training.triples import LABELS, Triples
 from tracelab.interventions.weight_delta import MapShape, WeightDelta
 from tracelab.model.partial_forward import SuffixRunner
+
+N_RETAINED = 200
+"""Neutral sentences that are kept from changing."""
+TRIPLES_A_SENTENCE = 4
+"""For so many triples of a step one neutral sentence is looked at: each costs as much as two."""
 
 Cached = tuple[list[Float[Tensor, "n _d_k"]], list[Float[Tensor, "n _d_v"]]]
 
@@ -103,6 +109,11 @@ class TripleModel:
     ) -> None:
         self.model, self.triples, self.shapes, self.config = model, triples, shapes, config
         self.runner = SuffixRunner(model, triples.sequences, min(shape.layer for shape in shapes))
+        self._neutral = (
+            neutral_text(model, "retain", N_RETAINED, self.runner.start)
+            if config.retain_on == "neutral"
+            else None
+        )
         self._chunked = Chunks(config.batch_size)
         self._rows_of: dict[int, Cached] = {}
 
@@ -142,12 +153,15 @@ class TripleModel:
                     torch.cat([seen[f"{n}.key"][r][at].float() for r, at in own]).cpu()
                     for n in names
                 ],
-                [torch.cat([grad[r][at].float() for r, at in own]).cpu() for grad in grads],
+                [
+                    torch.cat([grad[r][at].flatten(1).float() for r, at in own]).cpu()
+                    for grad in grads
+                ],
             )
 
     def _recorders(self, seen: dict[str, Tensor]) -> list[tuple[str, Any]]:
         def key(value: Tensor, hook: Any) -> None:
-            seen[hook.name.replace(".hook_in", ".key")] = value.detach()
+            seen[hook.name.replace(".hook_in", ".key")] = value.detach().flatten(2)
 
         def output(value: Tensor, hook: Any) -> Tensor:
             # the gradient at the output, blocks before it constant
@@ -168,9 +182,7 @@ class TripleModel:
             with frozen(self.model), delta.applied(self.model):
                 debias, _, _ = self._debias(chunk)
                 retention = (
-                    torch.zeros_like(debias)
-                    if before is None
-                    else self._retention(chunk, before)[0]
+                    torch.zeros_like(debias) if before is None else self._retention(chunk, before)
                 )
                 ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
             totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
@@ -193,7 +205,7 @@ class TripleModel:
             before = self._retained_logits(chunk)
             with _perhaps(delta, self.model):
                 debias, lbar, _ = self._debias(chunk)
-                retention, unrelated = self._retention(chunk, before)
+                retention, unrelated = self._retention(chunk, before), self._unrelated(chunk)
             totals[:] += debias.sum().item(), retention.sum().item()
             lbars.append(torch.stack([*lbar, unrelated]))
 
@@ -220,11 +232,10 @@ class TripleModel:
         rows = [*anti_rows, *stereo_rows]  # the reference's order
         tokens, mask, logits = self.runner(rows)
         logprobs = token_logprobs(logits, tokens)
-        every = scored(mask)
-        fillers = (
-            None if self.config.span == "sentence" else [self.triples.fillers[i] for i in rows]
+        every, chosen = (
+            scored(mask, [self.triples.scored(i, span) for i in rows])
+            for span in ("sentence", self.config.span)
         )
-        chosen = scored(mask, fillers)
         n = len(chunk)
         loss = debias_loss(
             self.config.loss,
@@ -238,22 +249,34 @@ class TripleModel:
         lbar = mean_over(logprobs, every)
         return loss, (lbar[n:], lbar[:n]), mask
 
-    def _retained_rows(self, chunk: Sequence[int]) -> list[int]:
+    def _retained(self, chunk: Sequence[int]) -> tuple[Callable[..., Any], list[int]]:
+        """What must not change while a chunk of triples is trained on, and what runs it."""
+        if self._neutral is not None:
+            every = len(self._neutral.sequences)
+            return self._neutral, [i % every for i in chunk[::TRIPLES_A_SENTENCE]]
         labels = LABELS if self.config.retain_on == "all" else ("unrelated",)
-        return [i for label in labels for i in self._rows(chunk, label)]
+        return self.runner, [i for label in labels for i in self._rows(chunk, label)]
 
     @measuring()
     def _retained_logits(self, chunk: Sequence[int]) -> Tensor:
-        return self.runner(self._retained_rows(chunk))[2]
+        runner, rows = self._retained(chunk)
+        return runner(rows)[2]
 
-    def _retention(self, chunk: Sequence[int], before: Tensor) -> tuple[Tensor, Tensor]:
-        """The retention loss of each triple, and the mean log-probability of its unrelated
-        sentence."""
-        tokens, mask, after = self.runner(self._retained_rows(chunk))
+    def _retention(self, chunk: Sequence[int], before: Tensor) -> Tensor:
+        """The retention loss of each triple; of neutral text the mean over the chunk's."""
+        runner, rows = self._retained(chunk)
+        tokens, mask, after = runner(rows)
         each = retention_loss(self.config.retention, before, after, tokens, mask)
-        lbar = mean_over(token_logprobs(after, tokens), scored(mask))
-        # the unrelated ones come last
-        return each.reshape(-1, len(chunk)).mean(dim=0), lbar[-len(chunk) :]
+        if self._neutral is not None:
+            return each.mean().expand(len(chunk))
+        return each.reshape(-1, len(chunk)).mean(dim=0)
+
+    def _unrelated(self, chunk: Sequence[int]) -> Tensor:
+        """The mean log-probability of each triple's unrelated sentence."""
+        rows = self._rows(chunk, "unrelated")
+        tokens, mask, logits = self.runner(rows)
+        places = scored(mask, [self.triples.scored(i) for i in rows])
+        return mean_over(token_logprobs(logits, tokens), places)
 
 
 def _figures(means: np.ndarray, config: BiasEditConfig) -> dict[str, float]:

@@ -61,13 +61,16 @@ class Curves:
         """Refuse a run that diverged, and discard its checkpoint.
 
         Raises:
-            TracelabError: its parameters are huge, or no validation was better than the first and
-                the last far worse.
+            TracelabError: its parameters are huge, or the loss (where there is none, the score) is
+                far above where it began: at the state that is kept, or, if no validation was better
+                than the first, at the last.
         """
-        scores = [row["score"] for row in self.rows if row["split"] == "dev"]
-        gained = min(scores) < scores[0]
+        looks = [row for row in self.rows if row["split"] == "dev"]
+        best = min(looks, key=lambda row: row["score"])
+        last = best if best["score"] < looks[0]["score"] else looks[-1]
+        before, after = (row.get("loss", row["score"]) for row in (looks[0], last))
         try:
-            require_converged(what, scores[0], min(scores) if gained else scores[-1], self.largest)
+            require_converged(what, before, after, self.largest)
         except TracelabError:
             discard(checkpoint, TRAINING)
             raise

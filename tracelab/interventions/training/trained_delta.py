@@ -112,7 +112,8 @@ class TrainedDelta(Method, WeightDelta):
         """Train ``module`` until the development loss no longer falls, and note what was done.
 
         Args:
-            evaluate: figures of the development triples, with ``loss``.
+            evaluate: figures of the development triples, with ``loss``; with ``score`` too if the
+                state is chosen by something else.
 
         Raises:
             TracelabError: a loss that is not finite at the first step, or training that diverges.
@@ -120,7 +121,7 @@ class TrainedDelta(Method, WeightDelta):
 
         def score() -> dict[str, float]:
             figures = evaluate()
-            return figures | {"score": figures["loss"]}
+            return {"score": figures["loss"]} | figures
 
         hashes = {"data": data_hash(records), "dev": data_hash(held_out)}
         more = {

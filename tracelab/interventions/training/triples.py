@@ -46,6 +46,19 @@ class Triples:
         """Number of a record's sentence in :attr:`sequences`."""
         return 3 * record + LABELS.index(label)
 
+    def scored(self, sentence: int, span: str = "sentence") -> tuple[int, ...]:
+        """Positions of a sentence that are scored: all but the first, or those of the filler. Of an
+        intersentence record it is always the continuation, as StereoSet has it: both sentences have
+        the context before them.
+
+        Args:
+            sentence: its number in :attr:`sequences`.
+            span: ``"sentence"`` or ``"filler"``.
+        """
+        if span == "filler" or self.records[sentence // len(LABELS)].task == "intersentence":
+            return self.fillers[sentence]
+        return tuple(range(1, len(self.sequences[sentence])))
+
     def __repr__(self) -> str:
         lost = sum(self.left_out.values())
         bias = ", ".join(sorted({record.bias_type for record in self.records}))

@@ -1,0 +1,203 @@
+"""What an edit in training does to records it is not trained on and to neutral text, and the choice
+by it.
+
+SS of a hundred records of few target terms has a standard error of 3 to 4 points, more than what
+an edit does; the association (:mod:`.choose`) is a mean of differences and sees smaller ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from math import isfinite, nan
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from transformer_lens.model_bridge import TransformerBridge
+
+from tracelab.config import Config, Count, NonNegative, Positive
+from tracelab.datasets import development_sentences, gender_twins
+from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
+from tracelab.interventions.base import Intervention
+from tracelab.interventions.drift import compared
+from tracelab.interventions.training.choose import Bounds, association
+from tracelab.interventions.training.triple_losses import mean_over, scored, token_logprobs
+from tracelab.interventions.training.triples import LABELS, Triples, tokenise
+from tracelab.model.partial_forward import SuffixRunner
+from tracelab.model.scoring import BATCH_TOKENS
+from tracelab.model.tokens import encode, length_batches, require_context
+
+N_NEUTRAL = 40
+"""Neutral sentences on which the drift of an edit in training is measured."""
+NEUTRAL_TOKENS = 32
+"""Neutral sentences are cut to so many tokens in training."""
+
+
+class ChoosingConfig(Config):
+    """How the state and the strength of an edit are chosen on development records."""
+
+    choose: Literal["association", "loss"] = Field(
+        "association", description="what the kept state and strength have least of, held-out terms"
+    )
+    max_kl: Positive = Field(
+        0.05, description="most that they may cost: nats a token, neutral text"
+    )
+    max_lms_loss: NonNegative = Field(1.0, description="and points of LMS")
+    n_dev: Count | None = Field(None, description="most development records (none: all)")
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the edit may cost."""
+        return Bounds(self.max_kl, self.max_lms_loss)
+
+
+class Development:
+    """Figures of development triples and of neutral text under any edit of a block or later ones.
+
+    >>> development = Development(model, tokenise(model, records), first_layer=0)
+    >>> sorted(development.measure(edit))
+    ['association', 'gap', 'kl', 'lms', 'perplexity_change', 'ss']
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        triples: Triples,
+        first_layer: int,
+        *,
+        n_neutral: int = N_NEUTRAL,
+    ) -> None:
+        self.model, self.records = model, triples.records
+        self._parts = [(triples, SuffixRunner(model, triples.sequences, first_layer))]
+        pairs = gender_twins([r for r in self.records if r.bias_type == "gender"])
+        self._of: list[int] = []
+        if pairs:
+            twins = tokenise(model, [twin for _, twin in pairs])
+            number = {record: i for i, record in enumerate(self.records)}
+            of = {twin.id: number[record] for record, twin in pairs}
+            self._of = [of[twin.id] for twin in twins.records]
+            self._parts.append((twins, SuffixRunner(model, twins.sequences, first_layer)))
+        self._neutral = neutral_text(model, "choose", n_neutral, first_layer)
+
+    @measuring()
+    def gaps(self, edit: Intervention | None = None) -> pd.DataFrame:
+        """A row a record: ``id, target, bias_type``, the mean log-probability a token of its three
+        sentences, its ``gap``, and ``gap_group`` and ``gap_blind`` where it has a twin."""
+        with nullcontext() if edit is None else edit.applied(self.model):
+            lbars = [_lbars(*part) for part in self._parts]
+        swapped = np.full(len(self.records), nan)
+        if self._of:
+            swapped[self._of] = lbars[1][:, 1] - lbars[1][:, 0]
+        gap = lbars[0][:, 0] - lbars[0][:, 1]
+        return pd.DataFrame(
+            {
+                **{
+                    name: [getattr(record, name) for record in self.records]
+                    for name in ("id", "target", "bias_type")
+                },
+                **dict(zip(LABELS, lbars[0].T, strict=True)),
+                "gap": gap,
+                "gap_group": (gap - swapped) / 2,
+                "gap_blind": (gap + swapped) / 2,
+            }
+        )
+
+    def measure(self, edit: Intervention | None = None) -> dict[str, float]:
+        """``ss`` and ``lms`` in percent, ``gap`` and ``association`` in nats a token, of records;
+        ``gap_group`` and ``gap_blind`` too, if some are of gender; ``kl`` in nats a token and
+        ``perplexity_change`` in percent, of neutral text."""
+        return summary(self.gaps(edit)) | self.drift(edit)
+
+    @measuring()
+    def drift(self, edit: Intervention | None) -> dict[str, float]:
+        """``kl`` and ``perplexity_change`` on neutral text (:mod:`tracelab.interventions.drift`,
+        from the first edited block on)."""
+        if edit is None:
+            return {"kl": 0.0, "perplexity_change": 0.0}
+        sums, n = torch.zeros(3, dtype=torch.float64), 0
+        for batch in length_batches(map(len, self._neutral.sequences), BATCH_TOKENS):
+            tokens, mask, before = self._neutral(batch)
+            with edit.applied(self.model):
+                after = self._neutral(batch)[2]
+            places = mask[:, 1:].bool()
+            n += int(places.sum())
+            logits = (each[:, :-1][places] for each in (before, after))
+            for part in compared(*logits, tokens[:, 1:][places]):
+                sums += part
+        kl, before, after = (sums / n).tolist()
+        return {"kl": kl, "perplexity_change": 100 * float(np.expm1(after - before))}
+
+
+def neutral_text(model: TransformerBridge, use: str, n: int, first_layer: int) -> SuffixRunner:
+    """The beginnings of :func:`~tracelab.datasets.development_sentences`, from a block on."""
+    texts = [encode(model, text).ids[:NEUTRAL_TOKENS] for text in development_sentences(use, n)]
+    require_context(model, map(len, texts))
+    return SuffixRunner(model, texts, first_layer)
+
+
+def _lbars(triples: Triples, runner: SuffixRunner) -> np.ndarray:
+    """Mean log-probabilities a token, ``[record, label]``."""
+    found = torch.zeros(len(triples.sequences), dtype=torch.float64)
+    for batch in length_batches(map(len, triples.sequences), BATCH_TOKENS):
+        tokens, mask, logits = runner(batch)
+        places = scored(mask, [triples.scored(i) for i in batch])
+        found[batch] = mean_over(token_logprobs(logits, tokens), places).double().cpu()
+    return found.view(-1, len(LABELS)).numpy()
+
+
+def summary(gaps: pd.DataFrame) -> dict[str, float]:
+    """Means over records of :meth:`Development.gaps`, with ``ss`` and ``lms``; ``association`` is
+    the mean over bias types of theirs."""
+    stereotype, anti_stereotype, unrelated = (gaps[label] for label in LABELS)
+    likelier = (stereotype > unrelated).mean() + (anti_stereotype > unrelated).mean()
+    columns = gaps.assign(swapped=gaps["gap_blind"] - gaps["gap_group"])[["gap", "swapped"]]
+    own = [association(*part.to_numpy().T) for _, part in columns.groupby(gaps["bias_type"])]
+    return {
+        "ss": 100 * float((stereotype > anti_stereotype).mean()),
+        "lms": 50 * float(likelier),
+        **association(*columns.to_numpy().T),
+        "association": float(np.mean([each["association"] for each in own])),
+    }
+
+
+class Choice:
+    """The rule by which a state or a strength is kept: least ``association`` or ``loss`` among
+    those that cost no more than the bounds.
+
+    >>> choice = Choice(ChoosingConfig(max_kl=0.1), {"association": 0.03, "lms": 85.0, "kl": 0.0})
+    >>> choice.score({"association": 0.02, "lms": 84.5, "kl": 0.04})
+    0.02
+    >>> choice.score({"association": 0.01, "lms": 83.0, "kl": 0.04})  # costs 2 points: as no edit
+    0.03
+    """
+
+    def __init__(self, config: ChoosingConfig, unedited: Mapping[str, float]) -> None:
+        self.by, self.bounds, self.unedited = config.choose, config.bounds, unedited
+
+    def allows(self, figures: Mapping[str, float]) -> bool:
+        """Whether an edit with these figures costs no more; not if one is no number."""
+        return isfinite(figures[self.by]) and self.bounds.allow(
+            kl=figures["kl"], lms_loss=self.unedited["lms"] - figures["lms"]
+        )
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """What is to be low: of figures beyond the bounds what no edit has, of none that are
+        numbers no number."""
+        if not all(isfinite(value) for value in figures.values()):
+            return nan
+        return (figures if self.allows(figures) else self.unedited)[self.by]
+
+    def best(self, table: Sequence[Mapping[str, float]]) -> int:
+        """Which row is kept: the first of equals.
+
+        Raises:
+            TracelabError: none is within the bounds.
+        """
+        allowed = [i for i, row in enumerate(table) if self.allows(row)]
+        if not allowed:
+            raise TracelabError(f"none of {len(table)} edits is within {self.bounds}")
+        return min(allowed, key=lambda i: table[i][self.by])
