@@ -29,12 +29,16 @@ def triples():
 def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_model, triples):
     before = fingerprint(real_model.original_model), logits(real_model)
     config = BiasEditConfig.direct(
-        steps=8, eval_every=8, delta_lr=1e-2, lam=0.1, n_query=8, batch_size=8
+        **{"steps": 8, "eval_every": 8, "delta_lr": 1e-2, "lam": 0.1, "schedule": "constant"},
+        **{"n_query": 8, "batch_size": 8, "choose": "loss", "max_kl": 9.0},
     )
     edit = BiasEdit.fit(real_model, triples[0], config, layers="last1", dev=triples[0])
     by_strength = {row["strength"]: row for row in edit.notes["strengths"]}
     assert by_strength[1.0]["debias"] < 0.9 * by_strength[0.0]["debias"]
     assert by_strength[1.0]["retention"] > by_strength[0.0]["retention"] == 0
+    assert by_strength[1.0]["kl"] > by_strength[0.0]["kl"] == 0
+    assert by_strength[1.0]["gap"] < by_strength[0.0]["gap"]
+    assert by_strength[1.0]["association"] == pytest.approx(abs(by_strength[1.0]["gap_group"]))
     assert fingerprint(real_model.original_model) == before[0]
     assert torch.equal(logits(real_model), before[1])
 
