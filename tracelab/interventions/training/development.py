@@ -125,11 +125,11 @@ class Development:
                 after = self._neutral(batch)[2]
             places = mask[:, 1:].bool()
             n += int(places.sum())
-            logits = (each[:, :-1][places] for each in (before, after))
-            for part in compared(*logits, tokens[:, 1:][places]):
+            p, q = (each[:, :-1][places] for each in (before, after))
+            for part in compared(p, q, tokens[:, 1:][places]):
                 sums += part
-        kl, before, after = (sums / n).tolist()
-        return {"kl": kl, "perplexity_change": 100 * float(np.expm1(after - before))}
+        kl, nll_before, nll = (sums / n).tolist()
+        return {"kl": kl, "perplexity_change": 100 * float(np.expm1(nll - nll_before))}
 
 
 def neutral_text(model: TransformerBridge, use: str, n: int, first_layer: int) -> SuffixRunner:
