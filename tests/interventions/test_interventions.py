@@ -26,8 +26,9 @@ EDITS = {
     "delta": random_delta,
     "erasure": random_erasure,
     "experts": random_experts,
-    # Few steps: on rough probers each enlarges the rounding between two backends.
-    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=3),
+    # On these rough probers a step by the slope can enlarge the rounding between two backends to
+    # 3e-4; such steps are in "fairmed-adaptive" and "stack".
+    "fairmed": lambda model: random_fairmed(model, lam=2.0, steps=5, step="fixed"),
     "fairmed-adaptive": lambda model: random_fairmed(model, lam=2.0, steps=3, radius="adaptive"),
     "fairmed-code": lambda model: random_fairmed(
         model, lam=1.0, norm="code", grad="sign", init="random"
