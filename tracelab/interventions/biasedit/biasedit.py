@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class BiasEdit(TrainedDelta):
 
     kind = "biasedit"
     Config = BiasEditConfig
+    grid: ClassVar = {"lam": (0.3, 1.0, 3.0)}
 
     def __init__(
         self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None

@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -72,6 +72,8 @@ class FairMed(Method):
     Config = FairMedConfig
     biases = tuple(ATTRIBUTES)
     Spec = FairMedSpec
+    unfitted = tuple(n for n in FairMedConfig.model_fields if n not in (*PROBING, "seed"))
+    grid: ClassVar = {"lam": (1.0, 3.0, 9.0), "positions": ("predictive", "all")}
 
     def __init__(
         self,

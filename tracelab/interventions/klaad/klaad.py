@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class KLAAD(TrainedDelta):
     """
 
     kind = "klaad"
+    grid: ClassVar = {
+        "reduction": ("mean", "batchmean"),
+        "language_on": ("both", "anti_stereotype"),
+    }
     Config = KLAADConfig
 
     @classmethod
