@@ -100,20 +100,22 @@ class HeldOut:
                 fit.
         """
         made = {} if made is None else made
-        fitted = config.replace(
-            **{
-                name: method.Config.model_fields[name].get_default(call_default_factory=True)
-                for name in method.unfitted
-            }
-        )
-        edits = []
-        for fold in self.folds:
-            given = training_data(method, data, fold.terms)
-            key = repr((hash_of(given), fitted.settings(), layers))
-            if key not in made:
-                made[key] = method.fit(self.model, given, fitted, layers=layers)
-            edits.append(made[key].with_config(config) if method.unfitted else made[key])
-        return edits
+        return [
+            self.fit_one(method, training_data(method, data, fold.terms), config, layers, made)
+            for fold in self.folds
+        ]
+
+    def fit_one(
+        self, method: type[Method], data: Any, config: Config, layers: Any, made: dict[str, Method]
+    ) -> Method:
+        """A fit on these data, or one of before with the fields changed that no fit depends on."""
+        fields = method.Config.model_fields
+        defaults = {n: fields[n].get_default(call_default_factory=True) for n in method.unfitted}
+        key = repr((hash_of(data), config.replace(**defaults).settings(), layers))
+        if key not in made:
+            made[key] = method.fit(self.model, data, config, layers=layers)
+        edit = made[key]
+        return edit.with_config(config) if method.unfitted else edit
 
     def score(self, edits: Sequence[Intervention]) -> StereoSetScores:
         """Each fold under its edit, all together."""

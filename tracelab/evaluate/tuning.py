@@ -167,7 +167,8 @@ def tune(
         neutral=n_neutral,
         seed=seed,
     )
-    attempt = partial(_try, held, method, data, seeds=seeds, neutral=neutral, made={})
+    made: dict[str, Method] = {}
+    attempt = partial(_try, held, method, data, seeds=seeds, neutral=neutral, made=made)
     rows, sentences = [_unedited(held)], [held.before.sentences.assign(tried=UNEDITED)]
     with progress(total=len(tried), what="tuning", unit="combination") as bar:
         for number, (fields, changed, layers) in enumerate(tried):
@@ -206,7 +207,7 @@ def tune(
         )
         return None, tuning
     _, changed, layers = tried[int(table.index[table["chosen"]][0]) - 1]
-    edit = method.fit(model, training_data(method, data), changed, layers=layers)
+    edit = held.fit_one(method, training_data(method, data), changed, layers, made)
     row = table[table["chosen"]].iloc[0]
     edit.notes["tuned"] = {
         name: row[name] for name in ("association", "difference", "low", "high", "kl")
