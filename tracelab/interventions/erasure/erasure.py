@@ -22,7 +22,9 @@ cost (KL and perplexity of neutral text, in the notes of a fit) beside the effec
 
 Layers and rank are chosen by one rule: on target terms of StereoSet's ``test`` that the fit has not
 seen, the fall of the association's group-dependent part per nat of KL to the unedited model on neutral
-text (``analyses/erasure_grid.py``).
+text, among edits within +5 % perplexity (``analyses/erasure_grid.py``). On the embedded model that
+favours leace by the ratio and paired by the size of the effect for gender, and paired for race and
+religion; mean and pca ruin the model.
 """  # noqa: E501
 
 from __future__ import annotations
