@@ -59,7 +59,7 @@ FITS = {
     "experts": lambda model: Experts.fit(model, ExpertTexts("race", TEXTS[:8], TEXTS[8:16])),
     "biasedit": lambda model: BiasEdit.fit(model, TRAIN, BiasEditConfig(**SMALL), dev=DEV),
     "direct": lambda model: BiasEdit.fit(model, TRAIN, BiasEditConfig.direct(**SMALL), dev=DEV),
-    "klaad": lambda model: KLAAD.fit(model, TRAIN, KLAADConfig(rank=2), dev=DEV),
+    "klaad": lambda model: KLAAD.fit(model, TRAIN, KLAADConfig.paper(rank=2), dev=DEV),
 }
 
 
@@ -155,7 +155,7 @@ def test_tied_embeddings_stay_tied_when_inference_mode_is_left(tokenizer):
 def test_a_word_model_that_was_loaded_in_inference_mode_can_be_fitted(folder):
     with torch.inference_mode():
         loaded = word_model("gpt2", folder)
-    assert KLAAD.fit(loaded, TRAIN, KLAADConfig(rank=2), dev=DEV).notes["curves"]
+    assert KLAAD.fit(loaded, TRAIN, KLAADConfig.paper(rank=2), dev=DEV).notes["curves"]
 
 
 def test_what_measures_keeps_no_graph(model):

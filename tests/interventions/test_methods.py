@@ -21,7 +21,8 @@ from tracelab.interventions.registry import LISTED
 QUICK = {
     "fairmed": {"n_seeds": 1, "top_k": 2},
     "biasedit": {"steps": 1, "eval_every": 1, "rank": 4, "init": "normal", "lr": 1e-2},
-    "klaad": {"rank": 2},
+    # moves something, whatever it costs
+    "klaad": {"rank": 2, "choose": "loss", "max_kl": 1e9, "max_lms_loss": 100.0},
     "experts": {"training": tracelab.FinetuneConfig(rank=2)},
 }
 """Smaller than by default; a method that is quick anyway needs nothing."""

@@ -17,8 +17,8 @@ class KLAADConfig(ChoosingConfig):
 
     On the embedded model, at the paper's weights, the gradient of the attention loss is a 300th of
     the language loss's with ``reduction="mean"``, which does nothing, and a third of it with
-    ``"batchmean"``, which halves the attention gap; association falls no further for it
-    (``figures/05_klaad_ablations.csv``).
+    ``"batchmean"``, which lowers the attention gap by a third (by half at ``lam2=1`` and above);
+    association falls no further for it (``figures/05_klaad_ablations.csv``).
     """
 
     presets: ClassVar = ("paper",)
