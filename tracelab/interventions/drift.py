@@ -87,8 +87,8 @@ def drift(
     if not n:
         raise TracelabError("no token of these texts is predicted by another: give longer ones")
     kl, nll_before, nll = (sums / n).tolist()
-    perplexities = torch.tensor([nll_before, nll], dtype=torch.float64).exp().tolist()
-    return Drift(kl, *perplexities, n)
+    plain, edited = torch.tensor([nll_before, nll], dtype=torch.float64).exp().tolist()
+    return Drift(kl, plain, edited, n)
 
 
 def compared(

@@ -125,8 +125,8 @@ class Development:
                 after = self._neutral(batch)[2]
             places = mask[:, 1:].bool()
             n += int(places.sum())
-            logits = (each[:, :-1][places] for each in (before, after))
-            for part in compared(*logits, tokens[:, 1:][places]):
+            p, q = (each[:, :-1][places] for each in (before, after))
+            for part in compared(p, q, tokens[:, 1:][places]):
                 sums += part
         kl, before, after = (sums / n).tolist()
         return {"kl": kl, "perplexity_change": 100 * float(np.expm1(after - before))}
