@@ -15,7 +15,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.evaluate.tuning import _chosen
 from tracelab.interventions import ErasureConfig
 from tracelab.interventions.drift import drift
-from tracelab.interventions.training.choose import Bounds
+from tracelab.interventions.training.config import Bounds
 
 LOOSE = Bounds(max_kl=1e9, max_lms_loss=100.0)
 SMALL = {"limit": 24, "folds": 2, "n_neutral": 4}

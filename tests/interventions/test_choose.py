@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tracelab.datasets import gender_twins, stereoset
-from tracelab.interventions.training.choose import Bounds, association
+from tracelab.interventions.training.choose import association
+from tracelab.interventions.training.config import Bounds
 from tracelab.model.scoring import score
 
 NAN = float("nan")

@@ -47,7 +47,7 @@ from tracelab.evaluate.paired import paired
 from tracelab.figures.tuning import tuning as figure
 from tracelab.interventions.drift import drift
 from tracelab.interventions.method import Method
-from tracelab.interventions.training.choose import Bounds
+from tracelab.interventions.training.config import Bounds
 from tracelab.metrics import UNEDITED
 from tracelab.model.hooked import require_unedited
 from tracelab.model.settings import request_of, run_settings

@@ -21,7 +21,7 @@ from tracelab.interventions.base import Intervention
 from tracelab.interventions.method import Method
 from tracelab.interventions.names import MANIFEST
 from tracelab.interventions.registry import listed
-from tracelab.interventions.training.choose import Bounds
+from tracelab.interventions.training.config import Bounds
 from tracelab.ranges import shown
 from tracelab.results import require_result_folder
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tracelab.config import Count, Finite, NonNegative, Positive, Seed, Width
-from tracelab.interventions.training.development import ChoosingConfig
+from tracelab.interventions.training.config import ChoosingConfig
 from tracelab.ranges import STEPS_MOST
 
 

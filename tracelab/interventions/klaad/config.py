@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tracelab.config import Count, Finite, NonNegative, Positive, Seed, Width
 from tracelab.errors import TracelabError
-from tracelab.interventions.training.development import ChoosingConfig
+from tracelab.interventions.training.config import ChoosingConfig
 from tracelab.ranges import EPOCHS_MOST
 
 

@@ -17,34 +17,8 @@ chosen on few target terms: measure it on others.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an edit may cost.
-
-    Attributes:
-        max_kl: to the unedited model on neutral text, nats a token.
-        max_lms_loss: points of LMS on held-out records.
-        max_perplexity: rise of the perplexity of neutral text, in percent.
-    """
-
-    max_kl: float
-    max_lms_loss: float
-    max_perplexity: float = math.inf
-
-    def allow(self, *, kl: float, lms_loss: float, perplexity_change: float = 0.0) -> bool:
-        """Whether it costs no more; never true of a figure that is not a number."""
-        return (
-            kl <= self.max_kl
-            and lms_loss <= self.max_lms_loss
-            and perplexity_change <= self.max_perplexity
-        )
 
 
 def association(

@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite, nan
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.config import Config, Count, NonNegative, Positive
 from tracelab.datasets import development_sentences, gender_twins
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.drift import compared
-from tracelab.interventions.training.choose import Bounds, association
+from tracelab.interventions.training.choose import association
 from tracelab.interventions.training.triple_losses import mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
 from tracelab.model.partial_forward import SuffixRunner
@@ -35,24 +32,6 @@ N_NEUTRAL = 40
 """Neutral sentences on which the drift of an edit in training is measured."""
 NEUTRAL_TOKENS = 32
 """Neutral sentences are cut to so many tokens in training."""
-
-
-class ChoosingConfig(Config):
-    """How the state and the strength of an edit are chosen on development records."""
-
-    choose: Literal["association", "loss"] = Field(
-        "association", description="what the kept state and strength have least of, held-out terms"
-    )
-    max_kl: Positive = Field(
-        0.05, description="most that they may cost: nats a token, neutral text"
-    )
-    max_lms_loss: NonNegative = Field(1.0, description="and points of LMS")
-    n_dev: Count | None = Field(None, description="most development records (none: all)")
-
-    @property
-    def bounds(self) -> Bounds:
-        """What the edit may cost."""
-        return Bounds(self.max_kl, self.max_lms_loss)
 
 
 class Development:
