@@ -22,6 +22,7 @@ from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.drift import compared
 from tracelab.interventions.training.choose import association
+from tracelab.interventions.training.config import ChoosingConfig
 from tracelab.interventions.training.triple_losses import mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
 from tracelab.model.partial_forward import SuffixRunner
