@@ -163,12 +163,12 @@ def test_strengths_by_hand(fitted, changes, expected):
     assert all((parameter == 1).all() for parameter in edit.parameters())
 
 
-def test_a_state_beyond_the_bounds_counts_as_no_edit_and_one_without_numbers_as_none():
+def test_a_state_counts_at_the_strength_that_the_bound_on_kl_allows():
     config = FITTED.replace(choose="association", max_kl=0.05, max_lms_loss=1.0)
     choice = Choice(config, BASE)
-    assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.01}) == 0.01
-    assert choice.score({"association": 0.01, "lms": 78.5, "kl": 0.01}) == 0.04
-    assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.06}) == 0.04
+    assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.05}) == 0.01
+    half = choice.score({"association": 0.01, "lms": 79.5, "kl": 4 * 0.05})
+    assert half == pytest.approx((0.01 + BASE["association"]) / 2)
     assert math.isnan(choice.score({"association": 0.01, "lms": 79.5, "kl": float("nan")}))
     with pytest.raises(TracelabError, match="none of 1 edits is within"):
         choice.best([{"association": 0.01, "lms": 10.0, "kl": 0.0}])

@@ -148,11 +148,15 @@ class Choice:
     """The rule by which a state or a strength is kept: least ``association`` or ``loss`` among
     those that cost no more than the bounds.
 
+    A state in training is scored as what is left of it at the strength that the bound on KL allows:
+    to first order KL grows with the square of the strength and the rest with the strength. The
+    strength itself is then looked for, and LMS with it.
+
     >>> choice = Choice(ChoosingConfig(max_kl=0.1), {"association": 0.03, "lms": 85.0, "kl": 0.0})
     >>> choice.score({"association": 0.02, "lms": 84.5, "kl": 0.04})
     0.02
-    >>> choice.score({"association": 0.01, "lms": 83.0, "kl": 0.04})  # costs 2 points: as no edit
-    0.03
+    >>> round(choice.score({"association": 0.01, "lms": 84.5, "kl": 0.4}), 3)  # half the strength
+    0.02
     """
 
     def __init__(self, config: ChoosingConfig, unedited: Mapping[str, float]) -> None:
@@ -165,11 +169,13 @@ class Choice:
         )
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """What is to be low: of figures beyond the bounds what no edit has, of none that are
-        numbers no number."""
+        """What is to be low, at a strength within the bound on KL; no number, if one of the figures
+        is none."""
         if not all(isfinite(value) for value in figures.values()):
             return nan
-        return (figures if self.allows(figures) else self.unedited)[self.by]
+        excess = figures["kl"] / self.bounds.max_kl
+        share = 1.0 if excess <= 1 else excess**-0.5
+        return share * figures[self.by] + (1 - share) * self.unedited[self.by]
 
     def best(self, table: Sequence[Mapping[str, float]]) -> int:
         """Which row is kept: the first of equals.
