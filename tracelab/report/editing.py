@@ -104,7 +104,7 @@ def fit_edits(
         first = data(())
         if isinstance(first, Corpus):  # it has been probed already
             first = probes
-        config = method.Config(**preset.fits.get(method.kind, {})).seeded(seed)
+        config = _config(method, preset.fits.get(method.kind, {}), bias).seeded(seed)
         known = {"config": config.settings(), "bias": bias, "data": hash_of(first)}
         make: Callable[[], Intervention] = partial(method.fit, model, first, config)
         if preset.thorough and method.grid:
@@ -132,6 +132,14 @@ def fit_edits(
             making="fitting",
         )
     return made
+
+
+def _config(method: type[Method], fields: Mapping[str, Any], bias: str) -> Config:
+    """A configuration with these fields, the others as in a preset of the method if one is
+    named."""
+    given = dict(fields)
+    name = given.pop("preset", None)
+    return method.Config(**given) if name is None else method.Config.preset(name, bias, **given)
 
 
 def _data(

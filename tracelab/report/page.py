@@ -54,9 +54,9 @@ def _edited(parts: Parts) -> list[Section]:
         Section(
             "tradeoff",
             "Bias against capability",
-            "Further down is nearer to a stereotype score of 50, further left predicts neutral "
-            "text better: an edit "
-            "is worth something if it moves down and not to the right.",
+            "Further down the stereotype depends less on the group that is named, further left "
+            "neutral text is predicted better: an edit is worth something if it moves down and "
+            "not to the right.",
             parts.scoreboard.plot_tradeoff(),
         ),
     ]

@@ -27,7 +27,8 @@ class Preset:
         limit: at most so many records of each benchmark; None for all.
         fit_records: at most so many records and texts that the learned methods are fitted on; None
             for all.
-        fits: by method, fields of its configuration that are not as by default.
+        fits: by method, fields of its configuration that are not as by default, or as in its
+            ``preset``.
         choice_records: development records on which the stack is chosen.
         benchmarks: on which the edits are compared, with at most so many records each.
         thorough: whether the comparison also has off-target bias types and costs.
@@ -60,16 +61,16 @@ PRESETS = {
         trace_samples=3,
         layer_step=4,
         fit_records=96,
-        fits={"biasedit": {"shift": "direct", "steps": 8, "eval_every": 8}},
+        fits={"biasedit": {"preset": "direct", "steps": 12, "eval_every": 12, "delta_lr": 2e-3}},
         choice_records=32,
-        benchmarks={"stereoset": 48, "crows-pairs": 48, "local-bias": None, "perplexity": 32},
+        benchmarks={"stereoset": 96, "crows-pairs": 48, "local-bias": None, "perplexity": 32},
     ),
     "full": Preset(
         prober_seeds=5,
         trace_pairs=60,
         trace_samples=10,
         layer_step=1,
-        fits={"biasedit": {"shift": "direct", "steps": 50, "eval_every": 25}},
+        fits={"biasedit": {"preset": "direct"}},
         benchmarks={
             "stereoset": None,
             "crows-pairs": None,

@@ -18,7 +18,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Sentence
-from tracelab.errors import brief
+from tracelab.errors import brief, require_choice
+from tracelab.evaluate.registry import BIAS_TYPES
 from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.model.settings import request_of
@@ -58,6 +59,39 @@ class Question:
     def __repr__(self) -> str:
         facts = (self.benchmark.name, self.bias, f"n = {len(self.records)}", self.reason)
         return brief(self, *filter(None, facts))
+
+
+def questions(
+    benchmarks: Sequence[Benchmark],
+    bias: str | None,
+    limit: int | Mapping[str, int] | None,
+    options: Mapping[str, Mapping[str, Any]],
+    off_target: bool,
+) -> list[Question]:
+    """What is asked of each benchmark: its bias types, read.
+
+    Raises:
+        TracelabError: a bias type or a benchmark that is not there.
+    """
+    if bias is not None:
+        require_choice("bias type", bias, BIAS_TYPES)
+    names = [item.name for item in benchmarks]
+    for what, given in (("limit", limit), ("options", options)):
+        for name in given if isinstance(given, Mapping) else ():
+            require_choice(f"benchmark in {what}", name, names)
+    asked = []
+    for item in benchmarks:
+        most = limit.get(item.name) if isinstance(limit, Mapping) else limit
+        targeted = [b for b in item.biases if bias in (None, b)]
+        others = (
+            [b for b in item.biases if b not in targeted] if item.every_bias and off_target else []
+        )
+        for each in targeted + others if item.biases else [""]:
+            asked.append(Question.read(item, each, most, options.get(item.name, {})))
+        if item.biases and not targeted:
+            reason = f"{item.name} has no bias type {bias!r}, only {', '.join(item.biases)}"
+            asked.append(Question(item, str(bias), reason=reason))
+    return asked
 
 
 @dataclass(frozen=True)

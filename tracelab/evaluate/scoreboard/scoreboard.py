@@ -25,11 +25,17 @@ import plotly.graph_objects as go
 from statsmodels.stats.multitest import multipletests
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.errors import TracelabError, require_choice
+from tracelab.errors import TracelabError
 from tracelab.escaping import latex_table, markdown_table
 from tracelab.evaluate.paired import paired
-from tracelab.evaluate.registry import BIAS_TYPES, benchmark
-from tracelab.evaluate.scoreboard.cells import FAILURES, Cell, Question, measure_cell
+from tracelab.evaluate.registry import benchmark
+from tracelab.evaluate.scoreboard.cells import (
+    FAILURES,
+    Cell,
+    Question,
+    measure_cell,
+    questions,
+)
 from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.scoreboard.costs import edit_costs
 from tracelab.evaluate.scoreboard.interference import interference
@@ -46,6 +52,9 @@ from tracelab.storage.ownership import require_folder
 
 DEFAULT = ("stereoset", "crows-pairs", "local-bias", "perplexity")
 """Benchmarks that take minutes, not hours, on two cores."""
+
+LEADING = ("gap_group", "gap", "ss")
+"""Bias metrics of which a trade-off is drawn, the first that is there."""
 
 COLUMNS = [
     "edit",
@@ -131,15 +140,20 @@ class Scoreboard(Result):
         """Every score with its interval, one panel a metric."""
         return scoreboard(self.table, self.settings)
 
-    def plot_tradeoff(self, bias_metric: str = "ss", capability: str = "perplexity") -> go.Figure:
+    def plot_tradeoff(
+        self, bias_metric: str | None = None, capability: str = "perplexity"
+    ) -> go.Figure:
         """Distance of a bias metric from its ideal value against a capability metric, one point an
-        edit."""
-        return tradeoff(self.table, self.settings, bias_metric, capability)
+        edit; default: the first of :data:`LEADING` that the table has."""
+        there = set(self.table["metric"])
+        leading = next((metric for metric in LEADING if metric in there), LEADING[-1])
+        return tradeoff(self.table, self.settings, bias_metric or leading, capability)
 
     def figures(self) -> dict[str, go.Figure]:
         """The dot plot and, where it can be drawn, bias against capability."""
         made = {"": self.plot()}
-        if {"ss", "perplexity"} <= set(self.table["metric"]):
+        there = set(self.table["metric"])
+        if "perplexity" in there and there & set(LEADING):
             made["tradeoff"] = self.plot_tradeoff()
         return made
 
@@ -224,11 +238,11 @@ def evaluate(
         raise TracelabError("no benchmark to evaluate on")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
-    questions = list(_questions(chosen, bias, limit, options or {}, off_target))
+    asked = list(questions(chosen, bias, limit, options or {}, off_target))
     rows: list[pd.DataFrame] = []
     interactions: list[pd.DataFrame] = []
-    with progress(total=len(questions) * (len(edits) + 1), what="cells", unit="cell") as bar:
-        for question in questions:
+    with progress(total=len(asked) * (len(edits) + 1), what="cells", unit="cell") as bar:
+        for question in asked:
             before = measure_cell(model, question, None, None, folder=folder, seed=seed)
             bar.update()
             rows.append(_rows(question, before, None, UNEDITED, seed))
@@ -277,34 +291,6 @@ def _named(
     if UNEDITED in named:
         raise TracelabError(f"{UNEDITED!r} is the model as it is: call the edit something else")
     return named
-
-
-def _questions(
-    benchmarks: Sequence[Benchmark],
-    bias: str | None,
-    limit: int | Mapping[str, int] | None,
-    options: Mapping[str, Mapping[str, Any]],
-    off_target: bool,
-) -> list[Question]:
-    if bias is not None:
-        require_choice("bias type", bias, BIAS_TYPES)
-    names = [item.name for item in benchmarks]
-    for what, given in (("limit", limit), ("options", options)):
-        for name in given if isinstance(given, Mapping) else ():
-            require_choice(f"benchmark in {what}", name, names)
-    questions = []
-    for item in benchmarks:
-        most = limit.get(item.name) if isinstance(limit, Mapping) else limit
-        targeted = [b for b in item.biases if bias in (None, b)]
-        others = (
-            [b for b in item.biases if b not in targeted] if item.every_bias and off_target else []
-        )
-        for each in targeted + others if item.biases else [""]:
-            questions.append(Question.read(item, each, most, options.get(item.name, {})))
-        if item.biases and not targeted:
-            reason = f"{item.name} has no bias type {bias!r}, only {', '.join(item.biases)}"
-            questions.append(Question(item, str(bias), reason=reason))
-    return questions
 
 
 def _rows(
