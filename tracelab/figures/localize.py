@@ -266,6 +266,8 @@ def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
     """Where the attention sink is, and how often it was noised."""
     if settings["prepend_bos"]:
         return "BOS before each sentence"
+    if "first_token" not in cases:  # a trace of an earlier version
+        return "no BOS"
     noised = cases["first_token"].sum()
     return f"no BOS, the first token (attention sink) noised in {noised} pairs"
 
