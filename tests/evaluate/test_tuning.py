@@ -67,11 +67,13 @@ def test_cross_fitted_scores_carry_paired_differences(tiny_model):
 def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_model, tmp_path):
     model = tiny_model("llama")
     grid = {"rank": [1, 2], "layers": [[0], range(2)]}
-    edit, tuning = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)
+    edit, tuning = tune(
+        model, Erasure, "gender", grid, bounds=LOOSE, rule="least", folder=tmp_path, **SMALL
+    )
     table = tuning.frame
     assert table["tried"].tolist() == [
         "unedited",
-        *(f"rank {rank}, layers {layers}" for rank in (1, 2) for layers in ("0", "0-1")),
+        *(f"layers {layers}, rank {rank}" for layers in ("0", "0-1") for rank in (1, 2)),
     ]
     best = table["association"].abs().idxmin()
     assert best > 0
@@ -123,14 +125,20 @@ def test_the_least_association_within_the_bounds_is_chosen():
     table = pd.DataFrame(
         {
             "fall": [0.0, 0.01, 0.03, 0.02, 0.05, -0.01],
+            "low": [np.nan, -0.02, -0.04, -0.025, -0.06, 0.0],
+            "high": [np.nan, 0.0, -0.02, -0.015, -0.04, 0.02],
             "kl": [0.0, 0.01, 0.02, 0.02, 0.5, 0.0],
             "lms_loss": [0.0, 0.0, 2.0, 0.9, 0.0, 0.0],
             "perplexity_change": [0.0, 1.0, 1.0, 1.0, 1.0, np.nan],
         }
     )
-    made = _chosen(table, Bounds(max_kl=0.1, max_lms_loss=1.0, max_perplexity=5.0))
+    bounds = Bounds(max_kl=0.1, max_lms_loss=1.0, max_perplexity=5.0)
+    made = _chosen(table, bounds)
     assert made["allowed"].tolist() == [True, True, False, True, False, False]
-    assert made.index[made["chosen"]].tolist() == [3]
+    assert made.index[made["chosen"]].tolist() == [3]  # the other allowed one is further off
+    wide = table.assign(low=table["low"] - 0.02, high=table["high"] + 0.02)
+    assert _chosen(wide, bounds)["chosen"].tolist().index(True) == 1  # as good, and cheaper
+    assert _chosen(wide, bounds, "least")["chosen"].tolist().index(True) == 3
     assert made["per_kl"][1] == pytest.approx(1.0)
 
 

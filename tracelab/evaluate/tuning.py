@@ -6,9 +6,10 @@
 Every combination of a grid is fitted once a fold, without the fold's target terms, and scored on them
 (:mod:`.crossfit`). Chosen is
 
-    the least |association| among those that cost no more than the bounds allow,
+    of those within the bounds whose |association| is within one standard error of the least,
+    the one with the least KL                                  (rule="one_se", Breiman et al. 1984)
 
-association being the group-dependent gap where the group can be exchanged, else the gap
+or plainly the least |association| (``rule="least"``), association being the group-dependent gap where the group can be exchanged, else the gap
 (:mod:`.association`), and the costs KL and perplexity on neutral text that nothing is fitted on or reported
 of, and LMS on the same folds. The one that is chosen is then fitted on all training terms. What the
 benchmarks of a scoreboard say has no part in it; the best of many tried looks better here than it is, so
@@ -17,7 +18,7 @@ report it on records that nothing was chosen by.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from sklearn.model_selection import ParameterGrid
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
 from tracelab.datasets.bold import development_sentences
-from tracelab.errors import TracelabError, warn
+from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.evaluate.benchmarks.stereoset import LABELS, StereoSetScores
 from tracelab.evaluate.crossfit import (
     FOLDS,
@@ -59,6 +61,8 @@ from tracelab.storage.checkpoint import resumed
 from tracelab.storage.ownership import require_folder
 
 N_NEUTRAL = 60
+RULES = ("one_se", "least")
+Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 BOUNDS = Bounds(max_kl=0.2, max_lms_loss=1.0, max_perplexity=5.0)
 """At most so much by default: nats a token, points, percent."""
 
@@ -113,10 +117,11 @@ def tune(
     model: TransformerBridge,
     method: type[Method],
     data: Any,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Grid | None = None,
     *,
     config: Config | None = None,
     bounds: Bounds = BOUNDS,
+    rule: str = "one_se",
     bias: str | None = None,
     folds: int = FOLDS,
     seeds: int = 1,
@@ -129,9 +134,10 @@ def tune(
 
     Args:
         data: a bias type, or data of your own (:func:`~tracelab.evaluate.crossfit.training_data`).
-        grid: values to try, by field of the configuration, and under ``layers``; default: the
-            method's own.
+        grid: values to try, by field of the configuration, and under ``layers``; or several such,
+            as of ``sklearn.model_selection.ParameterGrid``; default: the method's own.
         config: of the fields that are not tried.
+        rule: see the module's docstring.
         bias: type whose records are scored; default: that of the data.
         folds: of the target terms of StereoSet's ``test``.
         seeds: fits of each combination, with seeds that follow one another.
@@ -150,6 +156,7 @@ def tune(
     """
     require_seed(seed)
     require_int("seeds", seeds)
+    require_choice("rule", rule, RULES)
     require_unedited(model, "tune")
     if folder is not None:
         require_folder(folder)
@@ -171,7 +178,7 @@ def tune(
     attempt = partial(_try, held, method, data, seeds=seeds, neutral=neutral, made=made)
     rows, sentences = [_unedited(held)], [held.before.sentences.assign(tried=UNEDITED)]
     with progress(total=len(tried), what="tuning", unit="combination") as bar:
-        for number, (fields, changed, layers) in enumerate(tried):
+        for fields, changed, layers in tried:
             request = known | {
                 "method": method.kind,
                 "config": changed.settings(),
@@ -179,7 +186,7 @@ def tune(
             }
             found = resumed(
                 folder,
-                f"{method.kind}-{number:03d}",
+                f"{method.kind}-{hashlib.sha256(repr(request).encode()).hexdigest()[:12]}",
                 Tuning.load,
                 request,
                 partial(attempt, fields, changed, layers),
@@ -187,13 +194,14 @@ def tune(
             rows.append(found.table)
             sentences.append(found.sentences)
             bar.update()
-    table = _chosen(pd.concat(rows, ignore_index=True), bounds)
+    table = _chosen(pd.concat(rows, ignore_index=True), bounds, rule)
     settings = run_settings(
         model,
         (),
         method=method.kind,
         bias=bias,
         bounds=vars(bounds),
+        rule=rule,
         folds=folds,
         seeds=seeds,
         data_hash=held.before.settings["data_hash"],
@@ -216,19 +224,22 @@ def tune(
 
 
 def _combinations(
-    method: type[Method], base: Config, grid: Mapping[str, Sequence[Any]]
+    method: type[Method], base: Config, grid: Grid
 ) -> Iterable[tuple[dict[str, Any], Config, Any]]:
     """Every combination of the grid: its fields, the configuration and the layers.
 
     Raises:
         TracelabError: an empty grid, or a field or value that the method cannot have.
     """
-    if not grid or not all(len(list(values)) for values in grid.values()):
+    try:
+        found = list(ParameterGrid(grid)) if grid else []
+    except (TypeError, ValueError) as error:
+        raise TracelabError(f"the grid is not understood: {error}") from error
+    if not any(found):
         raise TracelabError(
             f"no values to try with {method.kind}: give a grid, as {{'layers': [range(8)], …}}"
         )
-    for values in itertools.product(*grid.values()):
-        fields = dict(zip(grid, values, strict=True))
+    for fields in found:
         layers = fields.get("layers")
         yield (
             {k: list(v) if isinstance(v, range) else v for k, v in fields.items()},
@@ -315,7 +326,7 @@ def _over_seeds(
     return {"seed_low": interval.low, "seed_high": interval.high}
 
 
-def _chosen(table: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+def _chosen(table: pd.DataFrame, bounds: Bounds, rule: str = "one_se") -> pd.DataFrame:
     """The table with what the bounds allow and which is chosen: of equal ones the first."""
     allowed = [
         bounds.allow(
@@ -326,6 +337,10 @@ def _chosen(table: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     table = table.assign(allowed=allowed, per_kl=table["fall"] / table["kl"].replace(0, np.nan))
     better = table[table["allowed"] & (table["fall"] > 0)]
     best = better["fall"].idxmax() if len(better) else -1
+    if len(better) and rule == "one_se":
+        error = (table.loc[best, "high"] - table.loc[best, "low"]) / 4  # about one standard error
+        near = better[better["fall"] >= better["fall"].max() - error]
+        best = near["kl"].idxmin() if len(near) else best
     return table.drop(columns="fall").assign(chosen=table.index == best)
 
 

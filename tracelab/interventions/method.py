@@ -41,7 +41,7 @@ class Method(Intervention):
         entries: under which a fit is stored in its checkpoint; none: it is too quick to be.
         unfitted: fields of the configuration that no fit depends on, which :meth:`with_config`
             changes in a fitted edit.
-        grid: what :func:`tracelab.tune` tries by default: values by field.
+        grid: what :func:`tracelab.tune` tries by default: values by field, or several such.
     """
 
     Config: ClassVar[type[AnyConfig]]
@@ -51,7 +51,7 @@ class Method(Intervention):
     uses_dev: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
     unfitted: ClassVar[tuple[str, ...]] = ()
-    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    grid: ClassVar[Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -57,10 +57,9 @@ def _tuned(
     Raises:
         TracelabError: nothing tried is worth its cost; the table is printed and kept.
     """
-    grid: dict[str, Any] = dict(_values(method, text) for text in options.tune)
-    grid = grid or dict(method.grid)
+    given: dict[str, Any] = dict(_values(method, text) for text in options.tune)
     if layers is not None:
-        grid["layers"] = [layers]
+        given["layers"] = [layers]
     place = Path(f"{os.path.normpath(options.out)}.tuning")
     require_result_folder(place)
     data: Any = options.bias
@@ -70,7 +69,7 @@ def _tuned(
         loading.load_model(options),
         method,
         data,
-        grid,
+        given or None,
         config=options.config,
         bounds=_bounds(options.bounds),
         bias=options.bias,

@@ -69,7 +69,10 @@ class Erasure(ActivationEdit):
     point = "resid_post"
     biases = BIAS_TYPES
     needs = ("bias", "pairs", "neutral")
-    grid: ClassVar = {"rank": (1, 2, 4), "layers": (range(6), range(8), range(10))}
+    grid: ClassVar = (
+        {"method": ("leace",), "layers": (range(6), range(8))},
+        {"method": ("paired",), "rank": (1, 2), "layers": (range(6), range(8))},
+    )
     shape: ClassVar = {
         "read": ("rank", "d_model"),
         "write": ("rank", "d_model"),
