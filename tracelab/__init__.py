@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         to_merged,
         to_peft,
     )
+    from tracelab.interventions.training.config import Bounds
     from tracelab.localize import attention_gap, causal_trace, probe_layers
     from tracelab.localize.attention.attention_gap import AttentionGap
     from tracelab.localize.probing.probes import LayerProbes
@@ -83,6 +84,7 @@ _HOMES = {
         "to_merged",
         "to_peft",
     ),
+    "tracelab.interventions.training.config": ("Bounds",),
     "tracelab.localize": (
         "attention_gap",
         "causal_trace",
@@ -104,6 +106,7 @@ __all__ = [
     "BeforeAfter",
     "BiasEdit",
     "BiasEditConfig",
+    "Bounds",
     "CausalTrace",
     "Erasure",
     "ErasureConfig",

@@ -39,7 +39,7 @@ class BoldText:
     text: str
 
 
-DEVELOPMENT = {"fit": (0, 200), "retain": (200, 600), "choose": (600, 800)}
+DEVELOPMENT = {"fit": (0, 200), "retain": (200, 600), "choose": (600, 800), "tune": (800, 1000)}
 """Uses of :func:`development_sentences`: their places in one drawn order."""
 
 
@@ -97,8 +97,8 @@ def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "whee
 
 def development_sentences(use: str, n: int, *, source: str | Path = "wheel") -> list[str]:
     """Neutral sentences that are none of the 500 on which perplexity is reported, nor of another
-    use: what edits are fitted with (``"fit"``, at most 200), kept from changing (``"retain"``, 400)
-    and chosen by (``"choose"``, 200).
+    use: what edits are fitted with (``"fit"``, at most 200), kept from changing (``"retain"``,
+    400), chosen by in their own fit (``"choose"``, 200) and by ``tune`` (``"tune"``, 200).
 
     Raises:
         TracelabError: an unknown use, or more than it has.

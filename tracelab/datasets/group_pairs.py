@@ -2,7 +2,8 @@
 on.
 
 All are openings of StereoSet's ``test`` sentences, up to the word that would make them a
-stereotype: no label of a stereotype is used, and no record is one of the official ``dev`` set.
+stereotype: no label of a stereotype is used, no record is one of the official ``dev`` set, and no
+text names a target term of it.
 Gender's are paired with their gender-swapped twins; those of race, religion and orientation name a
 group by its word (:mod:`tracelab.datasets.group_words`). CrowS-Pairs has pairs too, of any of its
 bias types, which are then no benchmark any more.
@@ -11,7 +12,8 @@ bias types, which are then no benchmark any more.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import regex
@@ -22,7 +24,8 @@ from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.group_words import BIAS_TYPES as WORDED
 from tracelab.datasets.group_words import openings_of_groups
 from tracelab.datasets.records import subsample
-from tracelab.datasets.spans import words_pattern
+from tracelab.datasets.spans import find_words, words_pattern
+from tracelab.datasets.stereoset import BIAS_TYPES as STEREOSET_BIAS_TYPES
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
 from tracelab.errors import TracelabError, brief, require_choice
 
@@ -61,6 +64,13 @@ class GroupPairs:
         found = tuple((str(a), str(b)) for a, b in pairs)
         return cls(bias, found, tuple(neutral), tuple(held_out))
 
+    def without(self, terms: Collection[str]) -> GroupPairs:
+        """The pairs of which neither text names one of these words, in any inflection."""
+        left = [
+            pair for pair in self.pairs if not any(find_words(text, sorted(terms)) for text in pair)
+        ]
+        return replace(self, pairs=tuple(left))
+
     def __repr__(self) -> str:
         return brief(self, self.bias, f"n = {len(self.pairs)}", f"{len(self.neutral)} neutral")
 
@@ -81,7 +91,8 @@ def group_pairs(
             bias types. What is fitted on these is not to be scored on CrowS-Pairs.
         source: of the data, as for :func:`~tracelab.datasets.stereoset`.
         limit: at most so many pairs, subsampled evenly.
-        without: target terms of StereoSet whose records give no pair.
+        without: target terms of StereoSet whose records give no pair; no text of another names
+            them.
 
     Raises:
         TracelabError: a bias type without pairs (give :meth:`GroupPairs.of` your own), or no pair
@@ -99,15 +110,25 @@ def group_pairs(
         found = openings_of_groups(bias, source, without)
     else:
         found = _swapped_openings(bias, source, without)
-    pairs = subsample(found, limit)
-    if not pairs:
-        raise TracelabError(f"no pair of texts that differ in {bias} is left")
-    return GroupPairs.of(
+    made = GroupPairs.of(
         bias,
-        pairs,
+        found,
         development_sentences("fit", NEUTRAL),
         development_sentences("choose", HELD_OUT),
     )
+    if data == "stereoset":
+        made = made.without({*without, *_scored_terms(bias)})
+    if not made.pairs:
+        raise TracelabError(f"no pair of texts that differ in {bias} is left")
+    return replace(made, pairs=tuple(subsample(made.pairs, limit)))
+
+
+@cache
+def _scored_terms(bias: str) -> frozenset[str]:
+    """Target terms of the official ``dev`` set."""
+    if bias not in STEREOSET_BIAS_TYPES:
+        return frozenset()
+    return frozenset(record.target for record in stereoset(bias, split="dev"))
 
 
 def _crows_pairs(bias: str, source: str | Path) -> list[tuple[str, str]]:

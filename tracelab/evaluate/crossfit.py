@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from sklearn.model_selection import GroupKFold
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
+from tracelab.datasets.group_pairs import GroupPairs
 from tracelab.datasets.records import subsample
 from tracelab.datasets.stereoset import StereoSetRecord, stereoset
 from tracelab.errors import TracelabError
@@ -50,18 +51,21 @@ def folds_of(
     folds: int = FOLDS,
     limit: int | None = None,
     splits: Sequence[str] = ("test",),
+    without: Collection[str] = (),
 ) -> list[Fold]:
     """Folds of nearly as many records each; ``dev``, if it is asked for, is the last.
 
     Args:
         limit: at most so many records of each split, subsampled evenly; all their terms are
             withheld.
+        without: target terms of ``test`` that are in no fold.
 
     Raises:
         TracelabError: fewer target terms than folds.
     """
     require_int("folds", folds, 2)
-    records = subsample(stereoset(bias, split="test"), limit)
+    there = [record for record in stereoset(bias, split="test") if record.target not in without]
+    records = subsample(there, limit)
     terms = [record.target for record in records]
     if len(set(terms)) < folds:
         raise TracelabError(f"{len(set(terms))} target terms make no {folds} folds: ask for fewer")
@@ -115,7 +119,10 @@ class HeldOut:
         if key not in made:
             made[key] = method.fit(self.model, data, config, layers=layers)
         edit = made[key]
-        return edit.with_config(config) if method.unfitted else edit
+        if not method.unfitted:
+            return edit
+        changes = {name: getattr(config, name) for name in method.unfitted}
+        return edit.with_config(cast(Any, edit).config.replace(**changes))
 
     def score(self, edits: Sequence[Intervention]) -> StereoSetScores:
         """Each fold under its edit, all together."""
@@ -138,10 +145,13 @@ def training_data(method: type[Method], data: Any, without: Collection[str] = ()
 
     Args:
         data: a bias type, for the method's own data of it without these target terms; StereoSet
-            records, of which those of other terms are taken; a function, which is given the terms;
-            or anything else, which is taken as it is and must know nothing of StereoSet's
-            ``test``.
+            records, of which those of other terms are taken;
+            :class:`~tracelab.datasets.GroupPairs`, of which those that do not name them are; a
+            function, which is given the terms; or anything else, which is taken as it is and must
+            know nothing of StereoSet's ``test``.
     """
+    if isinstance(data, GroupPairs):
+        return data.without(without)
     if callable(data):
         return data(without)
     if isinstance(data, str):
@@ -182,8 +192,9 @@ def cross_fitted(
     Raises:
         TracelabError: fewer target terms than folds, or what a fit refuses.
     """
-    held = HeldOut(model, folds_of(bias_of(data, bias), folds=folds, limit=limit, splits=splits))
-    edits = held.fit(method, data, config or method.Config(), layers)
+    parts = folds_of(bias_of(data, bias), folds=folds, limit=limit, splits=splits)
+    held = HeldOut(model, parts, seed=seed)
+    edits = held.fit(method, data, (config or method.Config()).seeded(seed), layers)
     return compared(held.before, held.score(edits), edits[-1], seed=seed)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,9 +52,10 @@ from tracelab.interventions.method import Method
 from tracelab.interventions.training.config import Bounds
 from tracelab.metrics import UNEDITED
 from tracelab.model.hooked import require_unedited
+from tracelab.model.load import model_facts
 from tracelab.model.settings import request_of, run_settings
 from tracelab.progress import progress
-from tracelab.ranges import require_int, require_seed
+from tracelab.ranges import require_int, require_layers, require_seed, shown
 from tracelab.results import Result
 from tracelab.statistics import t_interval
 from tracelab.storage.checkpoint import resumed
@@ -77,7 +78,8 @@ class Tuning(Result):
             interval ``low, high``; ``gap_blind``, ``gap``, ``ss`` and ``lms``; ``lms_loss``
             (points), ``kl`` (nats a token) and ``perplexity_change`` (%) on neutral text;
             ``per_kl``, the fall of |association| per nat; ``allowed`` by the bounds, ``chosen``;
-            ``n`` records; with several seeds ``seed_low, seed_high`` of the difference, a t
+            ``n`` records; ``reason`` why a combination could not be fitted or scored; with several
+            seeds ``seed_low, seed_high`` of the difference, a t
             interval over them.
         sentences: the scores of each record under each combination, as in
             :class:`~tracelab.evaluate.benchmarks.stereoset.StereoSetScores`.
@@ -126,6 +128,7 @@ def tune(
     folds: int = FOLDS,
     seeds: int = 1,
     limit: int | None = None,
+    without: Collection[str] = (),
     n_neutral: int = N_NEUTRAL,
     folder: Path | str | None = None,
     seed: int = 0,
@@ -142,6 +145,7 @@ def tune(
         folds: of the target terms of StereoSet's ``test``.
         seeds: fits of each combination, with seeds that follow one another.
         limit: at most so many records are scored.
+        without: target terms that nothing is scored on.
         n_neutral: sentences on which KL and perplexity are measured.
         folder: checkpoint of what has been tried; the same call resumes from it.
         seed: of the fits and the intervals.
@@ -158,13 +162,19 @@ def tune(
     require_int("seeds", seeds)
     require_choice("rule", rule, RULES)
     require_unedited(model, "tune")
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise TracelabError(f"tune takes a method such as tracelab.Erasure, not {shown(method)}")
+    if not isinstance(bounds, Bounds):
+        raise TracelabError(
+            f"bounds are a Bounds, as tracelab.Bounds(max_kl=0.1), not {shown(bounds)}"
+        )
     if folder is not None:
         require_folder(folder)
     base = (config or method.Config()).seeded(seed)
-    tried = list(_combinations(method, base, method.grid if grid is None else grid))
+    tried = list(_combinations(model, method, base, method.grid(model) if grid is None else grid))
     bias = bias_of(data, bias)
-    neutral = development_sentences("choose", n_neutral)
-    held = HeldOut(model, folds_of(bias, folds=folds, limit=limit), seed=seed)
+    neutral = development_sentences("tune", n_neutral)
+    held = HeldOut(model, folds_of(bias, folds=folds, limit=limit, without=without), seed=seed)
     known = request_of(
         model,
         [record for fold in held.folds for record in fold.records],
@@ -215,7 +225,11 @@ def tune(
         )
         return None, tuning
     _, changed, layers = tried[int(table.index[table["chosen"]][0]) - 1]
-    edit = held.fit_one(method, training_data(method, data), changed, layers, made)
+    try:
+        edit = held.fit_one(method, training_data(method, data), changed, layers, made)
+    except TracelabError as error:
+        warn(f"{tuning.choice} was chosen, but not fitted on all training terms: {error}")
+        return None, tuning
     row = table[table["chosen"]].iloc[0]
     edit.notes["tuned"] = {
         name: row[name] for name in ("association", "difference", "low", "high", "kl")
@@ -224,28 +238,51 @@ def tune(
 
 
 def _combinations(
-    method: type[Method], base: Config, grid: Grid
+    model: TransformerBridge, method: type[Method], base: Config, grid: Grid
 ) -> Iterable[tuple[dict[str, Any], Config, Any]]:
     """Every combination of the grid: its fields, the configuration and the layers.
 
     Raises:
         TracelabError: an empty grid, or a field or value that the method cannot have.
     """
-    try:
-        found = list(ParameterGrid(grid)) if grid else []
-    except (TypeError, ValueError) as error:
-        raise TracelabError(f"the grid is not understood: {error}") from error
-    if not any(found):
+    several = [grid] if isinstance(grid, Mapping) else list(grid)
+    plain = [{name: _values(name, values) for name, values in each.items()} for each in several]
+    found = list(ParameterGrid(plain)) if plain and all(plain) else []
+    if not found:
         raise TracelabError(
             f"no values to try with {method.kind}: give a grid, as {{'layers': [range(8)], …}}"
         )
+    facts = model_facts(model)
     for fields in found:
         layers = fields.get("layers")
+        if isinstance(layers, str):
+            method.require_layer_words(layers)
+        elif layers is not None:
+            require_layers(layers, facts.n_layers, facts.model_id)
         yield (
-            {k: list(v) if isinstance(v, range) else v for k, v in fields.items()},
+            fields,
             base.replace(**{k: v for k, v in fields.items() if k != "layers"}),
             layers,
         )
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """The values to try of a field, as JSON has them.
+
+    Raises:
+        TracelabError: they are no list; of layers, no list of lists or words.
+    """
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TracelabError(f"values to try of {name} are a list, not {shown(values)}")
+    made = [each.tolist() if hasattr(each, "tolist") else each for each in values]
+    made = [list(each) if isinstance(each, range | tuple) else each for each in made]
+    if not made:
+        raise TracelabError(f"no values to try of {name}: give some, or leave it out")
+    if name == "layers" and any(isinstance(each, int) for each in made):
+        raise TracelabError(
+            f"layers to try are a list of lists, as [range(6), range(8)], not {shown(values)}"
+        )
+    return made
 
 
 def _try(
@@ -261,6 +298,33 @@ def _try(
     made: dict[str, Method],
 ) -> Tuning:
     """One combination on all folds."""
+    name = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())
+    told = {"tried": name, "fields": json.dumps(fields), "reason": ""}
+    try:
+        row, scores, runs = _measure(
+            held, method, data, config, layers, seeds=seeds, neutral=neutral, made=made
+        )
+    except TracelabError as error:  # a fit that diverges stops no other
+        row = {"measure": "", "kl": np.nan, "perplexity_change": np.nan, "lms_loss": np.nan}
+        row |= {"association": np.nan, "difference": np.nan, "fall": np.nan, "n": 0}
+        return Tuning({}, pd.DataFrame([row | told | {"reason": str(error)}]), pd.DataFrame())
+    if seeds > 1:
+        row |= _over_seeds(held.before, runs, held.seed)
+    return Tuning({}, pd.DataFrame([row | told]), scores.sentences.assign(tried=name))
+
+
+def _measure(
+    held: HeldOut,
+    method: type[Method],
+    data: Any,
+    config: Config,
+    layers: Any,
+    *,
+    seeds: int,
+    neutral: Sequence[str],
+    made: dict[str, Method],
+) -> tuple[dict[str, Any], StereoSetScores, list[StereoSetScores]]:
+    """The figures of a combination, the scores they are of, and those of each seed."""
     runs, drifts = [], []
     for number in range(seeds):
         seeded = config if seeds == 1 else config.seeded(held.seed + number)
@@ -269,16 +333,11 @@ def _try(
         different = list({id(edit): edit for edit in edits}.values())
         drifts += [drift(held.model, edit, neutral) for edit in different]
     scores = _mean_of(held.before, runs)
-    name = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())
     row = _figures(held.before, scores, held.seed) | {
-        "tried": name,
-        "fields": json.dumps(fields),
         "kl": float(np.mean([each.kl for each in drifts])),
         "perplexity_change": float(np.mean([each.perplexity_change for each in drifts])),
     }
-    if seeds > 1:
-        row |= _over_seeds(held.before, runs, held.seed)
-    return Tuning({}, pd.DataFrame([row]), scores.sentences.assign(tried=name))
+    return row, scores, runs
 
 
 def _figures(before: StereoSetScores, after: StereoSetScores, seed: int) -> dict[str, Any]:
@@ -304,7 +363,7 @@ def _unedited(held: HeldOut) -> pd.DataFrame:
     row = _figures(held.before, held.before, held.seed)
     row |= {"difference": np.nan, "low": np.nan, "high": np.nan, "fall": 0.0, "lms_loss": 0.0}
     costs = {"kl": 0.0, "perplexity_change": 0.0}
-    return pd.DataFrame([row | costs | {"tried": UNEDITED, "fields": "{}"}])
+    return pd.DataFrame([row | costs | {"tried": UNEDITED, "fields": "{}", "reason": ""}])
 
 
 def _mean_of(before: StereoSetScores, runs: Sequence[StereoSetScores]) -> StereoSetScores:

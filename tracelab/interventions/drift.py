@@ -10,10 +10,10 @@ edit that is right as often, elsewhere. Methods are chosen under bounds on these
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -88,7 +88,8 @@ def drift(
     if not n:
         raise TracelabError("no token of these texts is predicted by another: give longer ones")
     kl, nll_before, nll = (sums / n).tolist()
-    return Drift(kl, math.exp(nll_before), math.exp(nll), n)
+    with np.errstate(over="ignore"):  # a destroyed model's is infinite
+        return Drift(kl, float(np.exp(nll_before)), float(np.exp(nll)), n)
 
 
 def compared(

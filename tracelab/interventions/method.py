@@ -41,7 +41,7 @@ class Method(Intervention):
         entries: under which a fit is stored in its checkpoint; none: it is too quick to be.
         unfitted: fields of the configuration that no fit depends on, which :meth:`with_config`
             changes in a fitted edit.
-        grid: what :func:`tracelab.tune` tries by default: values by field, or several such.
+        tried: what :meth:`grid` gives unless a method says more.
     """
 
     Config: ClassVar[type[AnyConfig]]
@@ -51,7 +51,7 @@ class Method(Intervention):
     uses_dev: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
     unfitted: ClassVar[tuple[str, ...]] = ()
-    grid: ClassVar[Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]] = {}
+    tried: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -84,6 +84,11 @@ class Method(Intervention):
             TracelabError: no such data for this bias type, or no data that tracelab knows of.
         """
         raise TracelabError(f"tracelab has no data to fit {cls.kind} on: give fit() your own")
+
+    @classmethod
+    def grid(cls, model: TransformerBridge) -> Any:
+        """What :func:`tracelab.tune` tries by default: values by field, or several such."""
+        return cls.tried
 
     def with_config(self, config: Any) -> Self:
         """The same edit with another configuration, where no fit depends on what differs.

@@ -13,6 +13,8 @@ from tracelab.model.hooked import hook_names
 from tracelab.model.load import model_info, model_key
 from tracelab.storage.data_hash import data_hash
 
+LAYOUT = 2
+"""Of the tables of results: what was kept with others is not resumed."""
 _VERSIONED = ("tracelab", "torch", "transformers", "transformer-lens")
 
 
@@ -38,4 +40,4 @@ def request_of(
     model: TransformerBridge, records: Iterable[Any] = (), **choices: Any
 ) -> dict[str, Any]:
     """The key of a checkpoint's entry: :func:`run_settings`, and every bit of the model."""
-    return run_settings(model, records, **choices) | model_key(model)
+    return run_settings(model, records, **choices) | model_key(model) | {"layout": LAYOUT}

@@ -107,8 +107,8 @@ def fit_edits(
         config = _config(method, preset.fits.get(method.kind, {}), bias).seeded(seed)
         known = {"config": config.settings(), "bias": bias, "data": hash_of(first)}
         make: Callable[[], Intervention] = partial(method.fit, model, first, config)
-        if preset.thorough and method.grid:
-            known["tuned"] = repr(method.grid)
+        if preset.thorough and (grid := method.grid(model)):
+            known["tuned"] = repr((grid, preset.limit))
             source = probes if first is probes else data
             make = partial(
                 _tuned,
@@ -120,6 +120,8 @@ def fit_edits(
                 folder=folder.parent / "parts",
                 plain=make,
                 say=say,
+                limit=preset.limit,
+                without=without,
                 seed=seed,
             )
         made[method.kind] = resumed(
@@ -163,13 +165,13 @@ def _tuned(
     folder: Path,
     plain: Callable[[], Intervention],
     say: Callable[[str], None],
-    seed: int,
+    **options: Any,
 ) -> Intervention:
     """The edit that :func:`tracelab.tune` chooses, or a plain fit where nothing is worth its
     cost; what was tried is kept in ``folder``."""
-    say(f"{method.kind}: trying {method.grid}")
+    say(f"{method.kind}: trying {method.grid(model)}")
     edit, tuning = tune(
-        model, method, data, config=config, bias=bias, folder=folder / "tried", seed=seed
+        model, method, data, config=config, bias=bias, folder=folder / "tried", **options
     )
     tuning.save(folder / f"tuning-{method.kind}")
     return plain() if edit is None else edit

@@ -60,7 +60,7 @@ class BiasEdit(TrainedDelta):
 
     kind = "biasedit"
     Config = BiasEditConfig
-    grid: ClassVar = {"lam": (0.3, 1.0, 3.0)}
+    tried: ClassVar = {"lam": (0.3, 1.0, 3.0)}
 
     def __init__(
         self, spec: Any, origin: Origin | None, notes: dict[str, Any] | None = None

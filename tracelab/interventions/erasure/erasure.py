@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -69,10 +69,6 @@ class Erasure(ActivationEdit):
     point = "resid_post"
     biases = BIAS_TYPES
     needs = ("bias", "pairs", "neutral")
-    grid: ClassVar = (
-        {"method": ("leace",), "layers": (range(6), range(8))},
-        {"method": ("paired",), "rank": (1, 2), "layers": (range(6), range(8))},
-    )
     shape: ClassVar = {
         "read": ("rank", "d_model"),
         "write": ("rank", "d_model"),
@@ -97,6 +93,16 @@ class Erasure(ActivationEdit):
         """The lowest eight of thirty."""
         n_layers = model_facts(model).n_layers
         return range(max(1, round(LOW_LAYERS * n_layers / 30)))
+
+    @classmethod
+    def grid(cls, model: TransformerBridge) -> list[dict[str, Any]]:
+        """LEACE, and one or two directions of pairs, at the lowest six and eight of thirty."""
+        n_layers = model_facts(model).n_layers
+        layers = [range(n) for n in sorted({max(1, round(k * n_layers / 30)) for k in (6, 8)})]
+        return [
+            {"method": ["leace"], "layers": layers},
+            {"method": ["paired"], "rank": [1, 2], "layers": layers},
+        ]
 
     @classmethod
     def training_data(

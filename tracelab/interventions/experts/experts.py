@@ -89,7 +89,7 @@ class Experts(Method):
     needs = ("bias", "biased", "anti_biased")
     entries = ("expert", "anti_expert")
     unfitted = ("alpha", "filter_order", "top_p")
-    grid: ClassVar = {"alpha": (0.25, 0.5, 1.0, 1.5, 2.0)}
+    tried: ClassVar = {"alpha": (0.25, 0.5, 1.0, 1.5, 2.0)}
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Experts(Method):
             config,
             bias=self.bias,
             origin=self.origin,
-            notes=self.notes,
+            notes=dict(self.notes),
         )
         other._bases, other._runners, other.allow_mismatch = (
             list(self._bases),

@@ -72,8 +72,8 @@ class FairMed(Method):
     Config = FairMedConfig
     biases = tuple(ATTRIBUTES)
     Spec = FairMedSpec
-    unfitted = tuple(n for n in FairMedConfig.model_fields if n not in (*PROBING, "seed"))
-    grid: ClassVar = {"lam": (1.0, 3.0, 9.0), "positions": ("predictive", "all")}
+    unfitted = tuple(n for n in FairMedConfig.model_fields if n not in (*PROBING, "target", "seed"))
+    tried: ClassVar = {"lam": (1.0, 3.0, 9.0), "positions": ("predictive", "all")}
 
     def __init__(
         self,
@@ -211,7 +211,9 @@ class FairMed(Method):
 
     def with_config(self, config: FairMedConfig) -> FairMed:
         """The same probers and layers, neutralising in another way."""
-        other = FairMed(config, self.attributes, self.origin, self.notes)
+        # what was measured was of this configuration
+        notes = {name: note for name, note in self.notes.items() if name != "agreement"}
+        other = FairMed(config, self.attributes, self.origin, notes)
         other.load_state_dict(self.state_dict())
         other.allow_mismatch = self.allow_mismatch
         return other

@@ -60,7 +60,7 @@ class KLAAD(TrainedDelta):
     """
 
     kind = "klaad"
-    grid: ClassVar = {
+    tried: ClassVar = {
         "reduction": ("mean", "batchmean"),
         "language_on": ("both", "anti_stereotype"),
     }
