@@ -36,7 +36,7 @@ def fitted(tiny):
 @pytest.fixture
 def strength_1(monkeypatch):
     """The strength is 1, without looking for a better one."""
-    monkeypatch.setattr(biasedit, "_strength", lambda *_: (1.0, []))
+    monkeypatch.setattr(biasedit, "scaled", lambda *_: (1.0, []))
 
 
 @pytest.fixture(scope="module")

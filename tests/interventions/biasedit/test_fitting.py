@@ -109,7 +109,11 @@ def test_the_editors_shift_is_the_mean_over_groups_of_training_triples(tiny, n_e
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_edit_is_its_editors_shift_times_the_strength(tiny, monkeypatch, kind):
-    monkeypatch.setattr(biasedit, "_strength", lambda *_: (0.5, []))
+    def half(edit, *_):
+        edit.scale_(0.5)
+        return 0.5, []
+
+    monkeypatch.setattr(biasedit, "scaled", half)
     model, config = tiny(kind), FITTED.replace(n_edits=99)
     edit = BiasEdit.fit(model, TRAIN, config, layers="last12", dev=DEV)
     everything = triple_model(model, config, layers=(2, 3))

@@ -24,8 +24,9 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.transductive import transductive_scores
 from tracelab.interventions import BiasEdit, BiasEditConfig, WeightDelta, load_intervention
 from tracelab.interventions.biasedit import biasedit
-from tracelab.interventions.biasedit.biasedit import STRENGTHS, _strength, edited_layers
-from tracelab.interventions.training.development import Choice, Development
+from tracelab.interventions.biasedit.biasedit import edited_layers
+from tracelab.interventions.training import development
+from tracelab.interventions.training.development import STRENGTHS, Choice, Development, scaled
 from tracelab.interventions.training.triples import tokenise
 
 # --- without an editor
@@ -35,7 +36,9 @@ from tracelab.interventions.training.triples import tokenise
 def test_a_direct_shift_is_low_rank_and_takes_adams_steps(tiny, strength_1):
     model, given = tiny("llama"), TRAIN[:4]
     config = BiasEditConfig.direct(
-        **{**SMALL, "query": "same", "steps": 1}, delta_rank=2, delta_lr=0.05
+        **{**SMALL, "query": "same", "steps": 1, "modules": ("mlp.out",), "schedule": "constant"},
+        delta_rank=2,
+        delta_lr=0.05,
     )
     # Developed on what it is trained on, so that the state after the step is the better one.
     edit = BiasEdit.fit(model, given, config, layers=[1], dev=given)
@@ -88,7 +91,8 @@ def test_the_strength_of_a_direct_shift_scales_what_it_adds_to_the_weights(tiny,
 
 
 def test_an_edit_whose_best_strength_is_0_says_that_it_changes_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(biasedit, "STRENGTHS", ())
+    monkeypatch.setattr(development, "STRENGTHS", ())
+    monkeypatch.setattr(development.Choice, "share", lambda *_: 1.0)
     with pytest.warns(
         UserWarning, match="changes nothing: no strength lowered the loss .* KL .* at most 99 and"
     ):
@@ -109,7 +113,9 @@ def test_the_strength_has_the_least_of_what_is_chosen_by_within_the_bounds(tiny,
     edit = BiasEdit.fit(model, given, config, layers="last12", dev=given)
     table = edit.notes["strengths"]
     strengths = [row["strength"] for row in table]
-    assert strengths == [0.0, *STRENGTHS][: len(table)]
+    usual = [each for each in strengths if each in (0.0, *STRENGTHS)]
+    assert usual == [0.0, *STRENGTHS][: len(usual)]
+    assert len(strengths) - len(usual) <= 1  # the one that just keeps the bound
     # stronger ones than the first beyond the bound on KL are not looked at
     assert all(row["kl"] <= 0.5 for row in table[:-1])
     assert strengths[-1] == STRENGTHS[-1] or table[-1]["kl"] > 0.5
@@ -148,19 +154,36 @@ def test_strengths_by_hand(fitted, changes, expected):
     rows = {strength: (0.05, 80.0, 0.0) for strength in STRENGTHS} | changes
     figures = {strength: dict(zip(BASE, row, strict=True)) for strength, row in rows.items()}
 
-    def by_hand(shift: BiasEdit) -> dict[str, float]:
-        return figures[next(iter(shift.parameters())).max().item()]  # 1 at strength 1
+    def by_hand() -> dict[str, float]:
+        strength = next(iter(edit.parameters())).max().item()  # 1 at strength 1
+        return figures.get(strength, {"association": 0.05, "lms": 0.0, "kl": 0.05})
 
     config = FITTED.replace(choose="association", max_kl=0.05, max_lms_loss=1.0)
-    strength, table = _strength(edit, Choice(config, BASE), by_hand)
+    strength, table = scaled(edit, Choice(config, BASE), by_hand)
     assert strength == expected
     assert table[0] == {"strength": 0.0} | BASE
     for row in table[1:]:
-        assert row == pytest.approx(
-            {"strength": row["strength"]} | figures[row["strength"]], nan_ok=True
-        )
-    # the shift itself is as it was
-    assert all((parameter == 1).all() for parameter in edit.parameters())
+        if row["strength"] in figures:
+            assert row == pytest.approx(
+                {"strength": row["strength"]} | figures[row["strength"]], nan_ok=True
+            )
+    assert all((parameter == strength).all() for parameter in edit.parameters())
+
+
+def test_a_strength_that_just_keeps_the_bound_is_tried(fitted):
+    shift, config = (
+        copy.deepcopy(fitted("llama")[0]),
+        FITTED.replace(choose="association", max_kl=0.05),
+    )
+    shift.set_([torch.ones(s.d_in, s.d_out) for s in shift.spec().maps])
+
+    def by_square() -> dict[str, float]:
+        strength = next(iter(shift.parameters())).max().item()
+        return {"association": 0.04 - 0.03 * strength, "lms": 80.0, "kl": 0.5 * strength**2}
+
+    strength, table = scaled(shift, Choice(config, BASE), by_square)
+    assert strength == pytest.approx(0.98 * 0.1**0.5, abs=1e-3)
+    assert max(row["kl"] for row in table[:-1]) <= 0.05
 
 
 def test_a_state_counts_at_the_strength_that_the_bound_on_kl_allows():
@@ -169,6 +192,13 @@ def test_a_state_counts_at_the_strength_that_the_bound_on_kl_allows():
     assert choice.score({"association": 0.01, "lms": 79.5, "kl": 0.05}) == 0.01
     half = choice.score({"association": 0.01, "lms": 79.5, "kl": 4 * 0.05})
     assert half == pytest.approx((0.01 + BASE["association"]) / 2)
+    # half of a loss of 4 points is more than is allowed, half of 1.9 is not
+    assert choice.score({"association": 0.01, "lms": 76.0, "kl": 0.2}) == BASE["association"]
+    assert choice.score({"association": 0.01, "lms": 78.1, "kl": 0.2}) == half
+    # an association that changes its sign is 0 on the way
+    signed = Choice(config, BASE | {"gap_group": 0.04})
+    over = {"association": 0.04, "gap_group": -0.04, "lms": 80.0, "kl": 0.2}
+    assert signed.score(over) == pytest.approx(0.0)
     assert math.isnan(choice.score({"association": 0.01, "lms": 79.5, "kl": float("nan")}))
     with pytest.raises(TracelabError, match="none of 1 edits is within"):
         choice.best([{"association": 0.01, "lms": 10.0, "kl": 0.0}])

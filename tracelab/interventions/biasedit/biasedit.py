@@ -16,10 +16,9 @@ fitted it, and is not part of a bundle. Source: arXiv 2503.08588 and its code;
 
 from __future__ import annotations
 
-import copy
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.training.development import Choice, Development
+from tracelab.interventions.training.development import Choice, Development, scaled
 from tracelab.interventions.training.trained_delta import TrainedDelta
 from tracelab.interventions.training.triples import Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -43,7 +42,6 @@ from tracelab.model.load import model_facts
 from tracelab.model.texts import as_records
 from tracelab.ranges import require_layers
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 WARM_UP = 0.05
 """Share of the steps in which a cosine schedule rises."""
 _LOSS_RECORDS = 48
@@ -82,7 +80,7 @@ class BiasEdit(TrainedDelta):
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.
 
-        The state and the strength, one of :data:`STRENGTHS`, are those with the least association
+        The state and the strength, one of those tried, are those with the least association
         (or loss) on the development triples among those that cost no more than ``max_kl`` and
         ``max_lms_loss``; if none has less than the unedited model, the strength is 0.
 
@@ -148,7 +146,7 @@ class BiasEdit(TrainedDelta):
         )
         learner.show()
         edit.zero_grad()
-        strength, table = _strength(edit, choice, figures)
+        strength, table = scaled(edit, choice, lambda: figures(edit))
         if not strength:
             warn(
                 f"{edit.name} changes nothing: no strength lowered the {config.choose} of the "
@@ -156,7 +154,6 @@ class BiasEdit(TrainedDelta):
                 f"and a loss of at most {config.max_lms_loss:g} points of LMS "
                 '(notes["strengths"]); train longer, or on more triples',
             )
-        edit.scale_(strength)
         edit._editors[:] = learner.editors
         edit.note_sizes(train_triples, len(trained), len(measured))
         edit.notes |= {"strength": strength, "strengths": table}
@@ -275,20 +272,3 @@ def _schedule(
         return min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-
-
-def _strength(
-    edit: BiasEdit, choice: Choice, figures: Callable[[BiasEdit], dict[str, float]]
-) -> tuple[float, list[dict[str, float]]]:
-    """The factor for the shifts, and what each was measured to do on development data."""
-    table = [{"strength": 0.0, **choice.unedited}]
-    whole = copy.deepcopy(edit.state_dict())
-    for factor in STRENGTHS:
-        edit.scale_(factor)
-        table.append({"strength": factor, **figures(edit)})
-        edit.load_state_dict(whole)
-        if table[-1]["kl"] > choice.bounds.max_kl:  # as that of every greater strength is
-            break
-    return table[choice.best(table)]["strength"], [
-        {name: round(value, 4) for name, value in row.items()} for row in table
-    ]

@@ -97,6 +97,8 @@ class BiasEditConfig(ChoosingConfig):
             "positions": "ans_ref",
             "query": "same",
             "choose": "loss",
+            "max_kl": 1e9,
+            "max_lms_loss": 100.0,
             "n_edits": 128,
             "n_query": 128,
             "batch_size": 64,

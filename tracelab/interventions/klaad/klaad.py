@@ -35,7 +35,7 @@ from tracelab.interventions.klaad.losses import (
     pooled,
     triplet_loss,
 )
-from tracelab.interventions.training.development import Choice, Development
+from tracelab.interventions.training.development import Choice, Development, scaled
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.trained_delta import TrainedDelta
@@ -134,9 +134,12 @@ class KLAAD(TrainedDelta):
             checkpoint=checkpoint,
         )
         edit.note_sizes(train_triples, len(trained), len(measured))
+        if config.choose == "association" or not choice.allows(figures()):
+            strength, table = scaled(edit, choice, figures)
+            edit.notes |= {"strength": strength, "strengths": table}
         if not any(part.weight().any() for part in edit.maps.values()):  # type: ignore[operator]
             warn(
-                f"{edit.name} changes nothing: no state in training lowered the {config.choose} of "
+                f"{edit.name} changes nothing: no state or strength lowered the {config.choose} of "
                 f"the development triples at a KL to the unedited model of at most "
                 f"{config.max_kl:g} and a loss of at most {config.max_lms_loss:g} points of LMS "
                 '(notes["curves"]); look at it more often, train longer, or on more triples'

@@ -7,7 +7,8 @@ an edit does; the association (:mod:`.choose`) is a mean of differences and sees
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite, nan
 
@@ -25,10 +26,12 @@ from tracelab.interventions.training.choose import association
 from tracelab.interventions.training.config import ChoosingConfig
 from tracelab.interventions.training.triple_losses import mean_over, scored, token_logprobs
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
+from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.partial_forward import SuffixRunner
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.tokens import encode, length_batches, require_context
 
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 N_NEUTRAL = 40
 """Neutral sentences on which the drift of an edit in training is measured."""
 NEUTRAL_TOKENS = 32
@@ -149,8 +152,9 @@ class Choice:
     those that cost no more than the bounds.
 
     A state in training is scored as what is left of it at the strength that the bound on KL allows:
-    to first order KL grows with the square of the strength and the rest with the strength. The
-    strength itself is then looked for, and LMS with it.
+    to first order KL grows with the square of the strength and the rest with the strength. One that
+    loses more LMS there than is allowed counts as no edit. :func:`scaled` then looks for the
+    strength itself.
 
     >>> choice = Choice(ChoosingConfig(max_kl=0.1), {"association": 0.03, "lms": 85.0, "kl": 0.0})
     >>> choice.score({"association": 0.02, "lms": 84.5, "kl": 0.04})
@@ -173,9 +177,20 @@ class Choice:
         is none."""
         if not all(isfinite(value) for value in figures.values()):
             return nan
-        excess = figures["kl"] / self.bounds.max_kl
-        share = 1.0 if excess <= 1 else excess**-0.5
+        share = self.share(figures)
+        if share * (self.unedited["lms"] - figures["lms"]) > self.bounds.max_lms_loss:
+            return self.unedited[self.by]
+        both = [each.get("gap_group", nan) for each in (figures, self.unedited)]
+        if self.by == "association" and np.allclose(
+            np.abs(both), [each["association"] for each in (figures, self.unedited)]
+        ):  # it may change its sign on the way
+            return abs(share * both[0] + (1 - share) * both[1])
         return share * figures[self.by] + (1 - share) * self.unedited[self.by]
+
+    def share(self, figures: Mapping[str, float]) -> float:
+        """The strength, at most 1, at which an edit with these figures keeps the bound on KL."""
+        excess = figures["kl"] / self.bounds.max_kl
+        return 1.0 if excess <= 1 else excess**-0.5
 
     def best(self, table: Sequence[Mapping[str, float]]) -> int:
         """Which row is kept: the first of equals.
@@ -187,3 +202,32 @@ class Choice:
         if not allowed:
             raise TracelabError(f"none of {len(table)} edits is within {self.bounds}")
         return min(allowed, key=lambda i: table[i][self.by])
+
+
+def scaled(
+    edit: WeightDelta, choice: Choice, figures: Callable[[], dict[str, float]]
+) -> tuple[float, list[dict[str, float]]]:
+    """Scale an edit to the strength that the rule chooses, among :data:`STRENGTHS` and the one that
+    just keeps the bound on KL.
+
+    Args:
+        figures: of the edit as it is.
+
+    Returns:
+        The strength, 0 if none is better than the unedited model, and what each was measured to do.
+    """
+    whole = copy.deepcopy(edit.state_dict())
+    measured = {1.0: figures()}
+    fitting = round(0.98 * choice.share(measured[1.0]), 4)
+    table = [{"strength": 0.0, **choice.unedited}]
+    for strength in sorted({*STRENGTHS, *([fitting] if 0 < fitting < 0.98 else [])}):
+        if strength not in measured:
+            edit.scale_(strength)
+            measured[strength] = figures()
+            edit.load_state_dict(whole)
+        table.append({"strength": strength, **measured[strength]})
+        if table[-1]["kl"] > choice.bounds.max_kl:  # as that of every greater strength is
+            break
+    strength = table[choice.best(table)]["strength"]
+    edit.scale_(strength)
+    return strength, [{name: round(value, 4) for name, value in row.items()} for row in table]
