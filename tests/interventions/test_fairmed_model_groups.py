@@ -201,3 +201,18 @@ def test_on_the_embedded_model_balance_makes_an_unseen_prompts_choice_even(real_
     assert before["distance"] > 0.1
     assert after["distance"] < 1e-4
     assert after["mass"] == pytest.approx(before["mass"], rel=1e-3)
+
+
+def test_an_edit_of_before_there_was_a_choice_of_steps_has_fixed_ones():
+    fields = FairMedConfig().settings()
+    spec = {"config": {k: v for k, v in fields.items() if k not in ("step", "standardise")}}
+    read = FairMedSpec.model_validate({**spec, "attributes": ()}, strict=False).config
+    assert (read.step, read.standardise) == ("fixed", False)
+    assert FairMedSpec.model_validate({"config": fields, "attributes": ()}).config.step == "polyak"
+
+
+def test_words_that_are_ruled_out_stay_so_and_are_no_number_to_nobody():
+    logits = torch.tensor([[1.0, -torch.inf, 2.0, 0.5]])
+    even = balance(logits, [torch.tensor([0]), torch.tensor([1])])
+    assert not even.isnan().any()
+    assert even[0, 1] == -torch.inf

@@ -21,9 +21,10 @@ ROWS = [
     ("a", "stereoset", "gender", "ss", 60.0, 0.0, NONE, NONE, 0, 0, "no record changed sides"),
     ("a", "stereoset", "race", "ss", 61.0, -2.0, -3.0, -1.0, 1, 9, ""),
     ("a", "crows-pairs", "gender", "gap_group", 0.1, -0.4, -0.5, -0.3, 1, 9, ""),
-    ("a", "perplexity", "", "perplexity", 51.0, 1.0, 0.5, 1.5, 9, 1, ""),
+    ("a", "perplexity", "", "perplexity", 51.0, 1.0, 0.5, 1.5, NONE, NONE, ""),
     ("b", "stereoset", "gender", "gap_group", 0.02, 0.0, -0.01, 0.01, 5, 5, ""),
-    ("b", "perplexity", "", "perplexity", 50.0, 0.0, -0.1, 0.1, 5, 5, ""),
+    ("b", "perplexity", "", "perplexity", 50.0, 0.0, -0.1, 0.1, NONE, NONE, ""),
+    ("c", "stereoset", "gender", "gap_group", -0.06, -0.08, -0.1, -0.06, 1, 11, ""),
 ]
 
 
@@ -41,6 +42,7 @@ def test_only_the_bias_type_and_benchmarks_that_lead_are_there(board):
     assert list(zip(moved["edit"], moved["metric"], moved["moved"], strict=True)) == [
         ("a", "gap_group", True),
         ("b", "gap_group", False),
+        ("c", "gap_group", True),
         ("a", "ss", False),
         ("a", "perplexity", True),
         ("b", "perplexity", False),
@@ -51,9 +53,16 @@ def test_only_the_bias_type_and_benchmarks_that_lead_are_there(board):
 
 
 def test_each_edit_is_one_sentence_that_tells_effect_cost_and_what_stayed(board):
-    a, b = sentences(what_moved(board))
+    a, b, c = sentences(what_moved(board))
     assert a == (
         "a: group-dependent gap (nats a token) 0.02 → 0.01 (-0.01 [-0.015, -0.005]); perplexity "
-        "+2.0 %. Not moved: StereoSet SS (%)."
+        "50 → 51 (+1 [0.5, 1.5]). Perplexity +2.0 %. Not told from 0: StereoSet SS (%)."
     )
-    assert b == "b: moves no bias score beyond chance; perplexity +0.0 %."
+    assert b == "b: no change can be told from 0. Perplexity +0.0 %."
+    assert c.endswith("(-0.08 [-0.1, -0.06]), further from 0.")
+
+
+def test_a_board_on_which_every_edit_failed_leads_with_nothing(board):
+    board.table.loc[board.table["edit"] != "unedited", "reason"] = "out of memory"
+    assert what_moved(board).empty
+    assert sentences(what_moved(board)) == []

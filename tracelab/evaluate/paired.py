@@ -58,6 +58,12 @@ def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) ->
     """
     require_seed(seed)
     require_comparable(before, after)
+    names = [[(s.bias, *s.metrics) for s in scores.samples()] for scores in (before, after)]
+    if names[0] != names[1]:
+        raise TracelabError(
+            "before and after do not hold the same metrics: one was made by an earlier version of "
+            "tracelab; score it again"
+        )
     rows: list[dict[str, Any]] = []
     for first, second in zip(before.samples(), after.samples(), strict=True):
         for row in _compare(first, second, seed):

@@ -113,10 +113,8 @@ def tradeoff(
     require_choice("metric", capability, sorted(set(table["metric"])))
     bias = settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
     own = table[table["bias"].isin([bias, ""])]
-    x, y = (
-        own[own["metric"] == m].drop_duplicates("edit").set_index("edit")
-        for m in (capability, bias_metric)
-    )
+    x, y = (_of_first(own[own["metric"] == metric]) for metric in (capability, bias_metric))
+    source = y["benchmark"].iloc[0] if len(y) else ""
     best = ideal(bias_metric) or 0.0
     figure = go.Figure()
     for number, edit in enumerate(name for name in x.index if name in y.index):
@@ -136,11 +134,19 @@ def tradeoff(
         )
     figure.update_xaxes(title=escape(label(capability)))
     figure.update_yaxes(
-        title=f"{escape(label(bias_metric))}: distance from {best:g}", rangemode="tozero"
+        title=f"{escape(f'{source}, {label(bias_metric)}')}: distance from {best:g}",
+        rangemode="tozero",
     )
     n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
     caption = f"Lower is less biased; 95 % interval; {n} · {bias} · {model_name(settings)}"
     return finish(figure, "Bias against capability", caption)
+
+
+def _of_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of the first benchmark that has the metric, by edit."""
+    if len(rows):
+        rows = rows[rows["benchmark"] == rows["benchmark"].iloc[0]]
+    return rows.set_index("edit")
 
 
 def _title(benchmark: str, bias: str, metric: str, *, own: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
-from tracelab.metrics import label
+from tracelab.metrics import ideal, label
 
 BIAS = ("gap_group", "gap", "hellinger", "ss", "crows_sum")
 COST = ("lms", "perplexity")
@@ -23,10 +23,16 @@ HOME = {
 """The benchmark whose number leads, of those that have one of that name."""
 
 
+FIELDS = [
+    *("edit", "quantity", "metric", "role", "before", "after", "difference", "low", "high"),
+    *("p_holm", "up", "down", "n", "note", "moved"),
+]
+
+
 def what_moved(board: Scoreboard) -> pd.DataFrame:
     """One row an edit and quantity: ``edit, quantity, role`` (bias or cost), ``before, after,
     difference, low, high, p_holm, up, down, n, note`` and ``moved``: whether the paired interval
-    excludes 0."""
+    excludes 0, which is not corrected for how many are looked at; ``p_holm`` is."""
     table = board.table
     own = table[table["bias"].isin([board.settings["bias"], ""]) & (table["reason"] == "")]
     before = own[own["difference"].isna()].set_index(["benchmark", "metric"])["value"]
@@ -55,26 +61,35 @@ def what_moved(board: Scoreboard) -> pd.DataFrame:
                 "moved": bool(low > 0 or high < 0),
             }
         )
-    made = pd.DataFrame(rows)
+    made = pd.DataFrame(rows, columns=FIELDS)
     order = [*BIAS, *COST]
     return made.sort_values("metric", key=lambda names: names.map(order.index), kind="stable")
 
 
 def sentences(moved: pd.DataFrame) -> list[str]:
-    """One sentence an edit: which bias scores moved by how much, and the cost."""
+    """One sentence an edit: which scores changed by how much, the cost, and what cannot be told
+    from no change."""
     return [_sentence(str(edit), rows) for edit, rows in moved.groupby("edit", sort=False)]
 
 
 def _sentence(edit: str, rows: pd.DataFrame) -> str:
-    bias = [r for r in rows.to_dict("records") if r["role"] == "bias"]
-    told = [
-        f"{r['quantity']} {r['before']:.3g} → {r['after']:.3g}"
-        f" ({r['difference']:+.3g} [{r['low']:.3g}, {r['high']:.3g}])"
-        for r in bias
-        if r["moved"]
-    ]
+    told = [_change(row) for row in rows.to_dict("records") if row["moved"]]
     costs = rows[rows["metric"] == "perplexity"].to_dict("records")
-    cost = "".join(f"; perplexity {100 * (r['after'] / r['before'] - 1):+.1f} %" for r in costs)
-    still = ", ".join(r["quantity"] for r in bias if not r["moved"])
-    said = f"{edit}: {', '.join(told) if told else 'moves no bias score beyond chance'}{cost}."
-    return said + (f" Not moved: {still}." if told and still else "")
+    cost = "".join(
+        f" Perplexity {100 * (row['after'] / row['before'] - 1):+.1f} %." for row in costs
+    )
+    still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
+    said = f"{edit}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
+    return said + (f" Not told from 0: {', '.join(still)}." if told and still else "")
+
+
+def _change(row: dict[str, Any]) -> str:
+    """A score before and after, its paired interval, and whether it went the wrong way."""
+    best = ideal(row["metric"])
+    wrong = best is not None and abs(row["after"] - best) > abs(row["before"] - best)
+    star = "*" if row["p_holm"] < 0.05 else ""
+    return (
+        f"{row['quantity']} {row['before']:.3g} → {row['after']:.3g} "
+        f"({row['difference']:+.3g}{star} [{row['low']:.3g}, {row['high']:.3g}])"
+        + (f", further from {best:g}" if wrong else "")
+    )

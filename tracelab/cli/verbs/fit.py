@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.cli import loading
-from tracelab.cli.arguments import number, parse_layers
+from tracelab.cli.arguments import integer, number, parse_layers
 from tracelab.cli.output import say, write_json
 from tracelab.errors import TracelabError, require_choice
 from tracelab.evaluate.tuning import BOUNDS, tune
@@ -57,14 +58,22 @@ def _tuned(
     Raises:
         TracelabError: nothing tried is worth its cost; the table is printed and kept.
     """
-    given: dict[str, Any] = dict(_values(method, text) for text in options.tune)
+    values = [_values(method, text) for text in options.tune]
     if layers is not None:
-        given["layers"] = [layers]
+        values.append(("layers", [layers]))
+    given = dict(values)
+    if len(given) < len(values):
+        raise TracelabError("a field stands twice in --tune, or layers there and in --layers")
     place = Path(f"{os.path.normpath(options.out)}.tuning")
     require_result_folder(place)
-    data: Any = options.bias
-    if options.source != "wheel":
-        data = method.training_data(options.bias, source=options.source)
+    if options.bias not in method.biases:
+        raise TracelabError(
+            f"{method.kind} has data of {', '.join(method.biases)}, not of {shown(options.bias)}"
+        )
+
+    def data(without: Collection[str]) -> Any:
+        return method.training_data(options.bias, source=options.source, without=without)
+
     edit, tuning = tune(
         loading.load_model(options),
         method,
@@ -102,10 +111,12 @@ def _layers_of(method: type[Method]) -> Callable[[str], Any]:
 
 def _value(text: str) -> Any:
     """A number or truth value as such, else a word; the configuration refuses what it cannot be."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    for read in (integer, number):
+        with suppress(argparse.ArgumentTypeError):
+            return read(text)
+    return text
 
 
 def _bounds(texts: list[str] | None) -> Bounds:

@@ -87,6 +87,9 @@ class FairMedConfig(Config):
     split: Literal["concept_template", "concept", "sentence"] = Field(
         "concept_template", description="what is held out of the probers; sentence: the paper's"
     )
+    standardise: bool = Field(
+        True, description="whether probers' inputs are standardised by layer; the paper's are not"
+    )
     top_k: Count | None = Field(None, description="layers to choose by F1; 9 of 32 in proportion")
     seed: Seed = Field(
         0, description="of random directions, and of the probers' splits unless probes are given"
@@ -120,6 +123,7 @@ class FairMedConfig(Config):
         lam = PUBLISHED_LAM.get(attribute, sum(PUBLISHED_LAM.values()) / len(PUBLISHED_LAM))
         code: dict[str, Any] = {"lam": lam, "norm": "code", "grad": "sign", "init": "random"}
         code |= {"step": "fixed", "tol": 0.03, "positions": "published", "groups": "all"}
+        code |= {"standardise": False}
         return cls(**code | changes)
 
     @classmethod

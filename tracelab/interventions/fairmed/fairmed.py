@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -43,6 +43,7 @@ from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
+from tracelab.localize.probing.prober import ProberConfig
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
 from tracelab.model.hook_points import Point
@@ -59,6 +60,16 @@ class FairMedSpec(BaseModel):
     config: FairMedConfig
     attributes: tuple[AttributeSpec, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_before(cls, values: Any) -> Any:
+        """An edit of before there was a choice of steps had fixed ones, and raw inputs of
+        probers."""
+        config = values.get("config") if isinstance(values, dict) else None
+        if isinstance(config, dict) and "step" not in config:
+            return {**values, "config": {"step": "fixed", "standardise": False, **config}}
+        return values
+
 
 class FairMed(Method):
     """The activation neutraliser.
@@ -72,7 +83,11 @@ class FairMed(Method):
     Config = FairMedConfig
     biases = tuple(ATTRIBUTES)
     Spec = FairMedSpec
-    unfitted = tuple(n for n in FairMedConfig.model_fields if n not in (*PROBING, "target", "seed"))
+    unfitted = tuple(
+        name
+        for name in FairMedConfig.model_fields
+        if name not in (*PROBING, "standardise", "target", "seed")
+    )
     tried: ClassVar = {"lam": (1.0, 3.0, 9.0), "positions": ("predictive", "all")}
 
     def __init__(
@@ -158,8 +173,11 @@ class FairMed(Method):
         if layers is not None:  # a point that does not exist is refused before training
             Origin.of(model, [Point("mlp_out", layer) for layer in layers])
         options = {name: getattr(config, name) for name in (*PROBING, "seed")}
+        probers = ProberConfig(standardise=config.standardise)
         probes = [
-            item if isinstance(item, LayerProbes) else probe_layers(model, item, **options)
+            item
+            if isinstance(item, LayerProbes)
+            else probe_layers(model, item, config=probers, **options)
             for item in items
         ]
         config = config.replace(**{name: probes[0].settings[name] for name in PROBING})

@@ -58,8 +58,10 @@ def balance(
     scores = group_logits(logits, words)
     even = scores.logsumexp(dim=-1, keepdim=True) - log(len(words))
     balanced = logits.clone()
+    # A group whose words are all ruled out, as by a nucleus, stays so.
+    shifts = torch.where(scores.isfinite(), even - scores, 0.0)
     for place, ids in enumerate(words):
-        shift = (even - scores)[..., place, None]
+        shift = shifts[..., place, None]
         # In fp32, and rounded once.
         balanced[..., ids.to(logits.device)] = (
             logits[..., ids.to(logits.device)].float() + shift

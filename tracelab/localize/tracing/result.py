@@ -92,6 +92,8 @@ class CausalTrace(Result):
         Raises:
             TracelabError: there is no such case.
         """
+        if "first_token" not in self.cases:
+            raise TracelabError("this trace was made by an earlier version: trace again")
         cases = self.cases[self.cases["first_token"] == noised].reset_index(drop=True)
         if cases.empty:
             which = "is" if noised else "is not"
