@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tracelab.datasets import crows_pairs, development_sentences, group_pairs, stereoset
+from tracelab.datasets import GroupPairs, crows_pairs, development_sentences, group_pairs, stereoset
 from tracelab.datasets.group_words import BIAS_TYPES, _replaced, _words
+from tracelab.datasets.spans import find_words
 from tracelab.errors import TracelabError
 from tracelab.evaluate import prompt_pairs
 
@@ -59,7 +60,7 @@ def test_neutral_text_is_development_text_and_what_the_cost_is_measured_on_is_ot
 @pytest.mark.parametrize("bias", BIAS_TYPES)
 def test_pairs_of_groups_with_words_name_the_disadvantaged_first_and_say_the_same_otherwise(bias):
     data = group_pairs(bias)
-    assert len(data.pairs) >= 300
+    assert len(data.pairs) >= 250
     words = _words(bias)
     sides = [
         {pair[side].casefold() for pair in words["before_people"]}
@@ -131,3 +132,17 @@ def test_terms_left_out_are_in_no_text_as_a_target_or_as_a_partner():
         if record.target not in terms
     }
     assert not {text for pair in part.pairs for text in pair} & (openings - kept)
+
+
+@pytest.mark.parametrize("bias", ["gender", "race", "religion"])
+def test_no_text_names_a_withheld_or_a_scored_target_term(bias):
+    terms = sorted({record.target for record in stereoset(bias, split="test")})[::3]
+    scored = sorted({record.target for record in stereoset(bias, split="dev")})
+    given = [text for pair in group_pairs(bias, without=terms).pairs for text in pair]
+    assert len(given) > 60
+    assert not any(find_words(text, [*terms, *scored]) for text in given)
+
+
+def test_pairs_can_be_cut_to_those_that_do_not_name_a_word():
+    data = GroupPairs.of("gender", [("the woman is", "the man is"), ("his aunts", "his uncles")])
+    assert data.without(["aunt"]).pairs == (("the woman is", "the man is"),)

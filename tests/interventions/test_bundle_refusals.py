@@ -45,7 +45,7 @@ MANIFESTS = {
     ),
     "an unknown field of a configuration": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(x=1),
-        "fairmed is not valid: config: FairMedConfig has no field x: it has lam, ",
+        "fairmed is not valid: config: FairMedConfig has no field x: it has target, ",
     ),
     "a configuration out of range": (
         lambda m: member(m, FAIRMED)["spec"]["config"].update(lam=-1.0),

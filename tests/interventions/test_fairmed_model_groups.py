@@ -3,6 +3,7 @@ closed form that makes the model's even."""
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate import group_bias
 from tracelab.interventions import FairMed, FairMedConfig, load_intervention
 from tracelab.interventions.fairmed import fairmed as module
+from tracelab.interventions.fairmed.fairmed import FairMedSpec
 from tracelab.interventions.fairmed.model_groups import balance, group_logits, kl_from_even
 from tracelab.localize import probe_layers
 from tracelab.localize.probing.prober import ProberConfig
@@ -205,10 +207,10 @@ def test_on_the_embedded_model_balance_makes_an_unseen_prompts_choice_even(real_
 
 def test_an_edit_of_before_there_was_a_choice_of_steps_has_fixed_ones():
     fields = FairMedConfig().settings()
-    spec = {"config": {k: v for k, v in fields.items() if k not in ("step", "standardise")}}
-    read = FairMedSpec.model_validate({**spec, "attributes": ()}, strict=False).config
-    assert (read.step, read.standardise) == ("fixed", False)
-    assert FairMedSpec.model_validate({"config": fields, "attributes": ()}).config.step == "polyak"
+    before = {name: v for name, v in fields.items() if name not in ("step", "standardise")}
+    for config, step in ((before, "fixed"), (fields, "polyak")):
+        spec = FairMedSpec.model_validate_json(json.dumps({"config": config, "attributes": []}))
+        assert FairMed.build(spec, None).config.step == step
 
 
 def test_words_that_are_ruled_out_stay_so_and_are_no_number_to_nobody():

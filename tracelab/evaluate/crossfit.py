@@ -31,7 +31,7 @@ from tracelab.evaluate.benchmarks.stereoset import (
 from tracelab.evaluate.edited import EditedScores, compared
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.method import Method
-from tracelab.ranges import require_int
+from tracelab.ranges import require_int, require_seed
 from tracelab.storage.data_hash import data_hash
 
 FOLDS = 3
@@ -192,6 +192,7 @@ def cross_fitted(
     Raises:
         TracelabError: fewer target terms than folds, or what a fit refuses.
     """
+    require_seed(seed)
     parts = folds_of(bias_of(data, bias), folds=folds, limit=limit, splits=splits)
     held = HeldOut(model, parts, seed=seed)
     edits = held.fit(method, data, (config or method.Config()).seeded(seed), layers)

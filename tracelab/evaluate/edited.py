@@ -81,7 +81,12 @@ def edited_scores(
 def compared(
     before: BenchmarkScores, after: BenchmarkScores, edit: Intervention, *, seed: int = 0
 ) -> EditedScores:
-    """Scores that are there already, with their paired differences."""
+    """Scores that are there already, with their paired differences.
+
+    Raises:
+        TracelabError: results of different benchmarks, data or ways to score.
+    """
+    require_seed(seed)
     names = {"low": "difference_low", "high": "difference_high", "note": "difference_note"}
     change = paired(before, after, seed=seed).rename(columns=names)
     keys = ["benchmark", "bias", "metric"]

@@ -1,6 +1,6 @@
 """One rule for choosing what a method edits and how far.
 
-    >>> edit, tuning = tracelab.tune(model, tracelab.Erasure, "gender")
+    >>> edit, tuning = tracelab.tune(model, tracelab.Erasure, "gender", limit=100)
     >>> tuning.plot()
 
 Every combination of a grid is fitted once a fold, without the fold's target terms, and scored on them

@@ -146,6 +146,7 @@ class LayerStates:
     """Residuals of fixed sequences after one block after the other, each block run once, with what
     the caller leaves in their place.
 
+    >>> sequences = [[504, 2100], [504, 2100, 1142]]  # token ids
     >>> states = LayerStates(model, sequences)
     >>> after_0 = states.after(0)
     >>> states.leave([x * 0.9 for x in after_0])  # what block 1 will see

@@ -150,7 +150,7 @@ def _with_edits(
     shown = {name: edit for name, edit in rows.items() if name not in broken}
     seen = editing.look(model, bias, shown, prompts) if shown else None
     texts = editing.write(
-        model, shown, prompts or editing.WRITTEN[bias], out_dir / "parts", seed=seed, say=_say
+        model, shown, prompts or editing.WRITTEN[bias], out_dir / "parts", say=_say
     )
     return replace(parts, choice=choice, scoreboard=board, before_after=seen, texts=texts)
 

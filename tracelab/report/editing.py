@@ -267,6 +267,13 @@ class Texts(Result):
         """One row a prompt and edit, the unedited model first."""
         return self.table
 
+    def headline(self) -> str:
+        """How many texts differ from what the unedited model writes."""
+        plain = self.table[self.table["edit"] == UNEDITED].set_index("prompt")["text"]
+        edited = self.table[self.table["edit"] != UNEDITED]
+        changed = (edited["text"] != edited["prompt"].map(plain)).sum()
+        return f"n = {len(edited)} texts, {changed} differ from the unedited model's"
+
 
 def write(
     model: TransformerBridge,
@@ -274,7 +281,6 @@ def write(
     prompts: Sequence[str],
     folder: Path,
     *,
-    seed: int,
     say: Callable[[str], None],
 ) -> Texts:
     """What the model writes after prompts, before and under each edit."""
@@ -291,7 +297,7 @@ def write(
         return Texts(run_settings(model, (), max_new_tokens=N_TOKENS), pd.DataFrame(rows))
 
     known = {name: edit.identity() for name, edit in edits.items()}
-    request = request_of(model, (), part="texts", edits=known, prompts=list(prompts), seed=seed)
+    request = request_of(model, (), part="texts", edits=known, prompts=list(prompts))
     return resumed(folder, "texts", Texts.load, request, measure, say=say)
 
 

@@ -384,6 +384,6 @@ def _cell_text(row: Mapping[str, Any]) -> str:
     if pd.isna(row["value"]):
         return "–"
     star = "*" if row["p_holm"] < 0.05 else ""
-    star += " (unchanged)" * row.get("difference_note", "").startswith("no record changed")
+    star += " (unchanged)" * str(row.get("difference_note")).startswith("no record changed")
     interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3g}, {row['high']:.3g}]"
     return f"{row['value']:.3g}{interval}{star}"

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -59,16 +59,6 @@ class FairMedSpec(BaseModel):
 
     config: FairMedConfig
     attributes: tuple[AttributeSpec, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_of_before(cls, values: Any) -> Any:
-        """An edit of before there was a choice of steps had fixed ones, and raw inputs of
-        probers."""
-        config = values.get("config") if isinstance(values, dict) else None
-        if isinstance(config, dict) and "step" not in config:
-            return {**values, "config": {"step": "fixed", "standardise": False, **config}}
-        return values
 
 
 class FairMed(Method):
@@ -381,8 +371,11 @@ class FairMed(Method):
 
     @classmethod
     def build(cls, spec: FairMedSpec, origin: Origin | None) -> FairMed:
-        """With empty probers."""
-        return cls(spec.config, spec.attributes, origin)
+        """With empty probers. An edit of before there was a choice of steps has fixed ones."""
+        config = spec.config
+        if "step" not in config.model_fields_set:
+            config = config.replace(step="fixed", standardise=False)
+        return cls(config, spec.attributes, origin)
 
 
 def _positions(call: Call, mlp_out: Float[Tensor, "batch pos d_model"], rule: str) -> Tensor:

@@ -41,6 +41,7 @@ NEUTRAL_TOKENS = 32
 class Development:
     """Figures of development triples and of neutral text under any edit of a block or later ones.
 
+    >>> records = tracelab.datasets.stereoset("gender", split="test", limit=8)
     >>> development = Development(model, tokenise(model, records), first_layer=0)
     >>> sorted(development.measure(edit))
     ['association', 'gap', 'kl', 'lms', 'perplexity_change', 'ss']
