@@ -44,7 +44,7 @@ class Development:
     >>> records = tracelab.datasets.stereoset("gender", split="test", limit=8)
     >>> development = Development(model, tokenise(model, records), first_layer=0)
     >>> sorted(development.measure(edit))
-    ['association', 'gap', 'kl', 'lms', 'perplexity_change', 'ss']
+    ['association', 'gap', 'gap_blind', 'gap_group', 'kl', 'lms', 'perplexity_change', 'ss']
     """
 
     def __init__(
