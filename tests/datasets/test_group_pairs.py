@@ -146,3 +146,12 @@ def test_no_text_names_a_withheld_or_a_scored_target_term(bias):
 def test_pairs_can_be_cut_to_those_that_do_not_name_a_word():
     data = GroupPairs.of("gender", [("the woman is", "the man is"), ("his aunts", "his uncles")])
     assert data.without(["aunt"]).pairs == (("the woman is", "the man is"),)
+
+
+def test_all_words_are_taken_if_they_are_asked_for():
+    every, unseen = (group_pairs("gender", words=words) for words in ("all", "unseen"))
+    assert set(unseen.pairs) < set(every.pairs)
+    named = [pair for pair in every.pairs if any(find_words(text, ["sister"]) for text in pair)]
+    assert named and not set(named) & set(unseen.pairs)
+    with pytest.raises(TracelabError, match="words of pairs"):
+        group_pairs("gender", words="few")

@@ -32,6 +32,7 @@ from tracelab.errors import TracelabError, brief, require_choice
 BIAS_TYPES = ("gender", *WORDED)
 """Bias types of which StereoSet gives such pairs."""
 DATA = ("stereoset", "crows-pairs")
+WORDS = ("unseen", "all")
 NEUTRAL, HELD_OUT = 100, 40
 """Neutral sentences that a fit sees, and those that its cost is measured on."""
 
@@ -79,6 +80,7 @@ def group_pairs(
     bias: str = "gender",
     *,
     data: str = "stereoset",
+    words: str = "unseen",
     source: str | Path = "wheel",
     limit: int | None = None,
     without: Collection[str] = (),
@@ -89,6 +91,9 @@ def group_pairs(
         data: ``"stereoset"``: openings that name one group and the other, the historically
             disadvantaged first; or ``"crows-pairs"``: its pairs, in the same order, for any of its
             bias types. What is fitted on these is not to be scored on CrowS-Pairs.
+        words: ``"unseen"``: no text names a target term of the official ``dev`` set, on which an
+            edit is scored; or ``"all"``: for an edit to be used, whose scores there are then
+            transductive in the words.
         source: of the data, as for :func:`~tracelab.datasets.stereoset`.
         limit: at most so many pairs, subsampled evenly.
         without: target terms of StereoSet whose records give no pair; no text of another names
@@ -99,6 +104,7 @@ def group_pairs(
             is left.
     """
     require_choice("data of pairs", data, DATA)
+    require_choice("words of pairs", words, WORDS)
     if data == "stereoset" and bias not in BIAS_TYPES:
         raise TracelabError(
             f"StereoSet has pairs that differ in {', '.join(BIAS_TYPES)} only, not in {bias}: take "
@@ -117,7 +123,8 @@ def group_pairs(
         development_sentences("choose", HELD_OUT),
     )
     if data == "stereoset":
-        made = made.without({*without, *_scored_terms(bias)})
+        scored = _scored_terms(bias) if words == "unseen" else ()
+        made = made.without({*without, *scored})
     if not made.pairs:
         raise TracelabError(f"no pair of texts that differ in {bias} is left")
     return replace(made, pairs=tuple(subsample(made.pairs, limit)))
