@@ -152,6 +152,7 @@ def test_all_words_are_taken_if_they_are_asked_for():
     every, unseen = (group_pairs("gender", words=words) for words in ("all", "unseen"))
     assert set(unseen.pairs) < set(every.pairs)
     named = [pair for pair in every.pairs if any(find_words(text, ["sister"]) for text in pair)]
-    assert named and not set(named) & set(unseen.pairs)
+    assert named
+    assert not set(named) & set(unseen.pairs)
     with pytest.raises(TracelabError, match="words of pairs"):
         group_pairs("gender", words="few")

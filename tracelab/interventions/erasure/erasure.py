@@ -20,11 +20,11 @@ no further than usual ones. It makes a group hard to read at these layers, which
 the model does not use it elsewhere: compare with random directions of the same rank, and read the
 cost (KL and perplexity of neutral text, in the notes of a fit) beside the effect.
 
-Layers and rank are chosen by one rule: on target terms of StereoSet's ``test`` that the fit has not
-seen, the fall of the association's group-dependent part per nat of KL to the unedited model on neutral
-text, among edits within +5 % perplexity (``analyses/erasure_grid.py``). On the embedded model that
-favours leace by the ratio and paired by the size of the effect for gender, and paired for race and
-religion; mean and pca ruin the model.
+How far it carries over: on target terms of StereoSet's ``test`` that no text of the fit names the
+group-dependent gap of the embedded model falls by a sixth to two fifths, where the fit has their words by
+two thirds (``figures/scoreboard_gender_tuning.csv``, ``figures/erasure_grid.csv``). So for use fit on all words
+(``group_pairs(words="all")``), and say so beside scores on the same words; which layers, rank and method is
+for :func:`tracelab.tune`. mean and pca ruin the embedded model.
 """  # noqa: E501
 
 from __future__ import annotations
