@@ -17,6 +17,7 @@ from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
 from tracelab.evaluate.benchmarks.winobias import exchanged, winobias_scores
 from tracelab.model import assets
 from tracelab.model.load import from_hf
+from tracelab.model.scoring import score
 from tracelab.model.tokens import encode
 
 UNITS = pd.DataFrame(
@@ -121,10 +122,14 @@ def test_without_twins_only_the_gap_is_there(tiny_model):
 
 
 def test_a_gap_of_crows_pairs_is_that_of_what_is_shared_and_of_the_groups_own_words(tiny_model):
-    table = crows_pairs_scores(tiny_model("llama"), crows_pairs("gender", limit=20)).table
-    parts = value(table, "gap_group_total") + value(table, "gap_blind_total")
-    assert value(table, "gap_total") == pytest.approx(parts, abs=1e-9)
-    assert abs(value(table, "gap_group")) > 1e-4
+    scores = crows_pairs_scores(tiny_model("llama"), crows_pairs("gender", limit=20))
+    table, pairs = scores.table, scores.pairs
+    shared = pairs["crows_shared_more"] - pairs["crows_shared_less"]  # by a plain loop elsewhere
+    total = pairs["crows_sum_more"] - pairs["crows_sum_less"]
+    assert value(table, "gap_group_total") == pytest.approx(shared.mean())
+    assert value(table, "gap_group") == pytest.approx((shared / pairs["n_shared"]).mean())
+    assert value(table, "gap_total") == pytest.approx(total.mean())
+    assert value(table, "gap_blind_total") == pytest.approx((total - shared).mean())
 
 
 def test_occupations_change_places_with_their_articles():
@@ -136,15 +141,19 @@ def test_occupations_change_places_with_their_articles():
     assert len(twice) < 100
 
 
-def test_exchanging_the_occupations_twice_gives_the_same_gap(tiny_model):
-    records = winobias(limit=12)
-    scores = winobias_scores(tiny_model("llama"), records)
+def test_the_swapped_gap_of_winobias_is_that_of_the_exchanged_sentences(tiny_model):
+    model, records = tiny_model("llama"), winobias(limit=12)
+    scores = winobias_scores(model, records)
     table = scores.table
     assert value(table, "gap_total", "overall") == pytest.approx(
         value(table, "logprob_gap", "overall"), abs=1e-4
     )
-    known = scores.pairs.dropna(subset="swapped")
+    known = scores.pairs.dropna(subset="swapped").set_index("id")
     assert len(known) >= 10
-    parts = with_parts(known)
-    assert np.allclose(parts["gap_group"] + parts["gap_blind"], known["gap"])
     assert not np.allclose(known["gap"], known["swapped"])
+    for record in records:
+        if record.id in known.index:
+            found = score(model, [exchanged(record.pro), exchanged(record.anti)])
+            row = known.loc[record.id]
+            assert row["swapped"] == pytest.approx(found.mean[0] - found.mean[1], abs=1e-5)
+            assert row["swapped_total"] == pytest.approx(found.sum[0] - found.sum[1], abs=1e-4)

@@ -6,18 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tracelab import Erasure, Tuning, tune
-from tracelab.datasets import development_sentences
+from tracelab import Erasure, Experts, Tuning, tune
+from tracelab.datasets import development_sentences, expert_texts, group_pairs
+from tracelab.datasets.spans import find_words
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import stereoset_scores
 from tracelab.evaluate.crossfit import HeldOut, cross_fitted, folds_of
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.tuning import _chosen
-from tracelab.interventions import ErasureConfig
+from tracelab.interventions import ErasureConfig, ExpertsConfig, FinetuneConfig
 from tracelab.interventions.drift import drift
 from tracelab.interventions.training.config import Bounds
 
 LOOSE = Bounds(max_kl=1e9, max_lms_loss=100.0)
+PAIRS = group_pairs("gender", limit=60)
 SMALL = {"limit": 24, "folds": 2, "n_neutral": 4}
 
 
@@ -68,7 +70,7 @@ def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_
     model = tiny_model("llama")
     grid = {"rank": [1, 2], "layers": [[0], range(2)]}
     edit, tuning = tune(
-        model, Erasure, "gender", grid, bounds=LOOSE, rule="least", folder=tmp_path, **SMALL
+        model, Erasure, PAIRS, grid, bounds=LOOSE, rule="least", folder=tmp_path, **SMALL
     )
     table = tuning.frame
     assert table["tried"].tolist() == [
@@ -83,12 +85,12 @@ def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_
     assert edit.notes["tuned"]["of"] == 4
     # what the table says of the chosen is what plain calls give
     held = HeldOut(model, folds_of("gender", folds=2, limit=24))
-    edits = held.fit(Erasure, "gender", edit.config, tuning.choice["layers"])
+    edits = held.fit(Erasure, PAIRS, edit.config, tuning.choice["layers"])
     row = paired(held.before, held.score(edits)).set_index("metric").loc["gap_group"]
     chosen = table.loc[best]
     for name in ("difference", "low", "high"):
         assert chosen[name] == pytest.approx(row[name], abs=1e-6)
-    texts = development_sentences("choose", SMALL["n_neutral"])
+    texts = development_sentences("tune", SMALL["n_neutral"])
     assert chosen["kl"] == pytest.approx(np.mean([drift(model, e, texts).kl for e in edits]))
     assert Tuning.load(tuning.save(tmp_path / "kept")).choice == tuning.choice
     assert len(tuning.plot().data) >= 1
@@ -97,9 +99,9 @@ def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_
 
 def test_what_was_tried_is_not_tried_again(tiny_model, tmp_path, monkeypatch):
     model, grid = tiny_model("llama"), {"rank": [1], "layers": [[0]]}
-    first = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
+    first = tune(model, Erasure, PAIRS, grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
     monkeypatch.setattr(HeldOut, "fit", lambda *_, **__: pytest.fail("fitted again"))
-    again = tune(model, Erasure, "gender", grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
+    again = tune(model, Erasure, PAIRS, grid, bounds=LOOSE, folder=tmp_path, **SMALL)[1]
     assert again.frame.equals(first.frame)
 
 
@@ -107,7 +109,7 @@ def test_where_nothing_is_allowed_there_is_no_edit_and_a_warning(tiny_model):
     none = Bounds(max_kl=0.0, max_lms_loss=0.0)
     with pytest.warns(UserWarning, match="nothing of 1 tried with erasure"):
         edit, tuning = tune(
-            tiny_model("llama"), Erasure, "gender", {"rank": [1]}, bounds=none, **SMALL
+            tiny_model("llama"), Erasure, PAIRS, {"rank": [1]}, bounds=none, **SMALL
         )
     assert edit is None
     assert tuning.choice == {}
@@ -116,7 +118,7 @@ def test_where_nothing_is_allowed_there_is_no_edit_and_a_warning(tiny_model):
 
 def test_several_seeds_have_an_interval_over_seeds(tiny_model):
     grid = {"method": ["random"], "layers": [[0]]}
-    _, tuning = tune(tiny_model("llama"), Erasure, "gender", grid, bounds=LOOSE, seeds=3, **SMALL)
+    _, tuning = tune(tiny_model("llama"), Erasure, PAIRS, grid, bounds=LOOSE, seeds=3, **SMALL)
     row = tuning.frame.iloc[1]
     assert row["seed_low"] < row["difference"] < row["seed_high"]
 
@@ -148,7 +150,52 @@ def test_a_grid_that_the_method_cannot_have_is_refused_before_any_work(tiny_mode
         ({"rank": [0]}, "rank"),
         ({"breadth": [1]}, "no field breadth"),
         ({}, "no values to try"),
-        ({"rank": []}, "no values to try"),
+        ({"rank": []}, "no values to try of rank"),
+        ({"layers": range(2)}, "a list of lists"),
+        ({"layers": [[99]]}, "layer 99"),
     ):
         with pytest.raises(TracelabError, match=message):
-            tune(model, Erasure, "gender", grid, **SMALL)
+            tune(model, Erasure, PAIRS, grid, **SMALL)
+
+
+def test_pairs_of_ones_own_are_cut_to_those_that_name_no_withheld_term(tiny_model, monkeypatch):
+    model, given = tiny_model("llama"), []
+    data = group_pairs("gender", limit=60)
+    real = Erasure.fit.__func__
+    monkeypatch.setattr(
+        Erasure,
+        "fit",
+        classmethod(
+            lambda cls, *args, **more: (given.append(args[1]), real(cls, *args, **more))[1]
+        ),
+    )
+    held = HeldOut(model, folds_of("gender", folds=2, limit=24))
+    held.fit(Erasure, data, ErasureConfig(), [0])
+    for fold, pairs in zip(held.folds, given, strict=True):
+        texts = [text for pair in pairs.pairs for text in pair]
+        assert 0 < len(texts) < 120
+        assert not any(find_words(text, sorted(fold.terms)) for text in texts)
+
+
+def test_a_combination_that_cannot_be_fitted_is_told_and_stops_no_other(tiny_model):
+    grid = [{"method": ["leace"], "rank": [2]}, {"method": ["paired"], "rank": [1]}]
+    _, tuning = tune(tiny_model("llama"), Erasure, PAIRS, grid, bounds=LOOSE, **SMALL)
+    failed, done = tuning.frame.iloc[1], tuning.frame.iloc[2]
+    assert "rank 1 at most" in failed["reason"]
+    assert not failed["allowed"]
+    assert done["reason"] == ""
+    assert np.isfinite(done["difference"])
+    assert tuning.plot().data
+
+
+def test_of_a_bias_type_without_twins_the_gap_is_what_is_lowered(tiny_model):
+    grid = {"alpha": [0.5, 1.0]}
+    config = ExpertsConfig(training=FinetuneConfig(rank=1, modules=("mlp.out",)))
+    texts = expert_texts("race", limit=8)
+    _, tuning = tune(
+        tiny_model("llama"), Experts, texts, grid, config=config, bounds=LOOSE, **SMALL
+    )
+    table = tuning.frame
+    assert set(table["measure"]) == {"gap"}
+    assert table["difference"][1] != table["difference"][2]
+    assert "gap_group" not in table

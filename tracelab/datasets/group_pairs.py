@@ -24,7 +24,7 @@ from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.group_words import BIAS_TYPES as WORDED
 from tracelab.datasets.group_words import openings_of_groups
 from tracelab.datasets.records import subsample
-from tracelab.datasets.spans import find_words, words_pattern
+from tracelab.datasets.spans import composed, words_pattern
 from tracelab.datasets.stereoset import BIAS_TYPES as STEREOSET_BIAS_TYPES
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
 from tracelab.errors import TracelabError, brief, require_choice
@@ -67,9 +67,10 @@ class GroupPairs:
 
     def without(self, terms: Collection[str]) -> GroupPairs:
         """The pairs of which neither text names one of these words, in any inflection."""
-        left = [
-            pair for pair in self.pairs if not any(find_words(text, sorted(terms)) for text in pair)
-        ]
+        if not terms:
+            return self
+        named = words_pattern(sorted(terms), inflected=True).search
+        left = [pair for pair in self.pairs if not any(named(composed(text)) for text in pair)]
         return replace(self, pairs=tuple(left))
 
     def __repr__(self) -> str:
