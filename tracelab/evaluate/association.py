@@ -8,7 +8,8 @@ exchanged, and nothing else, the same two are compared in the exchanged text, wh
     gap_group      (g - g') / 2      depends on the group named: the association
     gap_blind      (g + g') / 2      what a model would keep that cannot tell the groups apart
 
-each in nats a token and, as ``…_total``, in nats. What is exchanged:
+each in nats a token and, as ``…_total``, in nats (CrowS-Pairs has no ``gap_blind`` a token: its parts are over
+different tokens). What is exchanged:
 
     StereoSet     the gender words of the record (:func:`~tracelab.datasets.gender_twins`); of other bias types
                   there is no exchange, and only ``gap``
