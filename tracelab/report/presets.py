@@ -61,7 +61,15 @@ PRESETS = {
         trace_samples=3,
         layer_step=4,
         fit_records=96,
-        fits={"biasedit": {"preset": "direct", "steps": 12, "eval_every": 12, "delta_lr": 2e-3}},
+        fits={
+            "biasedit": {
+                "preset": "direct",
+                "steps": 8,
+                "eval_every": 8,
+                "n_query": 8,
+                "delta_lr": 1e-3,
+            }
+        },
         choice_records=32,
         benchmarks={"stereoset": 96, "crows-pairs": 48, "local-bias": None, "perplexity": 32},
     ),
