@@ -37,6 +37,7 @@ def test_folds_share_no_term_and_hold_every_record_once():
         folds_of("gender", folds=40)
 
 
+@pytest.mark.slow
 def test_each_fold_is_scored_under_the_fit_that_lacks_its_terms(tiny_model, monkeypatch):
     model, seen = tiny_model("llama"), []
     real = Erasure.training_data
@@ -59,6 +60,7 @@ def test_each_fold_is_scored_under_the_fit_that_lacks_its_terms(tiny_model, monk
     assert not np.allclose(scores.sentences["gap"], held.before.sentences["gap"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cross_fitted_scores_carry_paired_differences(tiny_model):
     made = cross_fitted(tiny_model("llama"), Erasure, "gender", folds=2, limit=12, layers=[0])
     edited = made.frame.dropna(subset="edit").set_index("metric")
@@ -116,6 +118,7 @@ def test_where_nothing_is_allowed_there_is_no_edit_and_a_warning(tiny_model):
     assert len(tuning.frame) == 2
 
 
+@pytest.mark.slow
 def test_several_seeds_have_an_interval_over_seeds(tiny_model):
     grid = {"method": ["random"], "layers": [[0]]}
     _, tuning = tune(tiny_model("llama"), Erasure, PAIRS, grid, bounds=LOOSE, seeds=3, **SMALL)
