@@ -31,6 +31,7 @@ def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_m
     config = BiasEditConfig.direct(
         **{"steps": 8, "eval_every": 8, "delta_lr": 1e-2, "lam": 0.1, "schedule": "constant"},
         **{"n_query": 8, "batch_size": 8, "choose": "loss", "max_kl": 9.0},
+        max_lms_loss=100.0,
     )
     edit = BiasEdit.fit(real_model, triples[0], config, layers="last1", dev=triples[0])
     by_strength = {row["strength"]: row for row in edit.notes["strengths"]}
