@@ -148,6 +148,6 @@ def test_on_the_embedded_model_the_state_kept_is_within_the_bounds(real_model):
     row = handed_out(edit)
     assert row["kl"] <= 0.01
     assert looks(edit)[0]["lms"] - row["lms"] <= 1
-    assert row["association"] <= looks(edit)[0]["association"]
+    assert row["association"] <= looks(edit)[0]["association"] + 1e-4  # as the notes round it
     texts = ["The cat sat on the mat and slept.", "A long day ends with a short walk home."]
     assert drift(real_model, edit, texts).kl < 0.1
