@@ -116,7 +116,8 @@ def test_fitting_to_a_corpus_is_fitting_to_its_probes(tiny_model, gender, monkey
     monkeypatch.setattr(module, "probe_layers", quickly)
     corpus = templates("gender", limit=8)
     edit = FairMed.fit(model, corpus, FairMedConfig(lam=1.0), top_k=2, split="concept")
-    assert asked == [(corpus, {"n_seeds": 3, "top_k": 2, "split": "concept", "seed": 0})]
+    options = {"n_seeds": 3, "top_k": 2, "split": "concept", "seed": 0}
+    assert asked == [(corpus, {"config": ProberConfig(), **options})]
     expected = FairMed.fit(model, gender).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in edit.state_dict().items())
     assert edit.config == FairMedConfig(

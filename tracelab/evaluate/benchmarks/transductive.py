@@ -47,9 +47,8 @@ def transductive_scores(
         with shift.applied(model):
             parts.append(stereoset_scores(model, group, seed=seed))
     sentences = pd.concat([part.sentences for part in parts], ignore_index=True)
-    settings = run_settings(
-        model, records, **{name: parts[0].settings[name] for name in ("benchmark", "context_bos")}
-    )
+    same = ("benchmark", "context_bos", "twins")
+    settings = run_settings(model, records, **{name: parts[0].settings[name] for name in same})
     name = f"{edit.name}, transductive"
     table = stereoset_metrics(sentences, benchmark=settings["benchmark"], edit=name, seed=seed)
     return StereoSetScores(settings | {"seed": seed}, table, sentences)
