@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from sklearn.model_selection import ParameterGrid
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
@@ -45,6 +44,7 @@ from tracelab.evaluate.crossfit import (
     training_data,
     with_sentences,
 )
+from tracelab.evaluate.grid import Grid, combinations, in_words
 from tracelab.evaluate.paired import paired
 from tracelab.figures.tuning import tuning as figure
 from tracelab.interventions.drift import drift
@@ -52,10 +52,9 @@ from tracelab.interventions.method import Method
 from tracelab.interventions.training.config import Bounds
 from tracelab.metrics import UNEDITED
 from tracelab.model.hooked import require_unedited
-from tracelab.model.load import model_facts
 from tracelab.model.settings import request_of, run_settings
 from tracelab.progress import progress
-from tracelab.ranges import require_int, require_layers, require_seed, shown
+from tracelab.ranges import require_int, require_seed, shown
 from tracelab.results import Result
 from tracelab.statistics import t_interval
 from tracelab.storage.checkpoint import resumed
@@ -63,7 +62,6 @@ from tracelab.storage.ownership import require_folder
 
 N_NEUTRAL = 60
 RULES = ("one_se", "least")
-Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]]
 BOUNDS = Bounds(max_kl=0.2, max_lms_loss=1.0, max_perplexity=5.0)
 """At most so much by default: nats a token, points, percent."""
 
@@ -171,7 +169,7 @@ def tune(
     if folder is not None:
         require_folder(folder)
     base = (config or method.Config()).seeded(seed)
-    tried = list(_combinations(model, method, base, method.grid(model) if grid is None else grid))
+    tried = list(combinations(model, method, base, method.grid(model) if grid is None else grid))
     bias = bias_of(data, bias)
     neutral = development_sentences("tune", n_neutral)
     held = HeldOut(model, folds_of(bias, folds=folds, limit=limit, without=without), seed=seed)
@@ -237,54 +235,6 @@ def tune(
     return edit, tuning
 
 
-def _combinations(
-    model: TransformerBridge, method: type[Method], base: Config, grid: Grid
-) -> Iterable[tuple[dict[str, Any], Config, Any]]:
-    """Every combination of the grid: its fields, the configuration and the layers.
-
-    Raises:
-        TracelabError: an empty grid, or a field or value that the method cannot have.
-    """
-    several = [grid] if isinstance(grid, Mapping) else list(grid)
-    plain = [{name: _values(name, values) for name, values in each.items()} for each in several]
-    found = list(ParameterGrid(plain)) if plain and all(plain) else []
-    if not found:
-        raise TracelabError(
-            f"no values to try with {method.kind}: give a grid, as {{'layers': [range(8)], …}}"
-        )
-    facts = model_facts(model)
-    for fields in found:
-        layers = fields.get("layers")
-        if isinstance(layers, str):
-            method.require_layer_words(layers)
-        elif layers is not None:
-            require_layers(layers, facts.n_layers, facts.model_id)
-        yield (
-            fields,
-            base.replace(**{k: v for k, v in fields.items() if k != "layers"}),
-            layers,
-        )
-
-
-def _values(name: str, values: Any) -> list[Any]:
-    """The values to try of a field, as JSON has them.
-
-    Raises:
-        TracelabError: they are no list; of layers, no list of lists or words.
-    """
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TracelabError(f"values to try of {name} are a list, not {shown(values)}")
-    made = [each.tolist() if hasattr(each, "tolist") else each for each in values]
-    made = [list(each) if isinstance(each, range | tuple) else each for each in made]
-    if not made:
-        raise TracelabError(f"no values to try of {name}: give some, or leave it out")
-    if name == "layers" and any(isinstance(each, int) for each in made):
-        raise TracelabError(
-            f"layers to try are a list of lists, as [range(6), range(8)], not {shown(values)}"
-        )
-    return made
-
-
 def _try(
     held: HeldOut,
     method: type[Method],
@@ -298,7 +248,7 @@ def _try(
     made: dict[str, Method],
 ) -> Tuning:
     """One combination on all folds."""
-    name = ", ".join(f"{key} {_shown(value)}" for key, value in fields.items())
+    name = ", ".join(f"{key} {in_words(value)}" for key, value in fields.items())
     told = {"tried": name, "fields": json.dumps(fields), "reason": ""}
     try:
         row, scores, runs = _measure(
@@ -401,13 +351,3 @@ def _chosen(table: pd.DataFrame, bounds: Bounds, rule: str = "one_se") -> pd.Dat
         near = better[better["fall"] >= better["fall"].max() - error]
         best = near["kl"].idxmin() if len(near) else best
     return table.drop(columns="fall").assign(chosen=table.index == best)
-
-
-def _shown(value: Any) -> str:
-    """A value in a name: layers in a row by their ends."""
-    if not isinstance(value, list | tuple | range):
-        return str(value)
-    row = list(value)
-    if len(row) > 1 and row == list(range(row[0], row[-1] + 1)):
-        return f"{row[0]}-{row[-1]}"
-    return " ".join(map(str, row))
