@@ -40,20 +40,20 @@ def board():
 def test_only_the_bias_type_and_benchmarks_that_lead_are_there(board):
     moved = what_moved(board)
     assert list(zip(moved["edit"], moved["metric"], moved["moved"], strict=True)) == [
+        ("c", "gap_group", True),  # the furthest
         ("a", "gap_group", True),
-        ("b", "gap_group", False),
-        ("c", "gap_group", True),
         ("a", "ss", False),
         ("a", "perplexity", True),
+        ("b", "gap_group", False),
         ("b", "perplexity", False),
     ]
-    first = moved.iloc[0]
+    first = moved.iloc[1]
     assert (first["before"], first["after"]) == (0.02, 0.01)
     assert moved.set_index(["edit", "metric"]).loc[("a", "ss"), "note"] == "no record changed sides"
 
 
 def test_each_edit_is_one_sentence_that_tells_effect_cost_and_what_stayed(board):
-    a, b, c = sentences(what_moved(board))
+    c, a, b = sentences(what_moved(board))
     assert a == (
         "a: group-dependent gap (nats a token) 0.02 → 0.01 (-0.01 [-0.015, -0.005]); perplexity "
         "50 → 51 (+1 [0.5, 1.5]). Perplexity +2.0 %. Not told from 0: StereoSet SS (%)."

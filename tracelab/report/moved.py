@@ -30,7 +30,7 @@ FIELDS = [
 
 
 def what_moved(board: Scoreboard) -> pd.DataFrame:
-    """One row an edit and quantity: ``edit, quantity, role`` (bias or cost), ``before, after,
+    """One row an edit and quantity, the edit that moved a bias score furthest first: ``edit, quantity, role`` (bias or cost), ``before, after,
     difference, low, high, p_holm, up, down, n, note`` and ``moved``: whether the paired interval
     excludes 0, which is not corrected for how many are looked at; ``p_holm`` is."""
     table = board.table
@@ -63,7 +63,15 @@ def what_moved(board: Scoreboard) -> pd.DataFrame:
         )
     made = pd.DataFrame(rows, columns=FIELDS)
     order = [*BIAS, *COST]
-    return made.sort_values("metric", key=lambda names: names.map(order.index), kind="stable")
+    made = made.sort_values("metric", key=lambda names: names.map(order.index), kind="stable")
+    first = sorted(made["edit"].unique(), key=lambda edit: -_largest(made[made["edit"] == edit]))
+    return made.sort_values("edit", key=lambda names: names.map(first.index), kind="stable")
+
+
+def _largest(rows: pd.DataFrame) -> float:
+    """By which share of what it was the bias score that changed most did, of those that did."""
+    told = rows[(rows["role"] == "bias") & rows["moved"]]
+    return float((told["difference"] / told["before"]).abs().max()) if len(told) else 0.0
 
 
 def sentences(moved: pd.DataFrame) -> list[str]:

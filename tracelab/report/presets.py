@@ -68,7 +68,9 @@ PRESETS = {
                 "eval_every": 8,
                 "n_query": 8,
                 "delta_lr": 1e-3,
-            }
+                "n_dev": 12,
+            },
+            "klaad": {"n_dev": 12},
         },
         choice_records=32,
         benchmarks={"stereoset": 96, "crows-pairs": 48, "local-bias": None, "perplexity": 32},
