@@ -30,9 +30,13 @@ FIELDS = [
 
 
 def what_moved(board: Scoreboard) -> pd.DataFrame:
-    """One row an edit and quantity, the edit that moved a bias score furthest first: ``edit, quantity, role`` (bias or cost), ``before, after,
-    difference, low, high, p_holm, up, down, n, note`` and ``moved``: whether the paired interval
-    excludes 0, which is not corrected for how many are looked at; ``p_holm`` is."""
+    """One row an edit and quantity, the edit that moved a bias score furthest first.
+
+    Returns:
+        ``edit, quantity, metric, role`` (bias or cost), ``before, after, difference, low, high,
+        p_holm, up, down, n, note`` and ``moved``: whether the paired interval excludes 0, which is
+        not corrected for how many are looked at; ``p_holm`` is.
+    """
     table = board.table
     own = table[table["bias"].isin([board.settings["bias"], ""]) & (table["reason"] == "")]
     before = own[own["difference"].isna()].set_index(["benchmark", "metric"])["value"]
