@@ -85,13 +85,15 @@ def planted(request, tmp_path_factory):
     return layer, from_hf(hf_model, tokenizer, model_id="planted")
 
 
-def ss_and_lms(model, chosen):
+def scores(model, chosen):
     values = stereoset_scores(model, chosen).table.set_index("metric")["value"]
-    return values["ss"], values["lms"]
+    return {name: float(values[name]) for name in ("ss", "lms", "gap")}
 
 
 def test_the_planted_model_prefers_every_stereotype(planted):
-    assert ss_and_lms(planted[1], records()) == (100, 100)
+    found = scores(planted[1], records())
+    assert (found["ss"], found["lms"]) == (100, 100)
+    assert found["gap"] > 0.5
 
 
 def test_tracing_peaks_at_the_planted_block(planted):
@@ -100,15 +102,20 @@ def test_tracing_peaks_at_the_planted_block(planted):
     assert trace.peak("mlp")["layer"] == layer
 
 
-def test_an_edit_of_the_planted_block_moves_ss_to_50_and_keeps_lms(planted):
+def test_an_edit_of_the_planted_block_closes_the_gap_and_keeps_lms(planted):
     layer, model = planted
     seen = [each for each in records() if each.target in ONE[:3] + OTHER[:3]]
     unseen = [each for each in records() if each.target in ONE[3:] + OTHER[3:]]
-    config = BiasEditConfig.direct(steps=60, eval_every=20, delta_lr=1e-2, n_query=24)
+    # the stereotype is all that this model knows: no edit of it is within the default bound on KL
+    config = BiasEditConfig.direct(steps=60, eval_every=20, delta_lr=1e-2, n_query=24, max_kl=9.0)
     edit = BiasEdit.fit(model, seen, config, layers=[layer], dev=seen)
-    with edit.applied(model):
-        (ss, lms), (unseen_ss, unseen_lms) = ss_and_lms(model, seen), ss_and_lms(model, unseen)
-    assert abs(ss - 50) <= 5
-    # from 50: carries over to target words that it was not made from
-    assert abs(unseen_ss - 50) < 25
-    assert (lms, unseen_lms) == (100, 100)
+    for chosen, left in (
+        (seen, 0.05),
+        (unseen, 0.5),
+    ):  # of what there was, also on target words unseen
+        before = scores(model, chosen)
+        with edit.applied(model):
+            after = scores(model, chosen)
+        assert abs(after["gap"]) < left * before["gap"]
+        assert after["ss"] < before["ss"]
+        assert after["lms"] == 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tracelab import Erasure, Experts, Tuning, tune
 from tracelab.datasets import development_sentences, expert_texts, group_pairs
@@ -123,7 +124,14 @@ def test_several_seeds_have_an_interval_over_seeds(tiny_model):
     grid = {"method": ["random"], "layers": [[0]]}
     _, tuning = tune(tiny_model("llama"), Erasure, PAIRS, grid, bounds=LOOSE, seeds=3, **SMALL)
     row = tuning.frame.iloc[1]
-    assert row["seed_low"] < row["difference"] < row["seed_high"]
+    held, found = HeldOut(tiny_model("llama"), folds_of("gender", folds=2, limit=24)), []
+    for seed in range(3):
+        edits = held.fit(Erasure, PAIRS, ErasureConfig(method="random", seed=seed), [0])
+        table = paired(held.before, held.score(edits)).set_index("metric")
+        found.append(table.loc["gap_group", "difference"])
+    assert row["difference"] == pytest.approx(np.mean(found), abs=1e-6)
+    interval = stats.t.interval(0.95, 2, np.mean(found), stats.sem(found))
+    assert (row["seed_low"], row["seed_high"]) == pytest.approx(interval, abs=1e-5)
 
 
 def test_the_least_association_within_the_bounds_is_chosen():
