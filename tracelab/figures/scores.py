@@ -12,12 +12,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.errors import cut, one_line
+from tracelab.figures.forest import forest
 from tracelab.figures.style import (
     BLUE,
     COLOURS,
     GREY,
+    Figure,
     band,
-    bars,
     escape,
     finish,
     look,
@@ -70,48 +71,28 @@ def log_probabilities(
     return finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
 
 
-def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
-    """Each edit's scores with 95 % intervals, one panel a metric; the ideal value, where there is
-    one, in grey.
+def scores(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    *,
+    title: str,
+    caption: str,
+    values: str = "difference",
+) -> Figure:
+    """What each edit changes of some metrics, with paired 95 % intervals: one row a bias type, one
+    column a metric.
 
     Args:
         table: rows of :class:`~tracelab.evaluate.scores.BenchmarkScores` tables; a missing ``edit``
-            is the model as it is, drawn in grey like all names that end in "unedited".
+            is the model as it is, like all names that end in "unedited".
         metrics: which, in order.
-        title, caption: above the figure; name n and the model in the caption.
+        title, caption: above the figure; name the model in the caption.
+        values: ``"difference"``, or ``"level"``, which is drawn of a table without differences too.
     """
+    table = table[table["metric"].isin(metrics)]
     table = table.assign(edit=table["edit"].fillna(UNEDITED))
-    edits = list(dict.fromkeys(table["edit"]))
-    names = [escape(label(metric)) for metric in metrics]
-    figure = make_subplots(
-        rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04
-    )
-    for column, metric in enumerate(metrics, start=1):
-        own = table[table["metric"] == metric].drop_duplicates("edit")
-        own = own.assign(place=own["edit"].map(edits.index))
-        unedited = own["edit"].str.endswith(UNEDITED)
-        for part, colour in ((own[unedited], GREY), (own[~unedited], BLUE)):
-            if len(part):
-                figure.add_scatter(
-                    x=part["value"].to_numpy(np.float32),
-                    y=part["place"],
-                    mode="markers",
-                    error_x=bars(part, colour=colour),
-                    marker={"color": colour, "size": 9},
-                    showlegend=False,
-                    hovertemplate="%{x:.3g}<extra></extra>",
-                    row=1,
-                    col=column,
-                )
-        if ideal(metric) is not None:
-            figure.add_vline(
-                x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
-            )
-    ticks = {"tickvals": list(range(len(edits))), "ticktext": [named(e) for e in edits]}
-    figure.update_yaxes(range=[len(edits) - 0.5, -0.5], **ticks)
-    figure.update_xaxes(nticks=5, tickangle=0)
-    figure.update_annotations(font_size=12 if len(metrics) > 4 else 16)
-    return finish(figure, title, caption, height=210 + 36 * len(edits), legend=False)
+    ordered = table.sort_values("metric", key=lambda s: s.map(list(metrics).index), kind="stable")
+    return forest(ordered, values=values, titles=(title, title), caption=caption)
 
 
 def sweep(
