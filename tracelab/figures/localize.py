@@ -10,7 +10,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.figures.maps import map_panels
-from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, band, escape, finish, model_name
+from tracelab.figures.style import (
+    BLUE,
+    DIVERGING,
+    GREY,
+    ORANGE,
+    band,
+    escape,
+    finish,
+    model_name,
+    named,
+)
 
 ROLE_NAMES = {
     "attribute": "attribute words",
@@ -169,21 +179,25 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
 
 
 def attention_maps(
-    maps: pd.DataFrame, positions: pd.DataFrame, settings: dict[str, Any]
+    maps: pd.DataFrame,
+    positions: pd.DataFrame,
+    settings: dict[str, Any],
+    *,
+    after: pd.DataFrame | None = None,
+    edit: str = "",
 ) -> go.Figure:
     """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive
-    tokens bold.
+    tokens bold; with ``after`` each of them before and under an edit, and the change.
 
     Args:
         maps: of one pair, a row a (query, key): ``stereotype, anti_stereotype``.
         positions: of that pair: ``position, token_stereotype, token_anti_stereotype, sensitive``.
         settings: with ``layer``, ``heads`` and the model.
+        after: ``maps`` of the same pair under an edit.
+        edit: its name.
     """
     tokens = positions.sort_values("position")
-    first, second = (
-        maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
-        for name in ("stereotype", "anti_stereotype")
-    )
+    first, second = _both(maps)
     labels = [
         f"<b>{escape(a)} / {escape(b)}</b>" if sensitive else escape(a)
         for a, b, sensitive in zip(
@@ -193,14 +207,24 @@ def attention_maps(
             strict=True,
         )
     ]
-    titles = ["stereotype", "anti-stereotype", "difference"]
-    figure = map_panels([(first, second, first - second)], labels, titles)
+    if after is None:
+        titles = ["stereotype", "anti-stereotype", "difference"]
+        figure = map_panels([(first, second, first - second)], labels, titles)
+    else:
+        pairs = list(zip((first, second), _both(after), strict=True))
+        pairs.append((first - second, pairs[0][1] - pairs[1][1]))
+        titles = [
+            f"{what}, {when}"
+            for what in ("stereotype", "anti-stereotype", "difference")
+            for when in ("before", f"under {named(edit)}" if edit else "after", "change")
+        ]
+        figure = map_panels([(b, a, a - b) for b, a in pairs], labels, titles, signed=1)
     return finish(
         figure,
         f"Attention at layer {settings['layer']}, {_heads(settings)}",
         "bold: tokens in which the two sentences differ; key across, query down · "
         f"{model_name(settings)}",
-        height=480,
+        height=480 if after is None else 1080,
         legend=False,
     )
 
@@ -262,6 +286,13 @@ def gap_distributions(
         height=420,
         legend=False,
     )
+
+
+def _both(maps: pd.DataFrame) -> list[np.ndarray]:
+    return [
+        maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
+        for name in ("stereotype", "anti_stereotype")
+    ]
 
 
 def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
