@@ -27,7 +27,8 @@ from tracelab.figures.style import (
 from tracelab.metrics import BENCHMARKS, METRICS, UNEDITED, ideal, label
 
 VALUES = ("difference", "level")
-_COLUMNS = ("benchmark", "bias", "difference", "difference_low", "difference_high", "p_holm", "n")
+CHANGE = ("difference", "difference_low", "difference_high")
+_COLUMNS = ("benchmark", "bias", *CHANGE, "p_holm", "n")
 _ACROSS = 6
 """Columns beside each other; more go on below."""
 _KINDS = {
@@ -79,7 +80,7 @@ def forest(
     figure = make_subplots(
         rows=max(row for _, _, row, _ in grid) + 1,
         cols=max(column for _, _, _, column in grid) + 1,
-        horizontal_spacing=0.02,
+        horizontal_spacing=0.03,
     )
     for rows, _, row, column in grid:
         place = {"row": row + 1, "col": column + 1}

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.errors import cut, one_line
-from tracelab.figures.forest import forest
+from tracelab.errors import cut, one_line, require_choice
+from tracelab.figures.forest import CHANGE, VALUES, forest, unit
 from tracelab.figures.style import (
     BLUE,
     COLOURS,
@@ -24,6 +24,7 @@ from tracelab.figures.style import (
     look,
     model_name,
     named,
+    wrapped,
 )
 from tracelab.metrics import UNEDITED, ideal, label
 
@@ -104,20 +105,45 @@ def sweep(
     title: str,
     caption: str,
     x_title: str = "",
-) -> go.Figure:
-    """Scores along a parameter, one panel a metric, one line with a 95 % band a series.
+    values: str = "difference",
+) -> Figure:
+    """Changes along a parameter, one panel a metric, one line with a 95 % band a series.
 
     Args:
-        table: columns ``x``, ``series``, ``metric, value, low, high``.
+        table: columns ``x``, ``series``, ``metric, value, low, high``, and what there is of
+            ``difference, difference_low, difference_high``; a row without difference, of a metric
+            that has some, is the unedited model, whose change is 0.
         x: name of the parameter's column.
         series: name of the column that tells lines apart.
+        values: ``"difference"``, or ``"level"``, which is drawn of metrics without differences too.
     """
-    names = [escape(label(metric)) for metric in metrics]
+    require_choice("values", values, VALUES)
+    table = table.reindex(columns=list(dict.fromkeys([*table, *CHANGE])))
+    paired = {
+        metric: values == "difference"
+        and bool(table.loc[table["metric"] == metric, "difference"].notna().any())
+        for metric in metrics
+    }
+    names = [
+        wrapped(f"change of {unit(metric, paired=True)}" if paired[metric] else label(metric), 38)
+        for metric in metrics
+    ]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, horizontal_spacing=0.07)
     lines = list(dict.fromkeys(table[series]))
     for column, metric in enumerate(metrics, start=1):
+        rows = table[table["metric"] == metric].sort_values(x)
+        best = ideal(metric)
+        if paired[metric]:
+            base = (rows["value"] - rows["difference"]).median()
+            best = None if best is None else best - base
+            ends = dict(
+                zip(
+                    ("value", "low", "high"), (rows[name].fillna(0) for name in CHANGE), strict=True
+                )
+            )
+            rows = rows.assign(**ends)
         for i, line in enumerate(lines):
-            part = table[(table["metric"] == metric) & (table[series] == line)].sort_values(x)
+            part = rows[rows[series] == line]
             if part.empty:
                 continue
             drawn = go.Figure()
@@ -132,9 +158,9 @@ def sweep(
                 **look(i),
             )
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
-        if ideal(metric) is not None:
-            figure.add_hline(
-                y=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
-            )
+        low, high = rows["low"].min(), rows["high"].max()
+        near = 0.5 * (high - low) if paired[metric] else np.inf
+        if best is not None and low - near <= best <= high + near:
+            figure.add_hline(y=best, line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title=escape(x_title or x))
     return finish(figure, title, caption)

@@ -189,7 +189,9 @@ def finish(
             legend need it is another.
     """
     lines = textwrap.wrap(caption, _LINE)
-    names = [each.name or "" for each in figure.data if each.showlegend is not False]
+    figure.for_each_annotation(_panel_title)
+    listed = (*figure.data, *(shape for shape in figure.layout.shapes if shape.showlegend))
+    names = [each.name for each in listed if each.name and _in_legend(each)]
     above = 28 if any(note.y == 1 for note in figure.layout.annotations) else 4
     keys = _legend_rows(names) * 20 + 8 if legend else 0
     top = 52 + 16 * len(lines) + above + keys
@@ -218,6 +220,16 @@ def finish(
         },
     }
     return Figure(figure.update_layout(layout))
+
+
+def _panel_title(note: Any) -> None:
+    """What ``make_subplots`` writes, which is as large as the figure's own title, smaller."""
+    if note.font.size == 16:
+        note.font.size = 13
+
+
+def _in_legend(drawn: Any) -> bool:
+    return "showlegend" not in drawn or drawn.showlegend is not False
 
 
 def _legend_rows(names: list[str]) -> int:
