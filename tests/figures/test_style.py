@@ -8,11 +8,13 @@ import base64
 import plotly.graph_objects as go
 import plotly.io
 import pytest
+from plotly.subplots import make_subplots
 
 from tests.browser import needs_browser
 from tracelab.errors import TracelabError
 from tracelab.figures import save_figures
 from tracelab.figures import style as shared
+from tracelab.figures.paper import for_paper
 from tracelab.figures.pictures import NoPicture, picture
 from tracelab.figures.style import CONFIG, PAPER, SCREEN, Figure, finish, mimebundle
 from tracelab.metrics import paper_model, paper_name
@@ -156,3 +158,35 @@ def test_curves_look_different_however_many_there_are():
 
 def test_a_figure_stays_one_when_it_is_changed(figure):
     assert isinstance(figure.update_layout(height=300), Figure)
+
+
+def side_by_side(rows: int = 1):
+    """Two panels beside each other, with titles and a line between their axes."""
+    panels = make_subplots(rows=rows, cols=2, subplot_titles=["one", "two"], shared_yaxes=True)
+    for row in range(rows):
+        for column in (1, 2):
+            panels.add_scatter(x=[1], y=[column], name="a", row=row + 1, col=column)
+    panels.update_yaxes(title="height", col=1)
+    panels.update_xaxes(title="width")
+    return finish(panels, "t", "c")
+
+
+def test_in_a_column_panels_stand_below_each_other_under_their_titles():
+    made = for_paper(side_by_side(), "column")
+    upper, lower = made.layout.yaxis.domain, made.layout.yaxis2.domain
+    assert lower[0] == 0
+    assert lower[1] < upper[0] < upper[1] == 1
+    assert list(made.layout.xaxis.domain) == list(made.layout.xaxis2.domain) == [0, 1]
+    places = {note.text: note.y for note in made.layout.annotations}
+    assert places == {"one": pytest.approx(upper[1]), "two": pytest.approx(lower[1])}
+    assert made.layout.yaxis2.showticklabels
+    assert made.layout.yaxis2.title.text == "height"
+    assert (made.layout.xaxis.title.text, made.layout.xaxis2.title.text) == (None, "width")
+    page = for_paper(side_by_side(), "page")
+    assert page.layout.xaxis.domain[1] < page.layout.xaxis2.domain[0]
+
+
+def test_a_grid_is_refused_in_a_column_and_takes_a_page(tmp_path):
+    with pytest.raises(TracelabError, match="take width='page'"):
+        save_figures({"a": side_by_side(2)}, tmp_path, formats="svg", width="column")
+    assert for_paper(side_by_side(2), "page").layout.width == pytest.approx(6.9 * 96)

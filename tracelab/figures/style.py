@@ -190,10 +190,8 @@ def finish(
     """
     lines = textwrap.wrap(caption, _LINE)
     figure.for_each_annotation(_panel_title)
-    listed = (*figure.data, *(shape for shape in figure.layout.shapes if shape.showlegend))
-    names = [each.name for each in listed if each.name and _in_legend(each)]
     above = 28 if any(note.y == 1 for note in figure.layout.annotations) else 4
-    keys = _legend_rows(names) * 20 + 8 if legend else 0
+    keys = legend_rows(figure, WIDTH - 100) * 20 + 8 if legend else 0
     top = 52 + 16 * len(lines) + above + keys
     inside = height - 185
     height = inside + top + 60
@@ -228,16 +226,20 @@ def _panel_title(note: Any) -> None:
         note.font.size = 13
 
 
-def _in_legend(drawn: Any) -> bool:
-    return "showlegend" not in drawn or drawn.showlegend is not False
+def legend_rows(figure: go.Figure, width: float, letter: float = 7) -> int:
+    """Of a legend across the figure, whose columns are as wide as the longest name.
 
-
-def _legend_rows(names: list[str]) -> int:
-    """Of a legend across the figure, whose columns are as wide as the longest name."""
-    if not names:
-        return 0
-    column = 48 + 7 * max(map(len, names))
-    return -(-len(names) // max(1, (WIDTH - 100) // column))
+    Args:
+        width: that there is, in pixels.
+        letter: width of one.
+    """
+    shapes = [shape for shape in figure.layout.shapes if shape.showlegend]
+    shown = [
+        each for each in figure.data if "showlegend" not in each or each.showlegend is not False
+    ]
+    names = [each.name for each in (*shown, *shapes) if each.name]
+    column = 48 + letter * max(map(len, names), default=0)
+    return -(-len(names) // max(1, int(width // column)))
 
 
 def escape(text: str) -> str:
