@@ -19,6 +19,7 @@ from tracelab.datasets.records import Records
 from tracelab.errors import TracelabError
 from tracelab.escaping import readable
 from tracelab.interventions import Stack
+from tracelab.model.scoring import score
 from tracelab.progress import in_notebook, progress
 from tracelab.results import Result
 
@@ -175,7 +176,7 @@ def test_records_are_the_list_that_they_were():
 def notebook(monkeypatch):
     """As if this were the kernel of a notebook."""
     shell = types.SimpleNamespace(kernel=object())
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
 
 
 def test_a_bar_is_a_widget_in_a_notebook(notebook, monkeypatch):
@@ -206,6 +207,20 @@ def test_an_interrupted_bar_is_closed(notebook, monkeypatch):
     with pytest.raises(KeyboardInterrupt), progress(total=3, what="scoring") as bar:
         raise KeyboardInterrupt
     assert bar.disable  # what tqdm makes of a bar that was closed
+
+
+def test_an_interrupted_cell_leaves_no_hook_and_no_bar(tiny_model, notebook, monkeypatch):
+    def interrupt(h):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tracelab.progress.find_spec", lambda name: None)
+    model = tiny_model("llama")
+    edit = random_erasure(model)
+    edit.change = lambda h, **tensors: interrupt(h)
+    with pytest.raises(KeyboardInterrupt), edit.scaled(0.5).applied(model):
+        score(model, ["The nurse", "A cat sits"])
+    assert not model.list_hooks()
+    assert not list(tqdm.tqdm._instances)
 
 
 def test_ipython_on_a_terminal_and_python_alone_are_no_notebook(monkeypatch, capsys):
