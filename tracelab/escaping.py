@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from tracelab.errors import one_line
+from tracelab.errors import cut, one_line
 
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
 """A closing bracket only where it would make a link: ``61 [58, 64]`` stays as it is."""
@@ -64,6 +64,56 @@ def markdown_table(table: pd.DataFrame, **options: Any) -> str:
 def latex_table(table: pd.DataFrame) -> str:
     """A table as a LaTeX ``tabular`` for ``booktabs``."""
     return str(_map_texts(table, for_latex).to_latex(escape=False))
+
+
+READ = 9
+"""Columns of a table that a person reads at a glance."""
+_HIDDEN = re.compile(r"(^|_)(id|hash|fingerprint)$|^teller$")
+
+
+def readable(table: pd.DataFrame, columns: Sequence[str] = (), *, rows: int = 12) -> pd.DataFrame:
+    """The beginning of a table as a person reads it: texts, at most :data:`READ` columns.
+
+    Numbers have four digits; bounds stand with their value (``61.2 [58.1, 64]``); ids, and columns
+    in which nothing stands, are left out.
+
+    Args:
+        columns: that are shown; default: the first.
+    """
+    table = table.head(rows).reset_index(drop=True)
+    table.columns = table.columns.map(str)
+    records, bounds = table.to_dict("records"), _bounds(table)
+    hidden = {each for pair in bounds.values() for each in pair}
+    made: dict[str, list[str]] = {}
+    for name in columns or table.columns:
+        texts = [_cell(row, name, bounds.get(name)) for row in records]
+        if name not in hidden and not _HIDDEN.search(name) and any(texts) and len(made) < READ:
+            made[name] = texts
+    return pd.DataFrame(made, index=table.index)
+
+
+def _bounds(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """The columns that bound a column of numbers: ``f1_low, f1_high``; plain ``low, high`` are of
+    the first that has none of its own."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in table.select_dtypes("float").columns:
+        taken = {each for pair in found.values() for each in pair}
+        pairs = [(f"{name}_low", f"{name}_high"), ("low", "high")]
+        free = [pair for pair in pairs if {*pair} <= {*table.columns} - taken - {name}]
+        if free and name not in taken and name not in ("low", "high"):
+            found[name] = free[0]
+    return found
+
+
+def _cell(row: dict[Any, Any], name: str, bounds: tuple[str, str] | None) -> str:
+    texts = [_number(row[each]) for each in (name, *(bounds or ()))]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if bounds and all(texts) else texts[0]
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else cut(str(value), 80)
 
 
 def csv_table(table: pd.DataFrame) -> str:

@@ -21,7 +21,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tracelab.errors import TracelabError, brief, quoted, warn
-from tracelab.escaping import for_html, lines
+from tracelab.escaping import for_html, lines, readable
 from tracelab.storage.files import atomic_folder, recover
 from tracelab.storage.ownership import (
     ChangedSinceWritten,
@@ -40,6 +40,8 @@ from tracelab.storage.ownership import (
 
 MARKER = "result.json"
 ENDINGS = ("parquet", "safetensors")
+DRAWN = ("application/vnd.plotly", "image/")
+"""MIME types of figures."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Result:
     """Base of all results; see the module's docstring."""
 
     settings: dict[str, Any]
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Columns of the frame that a notebook shows, with their bounds; none: the first."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -194,11 +198,31 @@ class Result:
 
     def _repr_html_(self) -> str:
         facts = "".join(f" · {for_html(fact)}" for fact in self._facts())
-        table = self.frame.head(12).to_html(
-            index=False, float_format="{:.4g}".format, border=0, escape=True
-        )
+        table = readable(self.frame, self.shown).to_html(index=False, border=0, escape=True)
         more = f"<p>… {len(self.frame)} rows in all</p>" if len(self.frame) > 12 else ""
         return f"<p><b>{type(self).__name__}</b>{facts}</p>{table}{more}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """The line and the table as HTML, and the figure as plotly's JSON and PNG."""
+        figure = self._figure()
+        drawn = {} if figure is None else figure._repr_mimebundle_()
+        return {name: drawn[name] for name in drawn if name.startswith(DRAWN)} | self._words()
+
+    def _ipython_display_(self) -> None:
+        # Of one bundle a front end shows one kind only: so the words first, then the figure.
+        from IPython.display import display
+
+        display(self._words(), raw=True)
+        if (figure := self._figure()) is not None:
+            figure.show()
+
+    def _words(self) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def _figure(self) -> go.Figure | None:
+        with suppress(TracelabError):  # it says why there is nothing to draw, when asked to plot
+            return next(iter(self.figures().values()), None)
+        return None
 
 
 def bias_types(records: pd.DataFrame) -> str:

@@ -148,9 +148,15 @@ def test_wishes_that_it_cannot_meet_are_one_sentence(model):
 def test_it_shows_itself_in_a_line_and_in_a_notebook(edit):
     assert repr(edit) == f"<Steering steering(gender), made for {edit.origin.model_id}, 64 values>"
     page = edit._repr_html_()
-    for told in ("steering(gender)", "strength=3.0", "blocks.1.hook_resid_post", "64 values"):
+    for told in (
+        "steering(gender)",
+        "strength=3.0",
+        "hook_resid_post of layers 1 to 2",
+        "64 values",
+        "2 pairs",
+    ):
         assert told in page
-    edit.notes["data_hash"] = "<b>"
+    edit.notes["metrics"] = "<b>"
     assert "<b>" not in edit._repr_html_()
 
 

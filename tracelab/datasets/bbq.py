@@ -33,7 +33,15 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from tracelab.datasets.records import parse, place, say_unusable, select, subsample, text_in
+from tracelab.datasets.records import (
+    Records,
+    parse,
+    place,
+    say_unusable,
+    select,
+    subsample,
+    text_in,
+)
 from tracelab.datasets.sources import (
     changed_at,
     file_at,
@@ -190,7 +198,7 @@ def bbq(
             for name in _names(folder, bias)
             for item in _read(_file_in(folder, f"{name}.jsonl"))
         ]
-    return items if limit is None else _subsample(items, limit)
+    return Records(items if limit is None else _subsample(items, limit))
 
 
 def _names(folder: Path, bias: str | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tracelab.datasets.records import parse, place, select, text_in
+from tracelab.datasets.records import Records, parse, place, select, text_in
 from tracelab.datasets.sources import changed_at, file_in, folder_at, json_of, object_in
 from tracelab.errors import TracelabError, require_choice
 from tracelab.model.texts import as_texts
@@ -92,7 +92,7 @@ def neutral_sentences(n: int = 500, *, seed: int = 0, source: str | Path = "whee
     ]
     if not 1 <= require_int("n", n, -INT_MOST) <= len(usable):
         raise TracelabError(f"cannot take {n} neutral sentences: BOLD has {len(usable)}")
-    return random.Random(seed).sample(usable, n)
+    return Records(random.Random(seed).sample(usable, n))
 
 
 def development_sentences(use: str, n: int, *, source: str | Path = "wheel") -> list[str]:
@@ -108,7 +108,7 @@ def development_sentences(use: str, n: int, *, source: str | Path = "wheel") -> 
         raise TracelabError(f"cannot take {n} sentences to {use}: there are {last - first}")
     reported = set(neutral_sentences(source=source))
     drawn = neutral_sentences(last + len(reported), seed=1, source=source)
-    return [text for text in drawn if text not in reported][first : first + n]
+    return Records(text for text in drawn if text not in reported)[first : first + n]
 
 
 def _read(folder: Path, name: str, domain: str) -> tuple[BoldText, ...]:

@@ -17,7 +17,7 @@ from functools import cache
 
 import regex
 
-from tracelab.datasets.records import Sentence
+from tracelab.datasets.records import Records, Sentence
 from tracelab.datasets.spans import composed, filler_spans, words_pattern
 from tracelab.datasets.stereoset import StereoSetRecord, attribute_word_pairs
 from tracelab.errors import TracelabError
@@ -37,7 +37,7 @@ def gender_swapped(records: Sequence[StereoSetRecord]) -> list[StereoSetRecord]:
     made = [record for record in map(_swapped, records) if record is not None]
     if not made:
         raise TracelabError(f"none of {len(records)} records has a gender word to exchange")
-    return made
+    return Records(made)
 
 
 def gender_twins(

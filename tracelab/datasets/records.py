@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
-from tracelab.errors import TracelabError, warn
+from tracelab.errors import TracelabError, brief, warn
 from tracelab.ranges import require_limit, require_whole_limit
 from tracelab.span import Span
 
@@ -63,6 +63,32 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
+
+class Records(list[T]):
+    """A list whose ``repr`` is one line: what it holds, how many, and of which bias types.
+
+    >>> tracelab.datasets.stereoset("gender", limit=3)
+    Records(3 StereoSetRecord, gender)
+    """
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Records[T]: ...
+    def __getitem__(self, place: Any) -> Any:
+        """One, or a slice that shows itself so too."""
+        found = super().__getitem__(place)
+        return Records(found) if isinstance(place, slice) else found
+
+    def __repr__(self) -> str:
+        kinds = " and ".join(dict.fromkeys(type(each).__name__ for each in self))
+        biases = sorted({str(b) for each in self if (b := getattr(each, "bias_type", None))})
+        named = ", ".join(biases) if len(biases) <= 4 else f"{len(biases)} bias types"
+        return brief(self, f"{len(self)} {kinds}".strip(), *filter(None, [named]))
+
+
 _LEFT_OUT = "are left out"
 MANY = 0.1
 """Share of the records from which on it is said aloud that they are of no use."""
@@ -88,7 +114,7 @@ _HINTS = {
 
 def select(
     records: Sequence[R], bias: str | None, limit: int | None = None, *, what: str
-) -> list[R]:
+) -> Records[R]:
     """The records of one bias type (None: all), at most ``limit`` of them (:func:`subsample`),
     in the benchmark's order.
 
@@ -107,7 +133,7 @@ def select(
     return subsample(chosen, limit)
 
 
-def subsample(records: Sequence[T], limit: int | None) -> list[T]:
+def subsample(records: Sequence[T], limit: int | None) -> Records[T]:
     """At most ``limit`` records at even distances, where a file has one group or target term after
     the other.
 
@@ -119,7 +145,7 @@ def subsample(records: Sequence[T], limit: int | None) -> list[T]:
     """
     require_limit(limit)
     n = len(records) if limit is None else min(limit, len(records))
-    return [records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n)]
+    return Records(records[(2 * k + 1) * len(records) // (2 * n)] for k in range(n))
 
 
 def say_unusable(

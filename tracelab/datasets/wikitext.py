@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tracelab.datasets.records import Records
 from tracelab.datasets.sources import file_at, is_named, lines_of, text_of
 from tracelab.errors import TracelabError, require_choice
 from tracelab.ranges import require_whole_limit
@@ -43,7 +44,7 @@ def wikitext(
     lines = [line if line.strip() else "" for line in lines[:most]]  # as the hub's copy has them
     if not any(lines):
         raise TracelabError(f"no text in WikiText (source={str(source)!r}, limit={limit})")
-    return lines
+    return Records(lines)
 
 
 def _hub(split: str) -> list[str]:

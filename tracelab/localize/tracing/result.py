@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ class CausalTrace(Result):
             ``gap``.
     """
 
+    shown: ClassVar = ("component", "role", "layer", "n", "nie", "ie", "gap")
     effects: pd.DataFrame
     cases: pd.DataFrame
     states: pd.DataFrame
