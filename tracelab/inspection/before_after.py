@@ -32,7 +32,7 @@ from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import before_after
 from tracelab.gradients import measuring
 from tracelab.inspection.continuations import marked, text_rows
-from tracelab.inspection.moves import head_maps, heads_of, lens_kl, move_rows, moved_most
+from tracelab.inspection.moves import head_maps, heads_of, layers_by_change, lens_kl, move_rows
 from tracelab.inspection.passes import run_pass
 from tracelab.inspection.rows import (
     LAYER_MEASURES,
@@ -181,7 +181,7 @@ class BeforeAfter(Result):
     def _heads(self, prompt: int, layer: int | None) -> dict[str, Any]:
         """What the view of heads draws: the layer, and of each edit the maps before and after."""
         n_layers = self.settings["model"]["n_layers"]
-        layer = moved_most(self.heads, 0, prompt) if layer is None else layer
+        layer = [*layers_by_change(self.heads, 0, prompt), 0][0] if layer is None else layer
         require_int("the layer of the view 'heads'", layer, 0, n_layers - 1)
         maps = {
             name: pair
@@ -255,7 +255,7 @@ def inspect(
     require_choice("positions", positions, POSITIONS)
     require_choice("rank_by", rank_by, RANKINGS)
     prompts = as_texts(prompts, "prompt")
-    edits = _named(interventions)
+    edits = named(interventions)
     require_int("top", top)
     require_int("top_directions", top_directions)
     require_int("new_tokens", new_tokens, 0)
@@ -263,7 +263,7 @@ def inspect(
         raise TracelabError("inspect needs at least one prompt and one edit")
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
-    named = [first_token(model, word) for word in as_texts(tokens, "token")]
+    always = [first_token(model, word) for word in as_texts(tokens, "token")]
     encodings = [encode(model, prompt, prepend_bos=prepend_bos) for prompt in prompts]
     encoded = [encoding.ids for encoding in encodings]
     require_context(model, map(len, encoded), new_tokens=new_tokens, what="prompt")
@@ -289,7 +289,7 @@ def inspect(
         for index, (name, after) in enumerate(runs.items()):
             for position in chosen:
                 where = {"edit": name, "prompt": number, "position": position}
-                rows["tokens"] += token_rows(model, where, before, after, top, rank_by, named)
+                rows["tokens"] += token_rows(model, where, before, after, top, rank_by, always)
                 rows["positions"].append(position_row(where, texts[position], before, after))
                 rows["layers"] += layer_rows(where, before, after)
                 rows["told"] += told_rows(where, after.told)
@@ -324,7 +324,9 @@ def inspect(
     return BeforeAfter(settings, heads=kept, **tables)
 
 
-def _named(interventions: Edits) -> dict[str, Intervention]:
+def named(interventions: Edits) -> dict[str, Intervention]:
+    """Edits by their names, which a mapping gives and others have; of two that are alike the number
+    is added."""
     if isinstance(interventions, Mapping):
         return dict(interventions)
     listed = [interventions] if isinstance(interventions, Intervention) else list(interventions)

@@ -108,9 +108,10 @@ def head_maps(
     return before[layer].float(), after[layer].float()
 
 
-def moved_most(heads: Mapping[str, Tensor], edit: int, prompt: int) -> int:
-    """The layer whose heads an edit moved most (the first, where it moved none)."""
+def layers_by_change(heads: Mapping[str, Tensor], edit: int, prompt: int) -> list[int]:
+    """The layers, those whose heads an edit moved most first; none where there are no patterns."""
     before, after = heads.get(f"before/{prompt}"), heads.get(f"after/{edit}/{prompt}")
     if before is None or after is None:
-        return 0
-    return int((after.float() - before.float()).flatten(1).norm(dim=1).argmax())
+        return []
+    moved = (after.float() - before.float()).flatten(1).norm(dim=1)
+    return moved.argsort(descending=True, stable=True).tolist()
