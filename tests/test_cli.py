@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny import tiny_hf
 from tracelab.cli import main
+from tracelab.inspection.before_after import VIEWS
 
 
 @pytest.fixture(
@@ -281,7 +282,7 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert "·woman" in capsys.readouterr().out
     drawn = {file.stem for file in tmp_path.glob("*.html")}
-    views = ("tokens", "positions", "layers", "map", "groups", "logits", "attention", "heads", "text")
+    views = set(VIEWS) - {"weights"}
     figures = {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
     assert drawn == figures | {"inspector"}
 

@@ -147,9 +147,9 @@ def continuations(table: pd.DataFrame, settings: dict[str, Any], prompt: int) ->
     return finish(
         figure,
         "What the model goes on to write",
-        f"after “{prompt_text(settings, prompt)}”, sampled with seed {settings['seed']} in every "
-        f"cell; words in colour differ. One sample is an illustration · {model_name(settings)}",
-        height=230 + (30 + longest // 3) * len(table),
+        f"after “{prompt_text(settings, prompt)}”, sampled with seed {settings['seed']} on both "
+        f"sides; words in colour differ; one sample is an illustration · {model_name(settings)}",
+        height=200 + (34 + longest // 5) * len(table),
         legend=False,
     )
 

@@ -71,7 +71,7 @@ function isDark(element) {
 }
 
 const select = (name, options, chosen, act) => {
-  const box = h("select", { on: { change: (event) => act(event.target.value) } });
+  const box = h("select", { "aria-label": name, on: { change: (event) => act(event.target.value) } });
   for (const [value, text] of options) box.append(h("option", { value, text }));
   box.value = String(chosen);
   return h("label", { class: "pick" }, h("span", { text: name }), box);
@@ -515,7 +515,7 @@ class View {
   }
 
   paintCard(canvas, map, scale) {
-    const side = 74, gap = 9, pad = 5;
+    const [side, gap, pad] = this.width < 500 ? [50, 6, 5] : [74, 9, 5];
     const pen = sized(canvas, 3 * side + 2 * gap + pad, side + pad);
     ["before", "after", "change"].forEach((field, i) => {
       const left = pad + i * (side + gap);
@@ -584,8 +584,10 @@ class View {
       for (const [piece, differs] of texts[side]) text.append(differs ? h("mark", { text: piece }) : piece);
       columns.append(h("div", {}, h("h5", { text: side }), text));
     }
+    const alike = texts && ![...texts.before, ...texts.after].some(([, differs]) => differs);
+    const verdict = alike ? "no word differs" : "marked words differ";
     section.replaceChildren(title,
-      h("p", { class: "how", text: texts ? `Sampled with seed ${texts.seed} on both sides; marked words differ. One sample is an illustration, not a measurement.` : `Sample ${this.source.setup.new_tokens} tokens before and after with the same seed (takes a moment).` }),
+      h("p", { class: "how", text: texts ? `Sampled with seed ${texts.seed} on both sides: ${verdict}. One sample is an illustration, not a measurement.` : `Sample ${this.source.setup.new_tokens} tokens before and after with the same seed (takes a moment).` }),
       controls, columns);
   }
 }
