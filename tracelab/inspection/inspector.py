@@ -45,9 +45,8 @@ def inspector(
     (nbconvert) the same view is shown without its controls. ``widget.save("inspector.html")``
     writes it as a page of its own, as does ``tracelab inspect … --out DIR``.
 
-    >>> erasure = tracelab.Erasure.fit(model, tracelab.datasets.group_pairs("gender", limit=40))
-    >>> tracelab.inspector(model, erasure, "The nurse said that")
-    Inspector(smollm2-135m-instruct-q4_1, erasure(gender))
+    >>> tracelab.inspector(model, edit, "The nurse said that")
+    Inspector(..., weight_delta)
 
     Args:
         edits: one edit or several, or a mapping from names.
