@@ -300,7 +300,7 @@ def inspect(
             heads[f"after/{index}/{number}"] = heads_of(after)
     if new_tokens:
         rows["texts"] = text_rows(
-            model, edits, prompts, new_tokens=new_tokens, seed=seed, prepend_bos=prepend_bos
+            model, edits, prompts, new_tokens, seed=seed, prepend_bos=prepend_bos
         )
     tables = {
         name: pd.DataFrame(found, columns=None if found else _COLUMNS[name])
@@ -316,7 +316,7 @@ def inspect(
         top_directions=top_directions,
         lens=lens,
         new_tokens=new_tokens,
-        seed=seed,
+        seed=seed if new_tokens else None,
         sensitive=[sensitive_positions(encoding, words) for encoding in encodings],
         prepend_bos=model_facts(model).prepend_bos if prepend_bos is None else prepend_bos,
     )

@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model.generation import generate
+from tracelab.ranges import require_seed
 
 _WORDS = regex.compile(r"\s*\S+|\s+$")
 
@@ -25,12 +26,13 @@ def text_rows(
     model: TransformerBridge,
     edits: Mapping[str, Intervention],
     prompts: list[str],
-    *,
     new_tokens: int,
+    *,
     seed: int,
-    prepend_bos: bool | None,
+    prepend_bos: bool | None = None,
 ) -> list[dict[str, Any]]:
     """One row an edit and prompt: what follows the prompt ``before`` and ``after``."""
+    require_seed(seed)
 
     def written(edit: Intervention) -> list[str]:
         with edit.applied(model):

@@ -76,10 +76,10 @@ def heads_of_layer(
     return {"layer": layer, "before": before.tolist(), "change": (after - before).tolist()}
 
 
-def texts_of(before: str, after: str, seed: int) -> dict[str, Any]:
+def pieces_of(before: str, after: str) -> dict[str, Any]:
     """Two continuations in pieces that are alike and that differ."""
     old, new = marked(before, after)
-    return {"seed": seed, "before": old, "after": new}
+    return {"before": old, "after": new}
 
 
 def page_of(result: BeforeAfter, *, most_bytes: int = 4_000_000) -> dict[str, Any]:
@@ -136,7 +136,9 @@ def _held_heads(
 
 def _texts(result: BeforeAfter, edit: str, prompt: int) -> dict[str, Any] | None:
     rows = list(_of(result.texts, edit, prompt).itertuples())
-    return texts_of(rows[0].before, rows[0].after, result.settings["seed"]) if rows else None
+    if not rows:
+        return None
+    return {"seed": result.settings["seed"]} | pieces_of(rows[0].before, rows[0].after)
 
 
 def _whole(pattern: Float[Tensor, "head query key"]) -> Int[Tensor, "head pairs"]:

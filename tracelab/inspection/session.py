@@ -24,7 +24,7 @@ from tracelab.gradients import measuring
 from tracelab.inspection.before_after import BeforeAfter, inspect
 from tracelab.inspection.continuations import text_rows
 from tracelab.inspection.moves import MAP_MOST, layers_by_change
-from tracelab.inspection.payload import heads_of_layer, page_of, setup_of, texts_of, view_of
+from tracelab.inspection.payload import heads_of_layer, page_of, pieces_of, setup_of, view_of
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model.texts import as_texts
@@ -161,11 +161,11 @@ class Session:
             self.model,
             {_EDITED: self._edit},
             list(self.result.settings["prompts"]),
-            new_tokens=self.new_tokens,
+            self.new_tokens,
             seed=seed,
             prepend_bos=self.prepend_bos,
         )
-        return texts_of(row["before"], row["after"], seed)
+        return {"seed": seed} | pieces_of(row["before"], row["after"])
 
     def _checked(self, given: Any) -> list[dict[str, Any]]:
         if not isinstance(given, list | tuple) or len(given) != len(self.edits):
