@@ -581,7 +581,10 @@ class View {
     const columns = h("div", { class: "columns" });
     for (const side of texts ? ["before", "after"] : []) {
       const text = h("p", {}, h("span", { class: "given", text: this.view.prompt }));
-      for (const [piece, differs] of texts[side]) text.append(differs ? h("mark", { text: piece }) : piece);
+      for (const [piece, differs] of texts[side]) {
+        const space = differs ? piece.match(/^\s*/)[0] : piece; // before a mark, not in it
+        text.append(space, ...(differs ? [h("mark", { text: piece.slice(space.length) })] : []));
+      }
       columns.append(h("div", {}, h("h5", { text: side }), text));
     }
     const alike = texts && ![...texts.before, ...texts.after].some(([, differs]) => differs);
