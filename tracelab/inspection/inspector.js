@@ -302,7 +302,7 @@ class View {
           {
             type: "button", class: marked ? "token sensitive" : "token", "data-key": `token${position}`,
             "aria-pressed": String(position === this.position), disabled: !known,
-            title: `position ${position}: KL ${number(kl[position])} nats${marked ? "; names a group" : ""}`,
+            title: `position ${position}: KL ${number(kl[position])} nats${marked ? "; names a group or a profession" : ""}`,
             on: { click: () => this.choose({ position }) },
           },
           h("span", { class: "well" }, bar),
@@ -312,7 +312,7 @@ class View {
     });
     this.parts.tokens.replaceChildren(
       h("h4", { text: "The prompt, token by token" }),
-      h("p", { class: "how", text: `Bars: how far the next-token distribution moved after each token, KL up to ${number(most < 1e-8 ? 0 : most)} nats. Underlined: names a group. Click a token to look at what follows it.` }),
+      h("p", { class: "how", text: `Bars: how far the next-token distribution moved after each token, KL up to ${number(most < 1e-8 ? 0 : most)} nats. Underlined: names a group or a profession. Click a token to look at what follows it.` }),
       row,
     );
   }
@@ -471,7 +471,7 @@ class View {
     const ramps = this.ramps;
     section.replaceChildren(
       title,
-      h("p", { class: "how", text: "Each head: before | after | change; rows are queries, columns keys. Ticks mark tokens that name a group. The first key takes most of the attention, so its column has a scale of its own. Click a head to enlarge it. Attention is where a head looks, not what it does with what it sees." }),
+      h("p", { class: "how", text: "Each head: before | after | change; rows are queries, columns keys. Ticks mark the underlined tokens. The first key takes most of the attention, so its column has a scale of its own. Click a head to enlarge it. Attention is where a head looks, not what it does with what it sees." }),
       h("div", { class: "picks" }, pick),
       cards,
       h("h5", { text: `Head ${head}` }), detail, readout,
