@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import tiny_hf
 from tracelab.cli import loading, main
 from tracelab.errors import TracelabError
+from tracelab.inspection.before_after import VIEWS
 
 
 @pytest.fixture(
@@ -317,8 +318,9 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert "·woman" in capsys.readouterr().out
     drawn = {file.stem for file in tmp_path.glob("*.html")}
-    views = ("tokens", "positions", "layers", "groups", "logits", "attention")
-    assert drawn == {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
+    views = set(VIEWS) - {"weights"}
+    figures = {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
+    assert drawn == figures | {"inspector"}
 
 
 def test_scores_under_different_edits_are_kept_side_by_side(tmp_path, bundles):

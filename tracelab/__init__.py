@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tracelab.evaluate.scoreboard.scoreboard import Scoreboard, evaluate
     from tracelab.evaluate.tuning import Tuning, tune
     from tracelab.inspection.before_after import BeforeAfter, inspect
+    from tracelab.inspection.inspector import inspector
     from tracelab.interventions import (
         KLAAD,
         BiasEdit,
@@ -65,6 +66,7 @@ _HOMES = {
         "BeforeAfter",
         "inspect",
     ),
+    "tracelab.inspection.inspector": ("inspector",),
     "tracelab.interventions": (
         "BiasEdit",
         "BiasEditConfig",
@@ -129,6 +131,7 @@ __all__ = [
     "evaluate",
     "generate",
     "inspect",
+    "inspector",
     "load",
     "load_intervention",
     "probe_layers",
