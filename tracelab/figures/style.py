@@ -7,12 +7,15 @@ writes HTML, and PNG where a browser for kaleido is at hand.
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import shutil
 import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import plotly.graph_objects as go
 from plotly.io import write_images
 from plotly.offline import get_plotlyjs
 
+from tracelab.figures.pictures import NoPicture, picture
 from tracelab.storage.files import atomic_file, own_file
 from tracelab.storage.ownership import adopt, is_ours, require_folder, require_ours
 
@@ -31,7 +35,17 @@ MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DIVERGING = "PuOr_r"
 SEQUENTIAL = "Blues"
 WIDTH = 900
+CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+}
+"""What plotly's script is told wherever a figure is shown: it fits the width, and offers neither to
+upload the data nor to edit the figure elsewhere."""
 SCRIPT = "plotly.min.js"
+_SMALL = 0.9
+"""Pixels of a notebook's PNG by pixel of the layout."""
 _BANNER = b"/**\n* plotly.js v"
 
 
@@ -84,6 +98,18 @@ def save_figures(
             with own_file(file) as path:
                 shutil.copyfile(source, path)
     return pages + pictures
+
+
+def mimebundle(figure: go.Figure) -> dict[str, Any]:
+    """A figure for a notebook: plotly's JSON with :data:`CONFIG` and, where kaleido finds a
+    browser, a small PNG, which is what GitHub, nbconvert and a mail show."""
+    content = json.loads(figure.to_json()) | {"config": CONFIG}
+    bundle: dict[str, Any] = {"application/vnd.plotly.v1+json": content}
+    height = figure.layout.height or 450
+    with suppress(NoPicture):
+        drawn = picture(figure, "png", width=WIDTH, height=height, scale=_SMALL)
+        bundle["image/png"] = base64.b64encode(drawn).decode()
+    return bundle
 
 
 def require_script_place(folder: Path) -> None:
