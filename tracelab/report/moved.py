@@ -92,7 +92,10 @@ def _sentence(edit: str, rows: pd.DataFrame) -> str:
     )
     still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
     said = f"{edit}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
-    return said + (f" Not told from 0: {', '.join(still)}." if told and still else "")
+    if not (told and still):
+        return said
+    several = f"the other {len(still)} scores"
+    return f"{said} Not told from 0: {', '.join(still) if len(still) < 3 else several}."
 
 
 def _change(row: dict[str, Any]) -> str:
