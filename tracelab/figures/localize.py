@@ -19,6 +19,8 @@ ROLE_NAMES = {
     "after_filler": "after filler",
     "other": "other tokens",
 }
+_TICKS = 16
+"""Labels on an axis of layers."""
 COMPONENT_NAMES = {
     "resid": "residual stream after block",
     "mlp": "MLP window restored",
@@ -57,7 +59,7 @@ def f1_per_layer(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         "concept": "concepts",
         "sentence": "prompts",
     }[settings["split"]]
-    figure.update_xaxes(title="layer", dtick=5)
+    figure.update_xaxes(title="layer", tickvals=_ticks(table["layer"]))
     figure.update_yaxes(title="macro-F1", range=[0, 1])
     return finish(
         figure,
@@ -102,8 +104,8 @@ def trace_heatmap(
             row=row,
             col=1,
         )
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(dtick=5)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickvals=_ticks(effects["layer"]), showgrid=False)
     figure.update_xaxes(title="layer", row=len(components), col=1)
     figure.update_layout(
         coloraxis={
@@ -154,7 +156,7 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
     )
     # Equal token texts would merge on a category axis.
     figure.update_yaxes(tickvals=list(range(len(marked))), ticktext=marked, autorange="reversed")
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(title="layer", tickvals=_ticks(states["layer"]), showgrid=False)
     return finish(
         figure,
         f"One pair: {case['stereotype']}",
@@ -270,6 +272,13 @@ def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
         return "no BOS"
     noised = cases["first_token"].sum()
     return f"no BOS, the first token (attention sink) noised in {noised} pairs"
+
+
+def _ticks(layers: pd.Series) -> list[int]:
+    """The layers that were looked at; of more than there is room for every second, or every third,
+    …"""
+    found = sorted(set(layers))
+    return found[:: -(-len(found) // _TICKS)]
 
 
 def _bias(table: pd.DataFrame) -> str:

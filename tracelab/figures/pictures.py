@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -59,6 +60,8 @@ class _Browser:
     def __init__(self) -> None:
         from kaleido import Kaleido
 
+        # It tells of every message that the browser's pipe cuts in two; what matters is raised.
+        logging.getLogger("choreographer").setLevel(logging.CRITICAL)
         self._loop = asyncio.new_event_loop()
         Thread(target=self._loop.run_forever, name="tracelab pictures", daemon=True).start()
         # mathjax would be fetched from the network

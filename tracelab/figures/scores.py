@@ -16,12 +16,13 @@ from tracelab.figures.style import (
     BLUE,
     COLOURS,
     GREY,
-    MARKERS,
     band,
     bars,
     escape,
     finish,
+    look,
     model_name,
+    named,
 )
 from tracelab.metrics import UNEDITED, ideal, label
 
@@ -66,8 +67,7 @@ def log_probabilities(
     figure.update_xaxes(title="log-probability (nats)")
     first = f"the first {len(shown)} of " if len(shown) < len(table) else ""
     caption = f"{first}{len(table)} texts, {len(tokens)} tokens · {model_name(settings)}"
-    figure = finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
-    return figure.update_layout(margin_l=40 + 7 * max(map(len, names)))
+    return finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
 
 
 def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
@@ -87,36 +87,31 @@ def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: 
         rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04
     )
     for column, metric in enumerate(metrics, start=1):
-        part = (
-            table[table["metric"] == metric]
-            .drop_duplicates("edit")
-            .set_index("edit")
-            .reindex(edits)
-        )
-        figure.add_scatter(
-            x=part["value"].to_numpy(np.float32),
-            y=list(range(len(edits))),
-            mode="markers",
-            error_x=bars(part),
-            marker={
-                "color": [GREY if e.endswith(UNEDITED) else COLOURS[0] for e in edits],
-                "size": 9,
-            },
-            showlegend=False,
-            hovertemplate="%{x:.3g}<extra></extra>",
-            row=1,
-            col=column,
-        )
+        own = table[table["metric"] == metric].drop_duplicates("edit")
+        own = own.assign(place=own["edit"].map(edits.index))
+        unedited = own["edit"].str.endswith(UNEDITED)
+        for part, colour in ((own[unedited], GREY), (own[~unedited], BLUE)):
+            if len(part):
+                figure.add_scatter(
+                    x=part["value"].to_numpy(np.float32),
+                    y=part["place"],
+                    mode="markers",
+                    error_x=bars(part, colour=colour),
+                    marker={"color": colour, "size": 9},
+                    showlegend=False,
+                    hovertemplate="%{x:.3g}<extra></extra>",
+                    row=1,
+                    col=column,
+                )
         if ideal(metric) is not None:
             figure.add_vline(
                 x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
             )
-    ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
-    figure.update_yaxes(autorange="reversed", **ticks)
-    figure.update_xaxes(nticks=5)
+    ticks = {"tickvals": list(range(len(edits))), "ticktext": [named(e) for e in edits]}
+    figure.update_yaxes(range=[len(edits) - 0.5, -0.5], **ticks)
+    figure.update_xaxes(nticks=5, tickangle=0)
     figure.update_annotations(font_size=12 if len(metrics) > 4 else 16)
-    figure = finish(figure, title, caption, height=210 + 36 * len(edits), legend=False)
-    return figure.update_layout(margin_l=40 + 7 * max(map(len, edits)))
+    return finish(figure, title, caption, height=210 + 36 * len(edits), legend=False)
 
 
 def sweep(
@@ -150,11 +145,10 @@ def sweep(
                 x=part[x],
                 y=part["value"].to_numpy(np.float32),
                 mode="lines+markers",
-                name=escape(str(line)),
+                name=named(str(line)),
                 legendgroup=str(line),
                 showlegend=column == 1,
-                line={"color": COLOURS[i % len(COLOURS)]},
-                marker={"symbol": MARKERS[i % len(MARKERS)], "size": 7},
+                **look(i),
             )
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
         if ideal(metric) is not None:
