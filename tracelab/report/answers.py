@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from tracelab.figures.localize import ROLE_NAMES
+from tracelab.metrics import paper_name
 from tracelab.report.moved import sentences, what_moved
 from tracelab.report.parts import Parts
 from tracelab.report.sections import best_layer
@@ -192,7 +193,7 @@ def _edit(parts: Parts) -> list[Answer]:
         + ("" if row["moved"] else ", which may be chance")
         for row in cost.to_dict("records")
     )
-    return [Answer("Which edit moves it furthest?", f"{edit}: {change}{price}", _PERPLEXITY)]
+    return [Answer("Which edit moves it furthest?", f"{paper_name(edit)}: {change}{price}", _PERPLEXITY)]
 
 
 _PERPLEXITY = Markup(

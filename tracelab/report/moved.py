@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
-from tracelab.metrics import ideal, label
+from tracelab.metrics import ideal, label, paper_name
 
 BIAS = ("gap_group", "gap", "hellinger", "ss", "crows_sum")
 COST = ("lms", "perplexity")
@@ -91,7 +91,7 @@ def _sentence(edit: str, rows: pd.DataFrame) -> str:
         f" Perplexity {100 * (row['after'] / row['before'] - 1):+.1f} %." for row in costs
     )
     still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
-    said = f"{edit}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
+    said = f"{paper_name(edit)}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
     if not (told and still):
         return said
     several = f"the other {len(still)} scores"

@@ -25,7 +25,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tracelab.figures.pictures import NoPicture, picture
-from tracelab.figures.style import CONFIG, WIDTH
+from tracelab.figures.style import CONFIG, PAPER, WIDTH, Figure
+from tracelab.metrics import paper_model, paper_name
 from tracelab.report.answers import answers, lead, what_edits_did
 from tracelab.report.moved import sentences, what_moved
 from tracelab.report.numbers import cost_table, headline, score_rows, written
@@ -55,7 +56,8 @@ def small_pictures(figures: Mapping[str, go.Figure]) -> dict[str, bytes]:
     made: dict[str, bytes] = {}
     with suppress(NoPicture):
         for name, figure in figures.items():
-            made[name] = picture(figure, "png", width=WIDTH, height=figure.layout.height)
+            light = Figure(figure).update_layout(template=PAPER)
+            made[name] = picture(light, "png", width=WIDTH, height=light.layout.height)
     return made
 
 
@@ -82,6 +84,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"edit": paper_name, "model": paper_model}
     script = environment.get_template("page.js.jinja").render()
     packed, plotly_hash = _packed_plotly()
     board = parts.scoreboard
@@ -100,7 +103,7 @@ def render(
         failed=[] if board is None else board.failed.to_dict("records"),
         costs=([], []) if board is None else cost_table(board),
         texts=[] if parts.texts is None else written(parts.texts.table),
-        edits=[] if board is None else list(board.settings["edits"]),
+        edits=[] if board is None else [paper_name(each) for each in board.settings["edits"]],
         stacked=parts.choice is not None and bool(parts.choice.table["chosen"].any()),
         n_records=len(parts.stereoset.sentences),
         n_prompts=len(parts.probes.labels),
@@ -130,16 +133,16 @@ def _view(name: str, figure: go.Figure, pictures: Mapping[str, bytes]) -> dict[s
     aloud; it is as wide as the page."""
     content = json.loads(figure.to_json())
     layout = content["layout"]
-    title = layout.pop("title", {})
-    top = layout["margin"]["t"]
-    layout["margin"]["t"] = 34 + 26 * bool(layout.get("annotations")) + 20 * layout["showlegend"]
-    layout["height"] += layout["margin"]["t"] - top
-    layout.pop("width", None)
+    title = layout.pop("title")
+    caption = title["subtitle"]["text"]
+    freed = 44 + 16 * len(caption.split("<br>"))
+    layout["margin"]["t"] -= freed
+    layout["height"] -= freed
     picture = pictures.get(name)
     return {
         "name": name,
-        "title": _text(title.get("text", "")),
-        "caption": _text(title.get("subtitle", {}).get("text", "")),
+        "title": _text(title["text"]),
+        "caption": _text(caption),
         "height": layout["height"],
         "data": _json({**content, "config": CONFIG}),
         "picture": None if picture is None else base64.b64encode(picture).decode(),

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from tracelab.evaluate.scoreboard.scoreboard import LEADING, Scoreboard
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
-from tracelab.metrics import label
+from tracelab.metrics import label, paper_name
 from tracelab.report.parts import Parts
 
 NARROW, BROAD = 0, 680
@@ -62,13 +62,14 @@ def _compared(parts: Parts) -> list[Section]:
             "scoreboard",
             "edits",
             "What edits change",
-            "Each row is an edit, each column a score; a point is the change from the unedited "
+            "Each line is an edit, each column a score; a point is the change from the unedited "
             "model on the same records, with its paired 95 % interval. Right of the line at 0 the "
             "score rose, left of it it fell; an interval across the line tells nothing of the "
             "direction.",
             board.plot(),
             _changes_in_words(board),
             BROAD,
+            board.plot("level"),
         )
     ]
     scored = board.table.loc[board.table["reason"] == "", "metric"]
@@ -78,11 +79,12 @@ def _compared(parts: Parts) -> list[Section]:
                 "tradeoff",
                 "edits",
                 "Bias against capability",
-                "Further down the model is less biased, further left it predicts neutral text "
-                "better: an edit is worth something if it moves down and not to the right.",
+                "The unedited model is where both changes are 0. Towards the dotted line an edit "
+                "lowers the bias, to the right it predicts neutral text worse: it is worth "
+                "something if it moves the first way and not the second.",
                 board.plot_tradeoff(),
-                "A point for the unedited model and one for each edit: perplexity across, distance "
-                "of the bias score from its ideal value down. The numbers are in the scoreboard.",
+                "A point for each edit, the unedited model at 0: change of perplexity across, "
+                "change of a bias score up. The numbers are in the scoreboard.",
             )
         )
     return made
@@ -194,7 +196,7 @@ def _changes_in_words(board: Scoreboard) -> str:
     if told.empty:
         return f"{len(changed)} changes, none of which can be told from 0."
     named = [
-        f"{row.edit}: {label(row.metric)} {row.difference:+.3g}"
+        f"{paper_name(row.edit)}: {label(row.metric)} {row.difference:+.3g}"
         for row in told.head(_NAMED).itertuples()
     ]
     more = f", and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
@@ -210,11 +212,11 @@ def _tokens_in_words(tokens: pd.DataFrame) -> str:
     for edit, rows in tokens.groupby("edit", sort=False):
         change = rows["p_after"] - rows["p_before"]
         if not change.any():
-            said.append(f"{edit} changes nothing")
+            said.append(f"{paper_name(str(edit))} changes nothing")
             continue
         ends = [rows.loc[change.idxmax()], rows.loc[change.idxmin()]]
         pairs = [f"“{row['token']}” {row['p_before']:.2g} → {row['p_after']:.2g}" for row in ends]
-        said.append(f"{edit}: {', '.join(pairs)}")
+        said.append(f"{paper_name(str(edit))}: {', '.join(pairs)}")
     return f"Probabilities before and after. {'; '.join(said)}."
 
 
