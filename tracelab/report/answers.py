@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from tracelab.figures.localize import ROLE_NAMES
 from tracelab.metrics import paper_name
-from tracelab.report.moved import sentences, what_moved
+from tracelab.report.moved import away, relative, sentences, what_moved
 from tracelab.report.parts import Parts
 from tracelab.report.sections import best_layer
 
@@ -65,9 +65,11 @@ def what_edits_did(parts: Parts) -> str:
             "show that they do nothing."
         )
     number = "one" if len(told) == 1 else str(len(told))
+    held = bool((moved.loc[moved["role"] == "bias", "p_holm"] < 0.05).any())
+    corrected = "" if held else ", though none so far that it holds after Holm's correction"
     return (
-        f"Of {tried} {number} moved a bias score (its paired 95 % interval excludes 0), "
-        f"the furthest: {sentences(moved)[0]}"
+        f"Of {tried} {number} moved a bias score (the paired 95 % interval excludes 0{corrected}). "
+        f"The furthest: {sentences(moved)[0]}"
     )
 
 
@@ -184,13 +186,12 @@ def _edit(parts: Parts) -> list[Answer]:
     edit = told["edit"].iloc[0]
     rows = told[told["edit"] == edit]
     change = "; ".join(
-        f"{row['quantity']} {row['before']:.2g} → {row['after']:.2g}"
+        f"{row['quantity']} {row['before']:.3g} → {row['after']:.3g}{away(row)}"
         for row in rows.to_dict("records")
     )
     cost = moved[(moved["edit"] == edit) & (moved["metric"] == "perplexity")]
     price = "".join(
-        f". Perplexity {100 * (row['after'] / row['before'] - 1):+.1f} %"
-        + ("" if row["moved"] else ", which may be chance")
+        f". Perplexity {relative(row)}" + ("" if row["moved"] else ", which may be chance")
         for row in cost.to_dict("records")
     )
     return [Answer("Which edit moves it furthest?", f"{paper_name(edit)}: {change}{price}", _PERPLEXITY)]
@@ -215,11 +216,13 @@ def _peak(parts: Parts) -> pd.Series | None:
 
 def _where(parts: Parts, peak: pd.Series) -> str:
     """``the outputs of the MLPs of 10 layers around layer 4``."""
+    return f"{_STATES[peak['component']]} {_around(parts, peak)}"
+
+
+def _around(parts: Parts, peak: pd.Series) -> str:
     window = parts.trace.settings["window"]
-    around = (
-        f"of {window} layers around" if peak["component"] != "resid" and window > 1 else "in"
-    )
-    return f"{_STATES[peak['component']]} {around} layer {peak['layer']}"
+    several = peak["component"] != "resid" and window > 1
+    return f"{f'of {window} layers around' if several else 'in'} layer {peak['layer']}"
 
 
 def _acts(parts: Parts) -> str:
@@ -229,11 +232,11 @@ def _acts(parts: Parts) -> str:
             "Tracing tells no place, because noise on the words that name the group moved the "
             f"preference in none of {len(parts.trace.cases)} pairs"
         )
-    share = f"{_share(peak)} of the change that noise on the words naming the group causes"
     where = f"{_where(parts, peak)}, at {_AT[peak['role']]}"
+    undone = f"of what noise on the words that name the group does: {_share(peak)}"
     if peak["nie_low"] > 0:
-        return f"Of the states put back to their clean value {where}, undo most, {share}"
-    return f"Tracing tells no place for sure: {where}, come first, with {share}"
+        return f"Of the states put back to their clean value {where}, undo most {undone}"
+    return f"Tracing tells no place for sure: {where}, undo most {undone}"
 
 
 def _reads(parts: Parts) -> str:
@@ -253,22 +256,14 @@ def _reads(parts: Parts) -> str:
 def _uncertain(parts: Parts) -> str:
     scores = parts.stereoset.table.set_index("metric")
     gap = scores.loc["gap_group" if "gap_group" in scores.index else "gap"]
+    biased = _unless_told(gap, f"whether it is biased at all (StereoSet's gap is {_plain(gap)}), ")
     n = len(parts.trace.cases)
-    clauses = []
-    if not (gap["low"] > 0 or gap["high"] < 0):
-        clauses.append(
-            "whether the model is biased at all on average: the gap of StereoSet’s records is "
-            f"{_plain(gap)} nats a token{_unless_told(gap, _NOT_TOLD)}"
-        )
     traced = "one pair was traced" if n == 1 else f"{n} pairs were traced"
-    clauses.append(
-        f"how far this holds: {traced}, and a layer that is the best of many looks better than it is"
+    return (
+        f"Uncertain is {biased}how far this holds ({traced}, and the best of many layers looks "
+        "better than it is), and what it means: that a state carries the information does not "
+        "show that the stereotype is stored there."
     )
-    clauses.append(
-        "what follows from it: a state that can be read or put back carries the information, which "
-        "does not show that the stereotype is stored there"
-    )
-    return f"Uncertain is {'; '.join(clauses)}."
 
 
 def _largest_effect(parts: Parts) -> str:
@@ -276,8 +271,8 @@ def _largest_effect(parts: Parts) -> str:
     if peak is None:
         return "Not to be told: noise moved no pair by enough"
     return (
-        f"{_where(parts, peak).removeprefix('the ').capitalize()}, at "
-        f"{ROLE_NAMES[peak['role']]}: NIE {_plain(peak, 'nie')}"
+        f"{_STATES[peak['component']].removeprefix('the ').capitalize()} "
+        f"{_around(parts, peak)} ({ROLE_NAMES[peak['role']]}): NIE {_plain(peak, 'nie')}"
         f"{_unless_told({'low': peak['nie_low'], 'high': peak['nie_high']}, _NOT_TOLD)}"
     )
 

@@ -88,7 +88,7 @@ def _sentence(edit: str, rows: pd.DataFrame) -> str:
     told = [_change(row) for row in rows.to_dict("records") if row["moved"]]
     costs = rows[rows["metric"] == "perplexity"].to_dict("records")
     cost = "".join(
-        f" Perplexity {100 * (row['after'] / row['before'] - 1):+.1f} %." for row in costs
+        f" Perplexity {relative(row)}." for row in costs
     )
     still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
     said = f"{paper_name(edit)}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
@@ -100,11 +100,21 @@ def _sentence(edit: str, rows: pd.DataFrame) -> str:
 
 def _change(row: dict[str, Any]) -> str:
     """A score before and after, its paired interval, and whether it went the wrong way."""
-    best = ideal(row["metric"])
-    wrong = best is not None and abs(row["after"] - best) > abs(row["before"] - best)
     star = "*" if row["p_holm"] < 0.05 else ""
     return (
         f"{row['quantity']} {row['before']:.3g} → {row['after']:.3g} "
-        f"({row['difference']:+.3g}{star} [{row['low']:.3g}, {row['high']:.3g}])"
-        + (f", further from {best:g}" if wrong else "")
+        f"({row['difference']:+.3g}{star} [{row['low']:.3g}, {row['high']:.3g}]){away(row)}"
     )
+
+
+def away(row: dict[str, Any]) -> str:
+    """Whether a score went the wrong way, from its ideal value; nothing where it did not."""
+    best = ideal(row["metric"])
+    wrong = best is not None and abs(row["after"] - best) > abs(row["before"] - best)
+    return f", further from {best:g}" if wrong else ""
+
+
+def relative(row: dict[str, Any]) -> str:
+    """A score's change as a share of what it was; what rounds to nothing has no sign."""
+    share = 100 * (row["after"] / row["before"] - 1)
+    return f"{0.0 if abs(share) < 0.05 else share:+.1f} %"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
-from tracelab.metrics import label
+from tracelab.metrics import BENCHMARKS, label
 from tracelab.report.moved import what_moved
 from tracelab.report.parts import Parts
 from tracelab.report.sections import best_layer
@@ -107,9 +107,10 @@ def _quantity(row: dict[str, Any], bias: str) -> str:
     """A score with its benchmark where its name does not tell it, and a bias type that is not the
     report's."""
     name, benchmark = label(row["metric"]), str(row["benchmark"])
-    told = name.lower().replace("-", "").startswith(benchmark.lower().replace("-", ""))
+    source = BENCHMARKS.get(benchmark, benchmark)
+    told = name.lower().startswith(source.lower())
     other = "" if row["bias"] in (bias, "") else f", {row['bias']}"
-    return f"{name if told else f'{benchmark}: {name}'}{other}"
+    return f"{name if told else f'{source}: {name}'}{other}"
 
 
 def cost_table(board: Scoreboard) -> tuple[list[str], list[tuple[str, list[str]]]]:

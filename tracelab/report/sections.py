@@ -61,7 +61,7 @@ def _compared(parts: Parts) -> list[Section]:
         Section(
             "scoreboard",
             "edits",
-            "What edits change",
+            "Changes of scores",
             "Each line is an edit, each column a score; a point is the change from the unedited "
             "model on the same records, with its paired 95 % interval. Right of the line at 0 the "
             "score rose, left of it it fell; an interval across the line tells nothing of the "
