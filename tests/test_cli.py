@@ -281,8 +281,9 @@ def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     assert "·woman" in capsys.readouterr().out
     drawn = {file.stem for file in tmp_path.glob("*.html")}
-    views = ("tokens", "positions", "layers", "groups", "logits", "attention")
-    assert drawn == {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
+    views = ("tokens", "positions", "layers", "map", "groups", "logits", "attention", "heads", "text")
+    figures = {f"inspect-{view}-{number}" for view in views for number in (0, 1)}
+    assert drawn == figures | {"inspector"}
 
 
 def test_scores_under_different_edits_are_kept_side_by_side(tmp_path, bundles):

@@ -195,7 +195,7 @@ def test_all_positions_end_with_the_last_one_where_what_is_read_does_not_matter(
     )
     for name, table in last.tables().items():
         whole = everywhere.tables()[name]
-        if name in ("attention", "weights"):  # which have no position
+        if name in ("attention", "moves", "texts", "weights"):  # whatever positions are asked for
             pd.testing.assert_frame_equal(whole, table)
             continue
         end = whole[whole["position"] == len(tokens_of(model)[0]) - 1].reset_index(drop=True)
@@ -411,7 +411,10 @@ def test_a_model_without_attention_patterns_is_measured_where_it_can_be(tokenize
     assert result.layers["pattern"].isna().all()
     assert (result.layers["resid_post"].iloc[1:] > 0).all()
     assert result.attention.empty
-    assert set(result.figures()) == {"tokens-0", "positions-0", "layers-0", "weights"}
+    assert set(result.figures()) == {"tokens-0", "positions-0", "layers-0", "map-0", "weights"}
+    assert not result.heads
+    with pytest.raises(TracelabError, match="the view 'heads' needs attention patterns"):
+        result.plot("heads")
     with pytest.raises(
         TracelabError,
         match="the view 'attention' needs attention patterns, and no-pattern shows none",

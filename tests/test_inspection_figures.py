@@ -39,7 +39,7 @@ def result(tiny_model):
         "mix": EDITS["experts"](model),
     }
     return tracelab.inspect(
-        model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"]
+        model, edits, ["A <b> tag", SHORT], positions="all", top=2, tokens=["<b>"], new_tokens=4
     )
 
 
@@ -63,9 +63,10 @@ def test_a_view_names_prompt_and_model_and_escapes_what_it_shows(result, view, p
     assert ("A &lt;b&gt; tag" if prompt == 0 else SHORT) in caption
     text = shown(figure).replace("<br>", "")
     assert "<" not in text
-    if view in ("tokens", "positions", "layers", "attention"):
+    if view in ("tokens", "positions", "layers", "map", "attention", "heads"):
         assert "&lt;i&gt;delta&lt;/i&gt;" in text
-    if view in ("tokens", "logits") or (view, prompt) in (("positions", 0), ("attention", 0)):
+    labelled = ("positions", "map", "attention", "heads")
+    if view in ("tokens", "logits") or (view in labelled and prompt == 0):
         assert "·&lt;" in text
 
 
@@ -181,7 +182,7 @@ def test_the_logits_view_leaves_what_base_first_cut_empty_and_scales_the_rest(mo
 
 
 def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
-    views = ("tokens", "positions", "layers", "groups", "logits", "attention")
+    views = set(VIEWS) - {"weights"}
     assert set(result.figures()) == {
         "weights",
         *(f"{view}-{prompt}" for view in views for prompt in (0, 1)),
@@ -191,17 +192,23 @@ def test_figures_are_all_views_of_all_prompts_that_have_them(result, model):
         "tokens-0",
         "positions-0",
         "layers-0",
+        "map-0",
         "groups-0",
         "attention-0",
+        "heads-0",
     }
 
 
 def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
     with pytest.raises(
         TracelabError,
-        match="unknown view 'heads': choose one of tokens, positions, layers, groups, l",
+        match="unknown view 'maps': choose one of tokens, positions, layers, map, groups, l",
     ):
-        result.plot("heads")
+        result.plot("maps")
+    with pytest.raises(TracelabError, match="the layer of the view 'heads' is at most 3, not 4"):
+        result.plot("heads", layer=4)
+    with pytest.raises(TracelabError, match="'tokens' is not of one layer: 'heads' is"):
+        result.plot("tokens", layer=1)
     for prompt in (2, -1):
         with pytest.raises(TracelabError, match=f"no prompt {prompt}: there are 2, counted from 0"):
             result.plot(prompt=prompt)
@@ -214,6 +221,8 @@ def test_a_view_that_is_none_or_has_nothing_to_show_is_refused(result, model):
         TracelabError, match="the view 'logits' is of experts, and none of the edits has any"
     ):
         plain.plot("logits")
+    with pytest.raises(TracelabError, match="the view 'text' needs continuations"):
+        plain.plot("text")
     fairmed = tracelab.inspect(model, random_fairmed(model), PROMPT)
     with pytest.raises(
         TracelabError, match="the view 'weights' is of weight deltas, and none of the edits is one"

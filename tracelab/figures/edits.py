@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
 from tracelab.figures.deltas import attention, weights
+from tracelab.figures.moves import continuations, head_maps, move_map
 from tracelab.figures.style import (
     DIVERGING,
     GREY,
@@ -44,12 +45,14 @@ def before_after(
     prompt: int,
     *,
     modules: Sequence[str],
+    heads: Mapping[str, Any] | None = None,
 ) -> go.Figure:
     """One view of one prompt; see :meth:`tracelab.inspection.before_after.BeforeAfter.plot`.
 
     Args:
         tables: the views' own by their names; ``logits`` is drawn from ``tokens``.
         modules: all linear maps that ``weights`` may name, so that each looks alike in all figures.
+        heads: for ``heads``: the ``layer``, and ``maps`` before and after by edit.
 
     Raises:
         TracelabError: no such prompt, or nothing to draw in this view.
@@ -59,6 +62,8 @@ def before_after(
         raise TracelabError(f"no prompt {prompt}: there are {n_prompts}, counted from 0")
     if view == "weights":
         return weights(tables["weights"], settings, modules=modules)
+    if view == "heads":
+        return head_maps(heads or {}, tables["moves"], settings, prompt)
     drawn_from, draw = _VIEWS[view]
     return draw(tables[drawn_from], settings, prompt)
 
@@ -326,8 +331,10 @@ _VIEWS = {
     "tokens": ("tokens", _tokens),
     "positions": ("positions", _positions),
     "layers": ("layers", _layers),
+    "map": ("moves", move_map),
     "groups": ("groups", _groups),
     "logits": ("tokens", _logits),
     "attention": ("attention", attention),
+    "text": ("texts", continuations),
 }
-"""Of each view, but of the weights, the table and the function that draws it."""
+"""Of each view, but of the weights and the heads, the table and the function that draws it."""
