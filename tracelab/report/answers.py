@@ -79,7 +79,8 @@ def answers(parts: Parts) -> list[Answer]:
     made = [
         Answer(
             "How often does it prefer the stereotype?",
-            f"In {_percent(scores.loc['ss'])} of StereoSet's records; {_against_even(scores.loc['ss'])}",
+            f"In {_percent(scores.loc['ss'])} of StereoSet's records; "
+            f"{_against_even(scores.loc['ss'])}",
             Markup(
                 "<dfn>SS</dfn>, stereotype score: share of records in which the stereotype is "
                 "likelier than the anti-stereotype, as a mean over target terms; 50 % is even."
@@ -147,8 +148,8 @@ def _places(parts: Parts) -> list[Answer]:
             f"{_unless_told(_selectivity(best), '. The difference cannot be told from 0')}",
             Markup(
                 "<dfn>F1</dfn> of a small classifier (a prober) that guesses from the MLP's output "
-                "which group the model is about to name: 1 is always right. With shuffled labels it "
-                "can only learn by heart."
+                "which group the model is about to name: 1 is always right. With shuffled labels "
+                "it can only learn by heart."
             ),
         ),
         Answer(
@@ -194,7 +195,9 @@ def _edit(parts: Parts) -> list[Answer]:
         f". Perplexity {relative(row)}" + ("" if row["moved"] else ", which may be chance")
         for row in cost.to_dict("records")
     )
-    return [Answer("Which edit moves it furthest?", f"{paper_name(edit)}: {change}{price}", _PERPLEXITY)]
+    return [
+        Answer("Which edit moves it furthest?", f"{paper_name(edit)}: {change}{price}", _PERPLEXITY)
+    ]
 
 
 _PERPLEXITY = Markup(
@@ -208,7 +211,9 @@ def _peak(parts: Parts) -> pd.Series | None:
     noise moved nothing."""
     effects = parts.trace.effects
     found = set(effects.loc[effects["nie"].notna(), "component"])
-    of_modules = [parts.trace.peak(component) for component in ("mlp", "attn") if component in found]
+    of_modules = [
+        parts.trace.peak(component) for component in ("mlp", "attn") if component in found
+    ]
     if of_modules:
         return max(of_modules, key=lambda peak: float(peak["nie"]))
     return parts.trace.peak("resid") if "resid" in found else None
@@ -280,7 +285,9 @@ def _largest_effect(parts: Parts) -> str:
 def _share(peak: pd.Series) -> str:
     """``73 % (95 % interval 46 to 91 %)``."""
     low, high = peak["nie_low"], peak["nie_high"]
-    interval = "no interval" if low != low else f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+    interval = (
+        "no interval" if low != low else f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+    )
     return f"{100 * peak['nie']:.0f} % ({interval})"
 
 

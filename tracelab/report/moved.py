@@ -87,11 +87,11 @@ def sentences(moved: pd.DataFrame) -> list[str]:
 def _sentence(edit: str, rows: pd.DataFrame) -> str:
     told = [_change(row) for row in rows.to_dict("records") if row["moved"]]
     costs = rows[rows["metric"] == "perplexity"].to_dict("records")
-    cost = "".join(
-        f" Perplexity {relative(row)}." for row in costs
-    )
+    cost = "".join(f" Perplexity {relative(row)}." for row in costs)
     still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
-    said = f"{paper_name(edit)}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
+    said = (
+        f"{paper_name(edit)}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
+    )
     if not (told and still):
         return said
     several = f"the other {len(still)} scores"

@@ -82,8 +82,8 @@ def headline(parts: Parts) -> pd.DataFrame:
 
 
 def score_rows(board: Scoreboard) -> list[dict[str, Any]]:
-    """Every change of the scoreboard for a table that can be sorted: the row's fields, ``quantity``,
-    ``before`` and whether it ``moved``; those of the report's bias type first, failed cells last."""
+    """Every change of the scoreboard, those of the report's bias type first: the fields of its row,
+    ``quantity``, ``before`` and whether it ``moved``."""
     table = board.table
     key = ["benchmark", "bias", "metric"]
     before = table[table["edit"] == UNEDITED].set_index(key)["value"]

@@ -31,7 +31,7 @@ from tracelab.report.answers import answers, lead, what_edits_did
 from tracelab.report.moved import sentences, what_moved
 from tracelab.report.numbers import cost_table, headline, score_rows, written
 from tracelab.report.parts import Parts
-from tracelab.report.sections import Section
+from tracelab.report.sections import Section, View
 
 
 @dataclass(frozen=True)
@@ -121,26 +121,22 @@ def render(
 
 
 def _figure(section: Section, pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """What the template needs of a section."""
-    views = [_view(section.name, section.figure, pictures)]
-    if section.levels is not None:
-        views.append(_view(f"{section.name}_levels", section.levels, pictures))
-    return vars(section) | {"views": views}
+    """What the template needs of a section: its own figure and those on request."""
+    return vars(section) | {"views": [_view(each, pictures) for each in section.views]}
 
 
-def _view(name: str, figure: go.Figure, pictures: Mapping[str, bytes]) -> dict[str, Any]:
+def _view(shown: Section | View, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """One figure as data: its title and caption are texts of the page, which wrap and are read
     aloud; it is as wide as the page."""
-    content = json.loads(figure.to_json())
+    content = json.loads(shown.figure.to_json())
     layout = content["layout"]
     title = layout.pop("title")
     caption = title["subtitle"]["text"]
     freed = 44 + 16 * len(caption.split("<br>"))
     layout["margin"]["t"] -= freed
     layout["height"] -= freed
-    picture = pictures.get(name)
-    return {
-        "name": name,
+    picture = pictures.get(shown.name)
+    return vars(shown) | {
         "title": _text(title["text"]),
         "caption": _text(caption),
         "height": layout["height"],

@@ -3,19 +3,39 @@ those who do not see it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from tracelab.evaluate.scoreboard.scoreboard import LEADING, Scoreboard
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
+from tracelab.inspection.before_after import BeforeAfter
 from tracelab.metrics import label, paper_name
+from tracelab.report.moved import what_moved
 from tracelab.report.parts import Parts
 
 NARROW, BROAD = 0, 680
 """Pixels below which a figure is not drawn but scrolled: one panel fits any screen."""
 _NAMED = 12
+
+
+@dataclass(frozen=True)
+class View:
+    """A further figure of a section, folded until it is asked for.
+
+    Attributes:
+        name: of its files.
+        summary: what is asked for.
+        reading: how to read it.
+        alt: what it shows, for those who do not see it.
+    """
+
+    name: str
+    summary: str
+    reading: str
+    figure: go.Figure
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -28,7 +48,7 @@ class Section:
         reading: two sentences on how to read it.
         alt: what it shows, for those who do not see it.
         least: narrowest width at which it can be read, in pixels.
-        levels: the same before differences are taken, on request.
+        more: figures on request.
     """
 
     name: str
@@ -38,7 +58,12 @@ class Section:
     figure: go.Figure
     alt: str
     least: int = NARROW
-    levels: go.Figure | None = None
+    more: tuple[View, ...] = ()
+
+    @property
+    def views(self) -> list[Section | View]:
+        """Its own figure and those on request."""
+        return [self, *self.more]
 
 
 def sections(parts: Parts) -> list[Section]:
@@ -48,8 +73,7 @@ def sections(parts: Parts) -> list[Section]:
 
 def drawn(shown: list[Section]) -> dict[str, go.Figure]:
     """All figures by the names of their files."""
-    levels = {f"{each.name}_levels": each.levels for each in shown if each.levels is not None}
-    return {each.name: each.figure for each in shown} | levels
+    return {each.name: each.figure for section in shown for each in section.views}
 
 
 def _compared(parts: Parts) -> list[Section]:
@@ -69,7 +93,17 @@ def _compared(parts: Parts) -> list[Section]:
             board.plot(),
             _changes_in_words(board),
             BROAD,
-            board.plot("level"),
+            (
+                View(
+                    "scoreboard_levels",
+                    "Levels instead of differences",
+                    "Intervals here are of the scores themselves, which are wider than those of "
+                    "their differences.",
+                    board.plot("level"),
+                    "Every score of the unedited model and under each edit; the numbers are in the "
+                    "scoreboard.",
+                ),
+            ),
         )
     ]
     scored = board.table.loc[board.table["reason"] == "", "metric"]
@@ -95,6 +129,9 @@ def _looked_at(parts: Parts) -> list[Section]:
     seen = parts.before_after
     if seen is None:
         return []
+    edits = list(seen.settings["edits"])
+    moved = [] if parts.scoreboard is None else what_moved(parts.scoreboard)["edit"].unique()
+    first = _of_edit(seen, next((edit for edit in moved if edit in edits), edits[0]))
     return [
         Section(
             f"before_after_{number}",
@@ -105,9 +142,58 @@ def _looked_at(parts: Parts) -> list[Section]:
             seen.plot("tokens", prompt=number),
             _tokens_in_words(seen.tokens[seen.tokens["prompt"] == number]),
             BROAD,
+            _inside(first, number),
         )
         for number, prompt in enumerate(seen.settings["prompts"])
     ]
+
+
+def _inside(seen: BeforeAfter, prompt: int) -> tuple[View, ...]:
+    """Where in the model an edit acts on a prompt, and on which attention heads if it shows any.
+
+    Args:
+        seen: of one edit.
+    """
+    edit = paper_name(next(iter(seen.settings["edits"])))
+    moves = seen.moves[seen.moves["prompt"] == prompt]
+    most = moves.loc[moves["resid_post"].idxmax()]
+    found = [
+        View(
+            f"map_{prompt}",
+            f"Where {edit} acts: every layer and token",
+            "How far the edit moves the residual stream, and what MLP and attention add to it, "
+            "relative to what they are without it; a change spreads to later layers and tokens.",
+            seen.plot("map", prompt=prompt),
+            "Layers against tokens. The residual stream changes most in layer "
+            f"{most['layer']} at “{most['token']}”, by {most['resid_post']:.2g} of its norm.",
+        )
+    ]
+    if f"before/{prompt}" in seen.heads:
+        found.append(
+            View(
+                f"heads_{prompt}",
+                f"What attention heads look at under {edit}: before, after, change",
+                "The layer whose heads moved most, three maps a head. That attention changes shows "
+                "where an edit is felt, not that attention was the cause of a stereotype.",
+                seen.plot("heads", prompt=prompt),
+                "Maps of attention, three a head: before, after, and the change.",
+            )
+        )
+    return tuple(found)
+
+
+def _of_edit(seen: BeforeAfter, edit: str) -> BeforeAfter:
+    """What was seen of one edit."""
+    number = list(seen.settings["edits"]).index(edit)
+    after, alone = f"after/{number}/", "after/0/"
+    heads = {
+        name.replace(after, alone): maps
+        for name, maps in seen.heads.items()
+        if name.startswith(("before/", after))
+    }
+    settings = seen.settings | {"edits": {edit: seen.settings["edits"][edit]}}
+    tables = {name: table[table["edit"] == edit] for name, table in seen.tables().items()}
+    return replace(seen, settings=settings, heads=heads, **tables)
 
 
 def _localised(parts: Parts) -> list[Section]:
