@@ -55,10 +55,10 @@ def what_edits_did(parts: Parts) -> str:
         return "No edit was tried."
     moved = what_moved(parts.scoreboard)
     n_edits = len(parts.scoreboard.settings["edits"])
-    if moved.empty:
-        return f"Of {n_edits} edits none could be scored; the scoreboard says why."
-    told = moved.loc[moved["moved"] & (moved["role"] == "bias"), "edit"].unique()
     tried = f"{n_edits} edits" if n_edits > 1 else "one edit"
+    if moved.empty:
+        return f"Of {tried} none could be scored; the scoreboard says why."
+    told = moved.loc[moved["moved"] & (moved["role"] == "bias"), "edit"].unique()
     if not len(told):
         return (
             f"Of {tried} none moved a bias score so far that it can be told from 0, which does not "
