@@ -55,7 +55,7 @@ def board(*rows):
     ]
     table = pd.DataFrame([*first, *rows], columns=names).reindex(columns=COLUMNS)
     table = table.assign(reason="", note="", difference_note="", n=12, up=1, down=2)
-    edits = dict.fromkeys([row[0] for row in rows], {})
+    edits = {row[0]: {} for row in rows}
     return Scoreboard({"bias": "gender", "edits": edits}, table, EMPTY, EMPTY)
 
 
@@ -68,7 +68,14 @@ DEARER = ("klaad", "perplexity", "", "perplexity", 51.0, 1.0, 0.5, 1.5, 0.01)
 
 @pytest.fixture
 def parts():
-    layer = {"attribute": "gender", "layer": 8, "f1": 0.71, "low": 0.6, "high": 0.8, "f1_control": 0.53}
+    layer = {
+        "attribute": "gender",
+        "layer": 8,
+        "f1": 0.71,
+        "low": 0.6,
+        "high": 0.8,
+        "f1_control": 0.53,
+    }
     layer |= {"control_low": 0.4, "control_high": 0.6, "n_test": 128}
     layer |= {"selectivity_low": 0.1, "selectivity_high": 0.3}
     summary = pd.DataFrame(

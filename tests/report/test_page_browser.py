@@ -79,35 +79,52 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def opened(chromium, folder):
-    """``opened(width, …)``: the page; that its console stayed empty is asserted at the end."""
-    said, contexts = [], []
+class Opened:
+    """Pages of the report, and what they said on the console or asked a network for."""
 
-    def open_page(width=1400, **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
+    def __init__(self, chromium, folder):
+        self.chromium, self.folder, self.said = chromium, folder, []
+
+    def __call__(self, width=1400, **options):
+        context = self.chromium.new_context(viewport={"width": width, "height": 900}, **options)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if "http" in request.url else 0)
-        page.goto((folder / "index.html").as_uri())
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", self.requested)
+        page.goto((self.folder / "index.html").as_uri())
         if options.get("java_script_enabled", True):
             page.wait_for_selector("html[data-drawn]", timeout=120_000)
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
+    def requested(self, request):
+        if request.url.startswith("http"):
+            self.said.append(request.url)
 
 
-def names(page):
-    return page.locator("#scores tbody th").all_inner_texts()
+@pytest.fixture(scope="module")
+def opened(chromium, folder):
+    return Opened(chromium, folder)
 
 
-def test_every_figure_is_drawn_from_one_packed_script_and_has_words(opened, folder):
-    page = opened()
+@pytest.fixture(scope="module")
+def shared(opened):
+    return opened(permissions=["clipboard-read", "clipboard-write"])
+
+
+@pytest.fixture(autouse=True)
+def _silent(opened):
+    yield
+    assert opened.said == []
+
+
+@pytest.fixture
+def page(shared):
+    """The page at 1400 pixels, which tests share."""
+    shared.emulate_media(color_scheme="light")
+    return shared
+
+
+def test_every_figure_is_drawn_from_one_packed_script_and_has_words(page, folder):
     drawn = page.locator(".plot:visible").count()
     assert page.locator(".plot:visible .main-svg:first-child").count() == drawn > 7
     for image in page.locator('[role="img"]').all():
@@ -119,16 +136,15 @@ def test_every_figure_is_drawn_from_one_packed_script_and_has_words(opened, fold
     assert len(text) < 3e6
 
 
-def test_plotlys_buttons_do_not_offer_to_upload(opened):
-    buttons = opened().locator(".modebar-btn").evaluate_all(
+def test_plotlys_buttons_do_not_offer_to_upload(page):
+    buttons = page.locator(".modebar-btn").evaluate_all(
         "all => all.map(each => each.dataset.title)"
     )
     assert buttons
     assert not [each for each in buttons if re.search("(?i)cloud|share|edit|studio", each or "")]
 
 
-def test_a_column_is_sorted_by_keyboard_and_says_so(opened, folder):
-    page = opened()
+def test_a_column_is_sorted_by_keyboard_and_says_so(page, folder):
     table = pd.read_csv(folder / "tables/scoreboard_table.csv")
     change = table["difference"].dropna()
     head = page.locator("#scores th", has_text="change")
@@ -138,7 +154,9 @@ def test_a_column_is_sorted_by_keyboard_and_says_so(opened, folder):
     for key, order in (("Enter", "ascending"), ("Space", "descending")):
         page.keyboard.press(key)
         assert head.get_attribute("aria-sort") == order
-        values = [float(each) for each in shown.evaluate_all("all => all.map(c => c.dataset.value)")]
+        values = [
+            float(each) for each in shown.evaluate_all("all => all.map(c => c.dataset.value)")
+        ]
         assert values == pytest.approx(sorted(change, reverse=order == "descending"))
     page.keyboard.press("Tab")  # the next column is the next stop
     page.keyboard.press("Enter")
@@ -150,8 +168,7 @@ def test_a_column_is_sorted_by_keyboard_and_says_so(opened, folder):
     assert values == known + [""] * (len(values) - len(known))  # what has no interval comes last
 
 
-def test_levels_are_drawn_on_request_with_the_keyboard(opened):
-    page = opened()
+def test_levels_are_drawn_on_request_with_the_keyboard(page):
     assert page.locator('[data-figure="scoreboard_levels-data"] svg').count() == 0
     page.locator("#scoreboard summary").focus()
     page.keyboard.press("Enter")
@@ -169,8 +186,7 @@ def test_keyboard_order_begins_with_the_skip_link_and_the_contents(opened):
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_contents_lead_to_headings_and_every_cell_has_its_header(opened):
-    page = opened()
+def test_contents_lead_to_headings_and_every_cell_has_its_header(page):
     links = page.locator("nav a").evaluate_all("all => all.map(each => each.hash)")
     assert len(links) > 12
     for link in links:
@@ -184,8 +200,7 @@ def test_contents_lead_to_headings_and_every_cell_has_its_header(opened):
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("width", [1400, 420])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(420, "light"), (1400, "dark")])
 def test_no_text_is_faint_and_nothing_is_wider_than_the_screen(opened, width, scheme):
     page = opened(width, color_scheme=scheme)
     page.locator("main details").evaluate_all("all => all.forEach(each => (each.open = true))")
@@ -198,16 +213,16 @@ def test_no_text_is_faint_and_nothing_is_wider_than_the_screen(opened, width, sc
     assert page.locator("nav details").evaluate("each => each.open") == (width > 900)
 
 
-def test_a_theme_that_changes_is_followed_by_the_figures(opened):
-    page = opened(color_scheme="light")
+def test_a_theme_that_changes_is_followed_by_the_figures(page):
     colour = "getComputedStyle(document.querySelector('#f1_per_layer .xtitle')).fill"
     assert page.evaluate(colour) == "rgb(31, 35, 40)"
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{colour} === 'rgb(230, 233, 238)'")
+    page.wait_for_selector("html[data-drawn=again]")
+    assert page.evaluate(colour) == "rgb(230, 233, 238)"
 
 
-def test_on_paper_everything_is_open_light_and_whole(opened):
-    page = opened(color_scheme="dark")
+def test_on_paper_everything_is_open_light_and_whole(page):
+    page.emulate_media(color_scheme="dark")
     printed = """
     () => {
       const paper = [];
@@ -231,22 +246,22 @@ def test_on_paper_everything_is_open_light_and_whole(opened):
     assert seen["ink"] == "rgb(31, 35, 40)"
     assert len(seen["paper"]) == page.locator(".plot").count()
     assert all(width <= 670 and height <= 900 for width, height in seen["paper"])
-    assert page.locator("main details[open]").count() == 0  # as it was
+    assert page.locator("#numbers details[open]").count() == 0  # as it was
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert not page.locator("button.copy").is_visible()
+    page.emulate_media(media="screen")
 
 
-def test_the_command_is_copied_without_a_network(opened):
-    page = opened(permissions=["clipboard-read", "clipboard-write"])
+def test_the_command_is_copied_without_a_network(page):
     page.locator("button.copy").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('[role=status]').textContent === 'Copied.'")
+    page.locator("[role=status]", has_text="Copied.").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == COMMAND
 
 
-def test_links_lead_to_files_that_are_there(opened, folder):
-    links = opened().locator("main a").evaluate_all(
+def test_links_lead_to_files_that_are_there(page, folder):
+    links = page.locator("main a").evaluate_all(
         "all => all.map(each => each.getAttribute('href')).filter(each => !each.startsWith('#'))"
     )
     assert len(links) > 40
@@ -258,12 +273,6 @@ def test_without_scripts_the_text_and_the_tables_are_there(opened):
     assert page.locator("#scores tbody tr").count() > 5
     assert "No picture was made" in page.locator("#f1_per_layer noscript").inner_text()
     assert page.locator("nav details").get_attribute("open") is not None
-
-
-def test_a_picture_stands_where_no_script_runs(opened, folder):
-    page = opened()
-    fallback = page.locator("#tradeoff noscript").evaluate("each => each.textContent")
-    assert 'href="figures/tradeoff.html"' in fallback
 
 
 def test_where_nothing_can_be_unpacked_the_pictures_are_shown(chromium, folder):
