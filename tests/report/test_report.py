@@ -201,7 +201,7 @@ def test_every_method_is_fitted_kept_compared_and_shown(edited):
             assert said == pytest.approx(row["difference"])
     texts = pd.read_csv(folder / "tables/texts_table.csv")
     assert set(texts["edit"]) == set(table["edit"])
-    for heading in ("What moved, and what it cost", "What it writes"):
+    for heading in ("What edits do", "What they cost", "What it writes"):
         assert heading in page
 
 

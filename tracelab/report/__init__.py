@@ -20,10 +20,12 @@ from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, require_context
 from tracelab.ranges import require_seed
 from tracelab.report import editing
-from tracelab.report.page import headline, render, sections
+from tracelab.report.numbers import headline
+from tracelab.report.page import Files, render, small_pictures
 from tracelab.report.parts import Data, Parts, measure
 from tracelab.report.place import require_report_folder
 from tracelab.report.presets import BIAS_TYPES, PRESETS, Preset, preset_of
+from tracelab.report.sections import drawn, sections
 from tracelab.storage.files import own_file
 from tracelab.storage.locks import locked
 from tracelab.storage.ownership import claim
@@ -111,12 +113,14 @@ def _write(parts: Parts, bias: str, out_dir: Path, *, preset: str, command: str,
         with own_file(folder / f"{name}.parquet") as path:
             table.to_parquet(path)
     shown = sections(parts)
-    save_figures(
-        {section.name: section.figure for section in shown}, claim(out_dir / "figures"), png=png
-    )
+    figures = drawn(shown)
+    save_figures(figures, claim(out_dir / "figures"), png=png)
+    bundles = sorted(each.parent.name for each in (out_dir / "bundles").glob("*/tracelab.json"))
+    files = Files(list(tables), list(figures), bundles, small_pictures(figures) if png else {})
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    page = render(parts, bias, preset, command, shown, made, files)
     with own_file(out_dir / "index.html") as path:
-        path.write_text(render(parts, bias, preset, command, shown, made), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
 
 
 def _with_edits(

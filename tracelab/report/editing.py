@@ -11,7 +11,7 @@ in it. A thorough report chooses fields and layers by :func:`tracelab.tune` on t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores, stereoset_scores
 from tracelab.evaluate.crossfit import hash_of
+from tracelab.evaluate.scoreboard.costs import fit_seconds
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard, evaluate
 from tracelab.evaluate.tuning import tune
 from tracelab.inspection.before_after import BeforeAfter, inspect
@@ -241,9 +242,12 @@ def compare(
     seed: int,
     say: Callable[[str], None],
 ) -> Scoreboard:
-    """All edits on the preset's benchmarks; finished cells are stored in ``folder / "cells"``."""
+    """All edits on the preset's benchmarks; finished cells are stored in ``folder / "cells"``.
+
+    Time and memory are measured for a thorough report only.
+    """
     say(f"scoreboard: measuring, or taking from {folder / 'cells'}")
-    return evaluate(
+    board = evaluate(
         model,
         edits,
         list(preset.benchmarks),
@@ -254,6 +258,17 @@ def compare(
         folder=folder / "cells",
         seed=seed,
     )
+    if preset.thorough:
+        return board
+    known = [  # what is known without measuring
+        {
+            "edit": name,
+            "added_parameters": float(sum(value.numel() for value in edit.state_dict().values())),
+            "fit_seconds": fit_seconds(edit),
+        }
+        for name, edit in edits.items()
+    ]
+    return replace(board, costs=pd.DataFrame(known))
 
 
 @dataclass(frozen=True)

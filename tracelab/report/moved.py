@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
-from tracelab.metrics import ideal, label
+from tracelab.metrics import ideal, label, paper_name
 
 BIAS = ("gap_group", "gap", "hellinger", "ss", "crows_sum")
 COST = ("lms", "perplexity")
@@ -87,21 +87,34 @@ def sentences(moved: pd.DataFrame) -> list[str]:
 def _sentence(edit: str, rows: pd.DataFrame) -> str:
     told = [_change(row) for row in rows.to_dict("records") if row["moved"]]
     costs = rows[rows["metric"] == "perplexity"].to_dict("records")
-    cost = "".join(
-        f" Perplexity {100 * (row['after'] / row['before'] - 1):+.1f} %." for row in costs
-    )
+    cost = "".join(f" Perplexity {relative(row)}." for row in costs)
     still = [row["quantity"] for row in rows.to_dict("records") if not row["moved"]]
-    said = f"{edit}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
-    return said + (f" Not told from 0: {', '.join(still)}." if told and still else "")
+    said = (
+        f"{paper_name(edit)}: {'; '.join(told) if told else 'no change can be told from 0'}.{cost}"
+    )
+    if not (told and still):
+        return said
+    several = f"the other {len(still)} scores"
+    return f"{said} Not told from 0: {', '.join(still) if len(still) < 3 else several}."
 
 
 def _change(row: dict[str, Any]) -> str:
     """A score before and after, its paired interval, and whether it went the wrong way."""
-    best = ideal(row["metric"])
-    wrong = best is not None and abs(row["after"] - best) > abs(row["before"] - best)
     star = "*" if row["p_holm"] < 0.05 else ""
     return (
         f"{row['quantity']} {row['before']:.3g} → {row['after']:.3g} "
-        f"({row['difference']:+.3g}{star} [{row['low']:.3g}, {row['high']:.3g}])"
-        + (f", further from {best:g}" if wrong else "")
+        f"({row['difference']:+.3g}{star} [{row['low']:.3g}, {row['high']:.3g}]){away(row)}"
     )
+
+
+def away(row: dict[str, Any]) -> str:
+    """Whether a score went the wrong way, from its ideal value; nothing where it did not."""
+    best = ideal(row["metric"])
+    wrong = best is not None and abs(row["after"] - best) > abs(row["before"] - best)
+    return f", further from {best:g}" if wrong else ""
+
+
+def relative(row: dict[str, Any]) -> str:
+    """A score's change as a share of what it was; what rounds to nothing has no sign."""
+    share = 100 * (row["after"] / row["before"] - 1)
+    return f"{0.0 if abs(share) < 0.05 else share:+.1f} %"

@@ -10,7 +10,7 @@ from tracelab.cli import loading
 from tracelab.cli.output import say, write_json
 from tracelab.errors import TracelabError, require_choice
 from tracelab.report import report
-from tracelab.report.page import headline
+from tracelab.report.numbers import headline
 from tracelab.report.place import require_report_folder
 from tracelab.report.presets import BIAS_TYPES, PRESETS
 from tracelab.results import Result
