@@ -141,6 +141,7 @@ class Method(Intervention):
             layers = require_layers(layers, facts.n_layers, facts.model_id)
             if not layers:
                 raise TracelabError(f"{cls.__name__} needs at least one layer")
+        data = cls.accepted(data)
         if missing := [name for name in cls.needs if not hasattr(data, name)]:
             raise TracelabError(
                 f"{cls.__name__} cannot be fitted on {shown(data)}: it has no {missing[0]}; give "
@@ -160,6 +161,11 @@ class Method(Intervention):
         if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:
             del edit.notes["fit_seconds"]
         return edit
+
+    @classmethod
+    def accepted(cls, data: Any) -> Any:
+        """What a fit makes of data that were not made for the method, such as records of pairs."""
+        return data
 
     @classmethod
     def _require_known(cls, changes: Iterable[str]) -> None:
