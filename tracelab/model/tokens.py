@@ -54,10 +54,10 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         TracelabError: the text has no token, or one that the model has no embedding of, or the
             tokenizer gives no character offsets.
     """
-    tokenizer = model.tokenizer
+    facts, tokenizer = model_facts(model), model.tokenizer
     if not tokenizer.is_fast:
         raise TracelabError(
-            f"the tokenizer of {model_facts(model).model_id} gives no character offsets: use a "
+            f"the tokenizer of {facts.model_id} gives no character offsets: use a "
             "fast (Rust) tokenizer"
         )
     try:
@@ -74,10 +74,10 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         name = tokenizer.convert_ids_to_tokens(token)
         raise TracelabError(
             f"the token {name!r} (id {token}) is beyond the {size} embeddings of "
-            f"{model_facts(model).model_id}: give "
+            f"{facts.model_id}: give "
             "the model its own tokenizer, or call resize_token_embeddings before it is loaded"
         )
-    if model_facts(model).prepend_bos if prepend_bos is None else prepend_bos:
+    if facts.prepend_bos if prepend_bos is None else prepend_bos:
         if ids[0] == (first := bos_id(model)):
             warn(
                 "a text begins with the BOS token already: no second one comes before it",
