@@ -59,6 +59,11 @@ def edit(method, model):
     return _FITTED[key]
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def dtype(request):
+    return request.param
+
+
 def test_the_call_is_the_same_for_all(method):
     own = inspect.signature(method.fit).parameters
     assert list(own) == list(inspect.signature(Method.fit).parameters)
@@ -93,6 +98,53 @@ def test_a_bundle_and_a_copy_are_the_same_edit(model, edit, tmp_path):
     assert without_time(back) == without_time(edit)
     for other in (back, copy.deepcopy(edit), pickle.loads(pickle.dumps(edit))):
         assert torch.equal(logits(model, other), logits(model, edit))
+
+
+def test_at_strength_zero_it_is_the_unedited_model_and_at_one_itself(model, edit):
+    assert torch.equal(logits(model, edit.scaled(0)), logits(model))
+    assert torch.equal(logits(model, edit.scaled(1)), logits(model, edit))
+    assert edit.scaled(1).identity() == edit.identity()
+    assert edit.strength == 1
+
+
+def test_between_them_it_moves_towards_the_edit_and_strengths_multiply(model, edit):
+    before, after = logits(model), logits(model, edit)
+    small = logits(model, edit.scaled(0.01))
+    assert torch.equal(logits(model, edit.scaled(0.5).scaled(0.02)), small)
+    if not torch.equal(before, after):
+        assert 0 < (small - before).norm() < 0.5 * (after - before).norm()
+
+
+def test_each_strength_has_a_name_an_identity_and_a_bundle_of_its_own(model, edit, tmp_path):
+    half = edit.scaled(0.5)
+    assert half.name == f"{edit.name} × 0.5"
+    assert (half.settings()["strength"], edit.settings()["strength"]) == (0.5, 1.0)
+    assert half.identity() != edit.identity()
+    assert half.same_as(edit)
+    back = load_intervention(half.save(tmp_path / "half"))
+    assert (back.name, back.identity()) == (half.name, half.identity())
+    assert torch.equal(logits(model, back), logits(model, half))
+
+
+def test_at_strength_zero_plain_transformers_is_unedited_too_in_any_dtype(
+    model, method, edit, tokenizer, dtype
+):
+    kind = model.original_model.config.model_type
+    if method.kind == "klaad" and kind in JOINED:
+        pytest.skip("a delta of one of several maps cannot be attached")
+    plain = tiny_hf(kind, len(tokenizer)).to(dtype)
+    edit = copy.deepcopy(edit)
+    for part in edit.modules():
+        part.allow_mismatch = True  # rounded weights are others
+    with torch.no_grad():
+        before = plain(TOKENS).logits
+        with edit.scaled(0).attach(plain):
+            assert torch.equal(plain(TOKENS).logits, before)
+        with edit.attach(plain):
+            after = plain(TOKENS).logits
+        with edit.scaled(1).attach(plain):
+            assert torch.equal(plain(TOKENS).logits, after)
+        assert torch.equal(plain(TOKENS).logits, before)
 
 
 def test_plain_transformers_computes_the_same(model, method, edit, tokenizer):

@@ -107,7 +107,8 @@ def _parts(edit: Intervention) -> dict[Point, list[Any]]:
             for point, parts in _parts(member).items():
                 found.setdefault(point, []).extend(parts)
     elif isinstance(edit, WeightDelta):
-        found = {shape.point: [edit.part(shape.point)] for shape in edit.spec().maps}
+        whole = edit.whole()
+        found = {shape.point: [whole.part(shape.point)] for shape in whole.spec().maps}
     return found
 
 

@@ -166,7 +166,7 @@ class ActivationEdit(Method):
         super().tell(quantity, before, after, **{"layer": self._changing, **where})
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """``kind(bias)``."""
         return f"{self.kind}({self.bias})"
 

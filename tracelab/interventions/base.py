@@ -12,6 +12,7 @@ edit was made for is its :class:`Origin`; another model is refused.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -36,21 +37,17 @@ from tracelab.interventions.point_edit import (
     Hooks,
     PointEdit,
     activation_hook,
+    at_strength,
     forward_hook,
     linear_hooks,
 )
 from tracelab.interventions.registry import with_own
-from tracelab.interventions.sizes import (
-    bridged_map,
-    require_fit,
-    require_layer,
-    require_map,
-    require_output,
-)
+from tracelab.interventions.sizes import require_bridge_fits, require_plain_fits
 from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
 from tracelab.model.load import model_facts
+from tracelab.ranges import require_number
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,10 @@ class Intervention(nn.Module, ABC):
         Spec: what :meth:`spec` returns.
         has_members: whether it holds other interventions, which a bundle keeps beside it, and no
             tensors of its own.
+        scales_itself: whether :meth:`edits` are of the edit's :attr:`strength` already; if not,
+            what they change is scaled, which is right for any of them.
+        measured: names of notes on what the edit does, which are not true at another strength.
+        strength: the share of the change that is made, see :meth:`scaled`.
         origin: the model it was made for; None if it fits any (an empty stack).
         notes: what made it (data hash, seed, training): kept in its bundle, with anything JSON can
             hold that you add; ``notes["metrics"]`` is shown on the bundle's card.
@@ -86,23 +87,67 @@ class Intervention(nn.Module, ABC):
     kind: ClassVar[str]
     Spec: ClassVar[type[BaseModel]]
     has_members: ClassVar[bool] = False
+    scales_itself: ClassVar[bool] = False
+    measured: ClassVar[tuple[str, ...]] = ("metrics",)
 
     def __init__(self, origin: Origin | None, notes: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.origin = origin
         self.notes = notes or {}
         self.allow_mismatch = False
+        self.strength = 1.0
         self._log: list[Told] | None = None
 
     @property
     def name(self) -> str:
-        """What the edit is called in tables."""
+        """What the edit is called in tables: ``klaad(gender)``, ``klaad(gender) × 0.5``."""
+        return self.own_name + ("" if self.strength == 1 else f" × {self.strength:g}")
+
+    @property
+    def own_name(self) -> str:
+        """The name at full strength, which a class may make its own."""
         return self.kind
 
     @abstractmethod
     def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The changes, in order, for a model whose passes
         :func:`~tracelab.model.forward_pass.current_call` tells."""
+
+    def scaled_edits(self, hf_model: nn.Module) -> list[PointEdit]:
+        """The changes at the edit's :attr:`strength`, which is what hooks are made of."""
+        edits = self.edits(hf_model)
+        by_us = self.strength == 0 or not self.scales_itself
+        return [at_strength(edit, self.strength) for edit in edits] if by_us else edits
+
+    def scaled(self, strength: float) -> Self:
+        """A copy at ``strength`` times this edit's own; this one is left as it is.
+
+            h' = h + strength · (edit(h) - h)
+
+        at each point that is edited, ``h`` being what arrives there. 0 is the unedited model and 1
+        the edit itself, both bit for bit; scaling twice multiplies. Above 1 more is changed than
+        was learnt, below 0 the opposite is: directions and deltas have an opposite, the goals of
+        others (FairMed's even groups) do not, so look at the cost. Notes on what the edit was
+        measured to do (:attr:`measured`) are left out of a copy of another strength.
+
+        >>> with edit.scaled(0.5).applied(model):
+        ...     tracelab.generate(model, "The nurse said that").frame
+
+        Args:
+            strength: any finite number.
+
+        Raises:
+            TracelabError: it is none.
+        """
+        strength = require_number("the strength of an edit", strength)
+        other = self._copied()
+        other.strength = require_number("the strength of an edit", strength * self.strength)
+        if strength != 1:
+            other.notes = {k: v for k, v in other.notes.items() if k not in self.measured}
+        return other
+
+    def _copied(self) -> Self:
+        return copy.deepcopy(self)
 
     @abstractmethod
     def spec(self) -> BaseModel:
@@ -149,9 +194,9 @@ class Intervention(nn.Module, ABC):
         model_facts(model)  # begins to watch a bridge that tracelab has not seen
         self.to(next(model.original_model.parameters()).device)
         found: Hooks = []
-        for edit in self.edits(model.original_model):
+        for edit in self.scaled_edits(model.original_model):
             name = point_name(model, edit.point)
-            _require_fit(model, edit)
+            require_bridge_fits(model, edit)
             found += (
                 linear_hooks(name, edit) if edit.point.linear else [(name, activation_hook(edit))]
             )
@@ -188,9 +233,11 @@ class Intervention(nn.Module, ABC):
         def put_on() -> ExitStack:
             require_off(hf_model, self)
             self.to(next(hf_model.parameters()).device)
-            edits = [(edit, self.module(hf_model, edit.point)) for edit in self.edits(hf_model)]
+            edits = [
+                (edit, self.module(hf_model, edit.point)) for edit in self.scaled_edits(hf_model)
+            ]
             for edit, module in edits:
-                _require_plain_fit(hf_model, edit, module, self.paths().get(str(edit.point), ""))
+                require_plain_fits(hf_model, edit, module, self.paths().get(str(edit.point), ""))
             with ExitStack() as stack:
                 for edit, module in edits:
                     stack.callback(
@@ -273,7 +320,13 @@ class Intervention(nn.Module, ABC):
         """What identifies the edit in the settings of a result."""
         config = self.spec().model_dump(mode="json").get("config")
         made_for = None if self.origin is None else self.origin.fingerprint
-        return {"kind": self.kind, "name": self.name, "config": config, "made_for": made_for}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "strength": self.strength,
+            "config": config,
+            "made_for": made_for,
+        }
 
     def identity(self) -> dict[str, Any]:
         """What the edit does depends on this, its tensors included: JSON values for the key of a
@@ -283,6 +336,7 @@ class Intervention(nn.Module, ABC):
         return {
             "kind": self.kind,
             "spec": spec,
+            "strength": self.strength,
             "made_for": made_for,
             "tensors": tensors_hash(self),
         }
@@ -333,28 +387,3 @@ def tensors_hash(edit: Intervention) -> str:
         name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()
     }
     return hashlib.sha256(save(tensors)).hexdigest()[:16]
-
-
-def _require_fit(model: TransformerBridge, edit: PointEdit) -> None:
-    if edit.point.linear:
-        require_map(
-            edit.point,
-            model_facts(model).model_id,
-            bridged_map(model, edit.point),
-            edit.d_in,
-            edit.d_out,
-        )
-    elif edit.point.kind != "logits":
-        require_fit(
-            edit.point, model_facts(model).model_id, model.cfg.d_model, edit.d_out, "outputs"
-        )
-
-
-def _require_plain_fit(hf_model: nn.Module, edit: PointEdit, module: nn.Module, path: str) -> None:
-    if edit.point.kind == "logits":
-        return
-    require_layer(edit.point, path)
-    if edit.point.linear:
-        require_map(edit.point, f"the module {path!r}", module, edit.d_in, edit.d_out)
-    else:
-        require_output(hf_model, edit.point, path, edit.d_out)

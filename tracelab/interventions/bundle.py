@@ -152,6 +152,7 @@ def _part(intervention: Intervention, depth: int = 0) -> Part:
         spec=intervention.spec().model_dump(mode="json"),
         origin=intervention.origin,
         notes=notes,
+        strength=intervention.strength,
         members=members,
     )
 
@@ -167,6 +168,8 @@ def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) 
     cls = kinds[part.kind]
     if cls.has_members and part.origin is not None:
         raise TracelabError("the bundle's stack names a model (origin), which only its members do")
+    if cls.has_members and part.strength != 1:
+        raise TracelabError("the bundle's stack has a strength, which only its members do")
     if not cls.has_members and part.origin is None:
         raise TracelabError(
             f"the bundle's {part.kind} names no model that it was made for (origin: null): fit it "
@@ -189,7 +192,7 @@ def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) 
         cast(Any, intervention).members.extend(members)
     elif members:
         raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
-    intervention.notes = part.notes
+    intervention.notes, intervention.strength = part.notes, part.strength
     return intervention
 
 

@@ -191,7 +191,8 @@ def _plain_modules(
     model: TransformerBridge, delta: WeightDelta
 ) -> list[tuple[str, nn.Module, Any]]:
     """By map: its path in plain ``transformers``, its module there (without memory), and its
-    delta."""
+    delta at the edit's strength."""
+    delta = delta.whole()
     with torch.device("meta"):
         plain = _from_config(model)
     paths = delta.paths()

@@ -13,7 +13,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tracelab.errors import TracelabError, cut, quoted
 from tracelab.interventions.origin import Origin
@@ -34,6 +34,7 @@ class Part(_Strict):
     spec: dict[str, Any]
     origin: Origin | None
     notes: dict[str, Any] = {}
+    strength: float = Field(1.0, allow_inf_nan=False, exclude_if=lambda value: value == 1)
     members: tuple[Part, ...] = ()
 
 

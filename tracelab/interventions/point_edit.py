@@ -6,7 +6,7 @@ The same function runs on both, so both compute the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,11 +37,33 @@ class PointEdit:
     d_out: int | None = None
 
 
-def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
-    # A hook that returns a batch of 1 would be broadcast in silence.
+def share(old: Tensor, new: Tensor, strength: float) -> Tensor:
+    """``old + strength · (new - old)`` in fp32; a logit that both rule out (-inf) stays so."""
+    old, new = old.float(), new.float()
+    return torch.where(new == old, old, old + strength * (new - old))
+
+
+def at_strength(edit: PointEdit, strength: float) -> PointEdit:
+    """A share of a change: ``h + strength · (h' - h)`` in fp32; at 0 ``h`` itself, at 1 ``h'``."""
+
+    def scaled(*values: Tensor) -> Tensor:
+        old = values[-1]  # of a linear map: its output
+        if strength == 0:
+            return old
+        return share(old, _same_shape(edit.point, old, edit.function(*values)), strength)
+
+    return edit if strength == 1 else replace(edit, function=scaled)
+
+
+def _same_shape(point: Point, old: Tensor, new: Tensor) -> Tensor:
+    # What has a batch of 1 would be broadcast in silence.
     if new.shape != old.shape:
         raise RuntimeError(f"the edit at {point} made {tuple(new.shape)} of {tuple(old.shape)}")
-    return new.to(old.dtype)
+    return new
+
+
+def _checked(point: Point, old: Tensor, new: Tensor) -> Tensor:
+    return _same_shape(point, old, new).to(old.dtype)
 
 
 def activation_hook(edit: PointEdit) -> Callable[[Tensor, Any], Tensor]:

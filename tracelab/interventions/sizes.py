@@ -18,7 +18,37 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, quoted
+from tracelab.interventions.point_edit import PointEdit
 from tracelab.model.hook_points import Point
+from tracelab.model.load import model_facts
+
+
+def require_bridge_fits(model: TransformerBridge, edit: PointEdit) -> None:
+    """Refuse a bridge that has other widths where the edit acts.
+
+    Raises:
+        TracelabError: naming both.
+    """
+    point, name = edit.point, model_facts(model).model_id
+    if point.linear:
+        require_map(point, name, bridged_map(model, point), edit.d_in, edit.d_out)
+    elif point.kind != "logits":
+        require_fit(point, name, model.cfg.d_model, edit.d_out, "outputs")
+
+
+def require_plain_fits(hf_model: nn.Module, edit: PointEdit, module: nn.Module, path: str) -> None:
+    """Refuse a ``transformers`` model whose module at the path is not what the edit acts on.
+
+    Raises:
+        TracelabError: naming both.
+    """
+    if edit.point.kind == "logits":
+        return
+    require_layer(edit.point, path)
+    if edit.point.linear:
+        require_map(edit.point, f"the module {path!r}", module, edit.d_in, edit.d_out)
+    else:
+        require_output(hf_model, edit.point, path, edit.d_out)
 
 
 def require_fit(point: Point, where: str, found: int | None, wanted: int | None, side: str) -> None:

@@ -14,6 +14,7 @@ from tracelab.errors import TracelabError
 from tracelab.interventions.base import Intervention, Told
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
+from tracelab.ranges import require_number
 
 
 class StackSpec(BaseModel):
@@ -47,13 +48,26 @@ class Stack(Intervention):
         return iter(self.members)  # type: ignore[arg-type]
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """The members' names, joined."""
         return " + ".join(member.name for member in self) or "nothing"
 
     def edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The edits of all members."""
         return [edit for member in self for edit in member.edits(hf_model)]
+
+    def scaled_edits(self, hf_model: nn.Module) -> list[PointEdit]:
+        """The edits of all members, each at its own strength."""
+        return [edit for member in self for edit in member.scaled_edits(hf_model)]
+
+    def scaled(self, strength: float) -> Stack:
+        """A stack of the members, each at ``strength`` times its own (see
+        :meth:`~tracelab.interventions.base.Intervention.scaled`)."""
+        require_number("the strength of an edit", strength)
+        other = Stack([member.scaled(strength) for member in self])
+        other.notes = {k: v for k, v in self.notes.items() if k not in self.measured}
+        other.allow_mismatch = self.allow_mismatch
+        return other
 
     def require(self, model: TransformerBridge) -> None:
         """Refuse a model that a member was not made for."""

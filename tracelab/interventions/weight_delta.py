@@ -10,9 +10,10 @@ model's dtype. A zero delta is the unedited model bit for bit. ``A`` is ``[r, d_
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import plotly.graph_objects as go
 import torch
@@ -191,6 +192,16 @@ class WeightDelta(Intervention):
         """
         made_for = "" if self.origin is None else self.origin.model_id
         return training_curves(self.notes, name=self.name, made_for=made_for)
+
+    def whole(self) -> Self:
+        """The same change as deltas of full strength: this edit, or a copy whose deltas are
+        scaled."""
+        if self.strength == 1:
+            return self
+        other = copy.deepcopy(self)
+        other.scale_(self.strength)
+        other.strength = 1.0
+        return other
 
     @measuring()
     def scale_(self, factor: float) -> None:

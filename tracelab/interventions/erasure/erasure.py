@@ -69,6 +69,7 @@ class Erasure(ActivationEdit):
     Config = ErasureConfig
     point = "resid_post"
     biases = BIAS_TYPES
+    measured = (*ActivationEdit.measured, *COST)
     needs = ("bias", "pairs", "neutral")
     shape: ClassVar = {
         "read": ("rank", "d_model"),
@@ -176,14 +177,14 @@ class Erasure(ActivationEdit):
 
     def _with(self, config: ErasureConfig, layers: Sequence[int]) -> Erasure:
         spec = self._spec.model_copy(update={"config": config, "layers": tuple(layers)})
-        notes = {k: v for k, v in self.notes.items() if k not in COST}
+        notes = {k: v for k, v in self.notes.items() if k not in self.measured}
         origin = self.origin
         if origin is not None:
             points = {str(self.point_at(layer)) for layer in layers}
             paths = {point: path for point, path in origin.paths.items() if point in points}
             origin = origin.model_copy(update={"paths": paths})
         edit = type(self)(spec, origin, notes)
-        edit.allow_mismatch = self.allow_mismatch
+        edit.allow_mismatch, edit.strength = self.allow_mismatch, self.strength
         for layer in layers:
             edit.set_(layer, **{name: self.get_buffer(f"{name}_{layer}") for name in self.shape})
         return edit.to(self.get_buffer(f"mu_{self.layers[0]}").device)

@@ -14,7 +14,8 @@ target itself. They run as one batch and keep their keys and values along with t
 Several attributes at once are a stack, ``z̃ = z + Σ αᵢ (zᵢ⁺ - zᵢ⁻)``: each member's experts are run
 from the text by themselves, and ``z`` is the target's own logits for all of them, so their order
 does not matter and no shift is computed from what another has mixed (:meth:`Experts.together`). The
-weights ``αᵢ`` can be changed without tuning anew.
+weights ``αᵢ`` can be changed without tuning anew. ``edit.scaled(s)`` mixes with ``s α``, and at 0
+leaves out the cut below too.
 
 ``filter_order`` says what nucleus sampling cuts. ``"after"`` (2412.01711): the sum, by the sampler.
 ``"base_first"`` (DExperts): the target's own distribution, before the difference is added, by the
@@ -89,6 +90,7 @@ class Experts(Method):
     biases = BIAS_TYPES
     needs = ("bias", "biased", "anti_biased")
     entries = ("expert", "anti_expert")
+    scales_itself = True
     unfitted = ("alpha", "filter_order", "top_p")
     tried: ClassVar = {"alpha": (0.25, 0.5, 1.0, 1.5, 2.0)}
 
@@ -111,7 +113,7 @@ class Experts(Method):
                 "the expert and the anti-expert are deltas of different models: tune both on one"
             )
         super().__init__(origin or _origin_of_all(given), notes)
-        self.expert, self.anti_expert = expert, anti_expert
+        self.expert, self.anti_expert = (each and each.whole() for each in (expert, anti_expert))
         self.config = config or ExpertsConfig()
         self.bias = bias
         self._bases: list[
@@ -175,12 +177,12 @@ class Experts(Method):
             origin=self.origin,
             notes=dict(self.notes),
         )
-        other._bases, other._runners, other.allow_mismatch = (
-            list(self._bases),
-            self._runners,
-            self.allow_mismatch,
-        )
+        other._bases, other._runners = list(self._bases), self._runners
+        other.allow_mismatch, other.strength = self.allow_mismatch, self.strength
         return other
+
+    def _copied(self) -> Experts:
+        return self.with_config(self.config)  # the experts run once for all strengths
 
     def with_alpha(self, alpha: float) -> Experts:
         """The same experts at another strength."""
@@ -200,7 +202,7 @@ class Experts(Method):
         return Stack([edit.with_alpha(a) for edit, a in zip(edits, alphas, strict=True)])
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """``experts(gender, α=1)``."""
         return f"experts({f'{self.bias}, ' if self.bias else ''}α={self.config.alpha:g})"
 
@@ -271,13 +273,13 @@ class Experts(Method):
             runner = self._runners[small] = ExpertRunner(small, deltas)
         for delta in deltas:
             delta.to(next(small.parameters()).device)
-        config = self.config
+        config, alpha = self.config, self.strength * self.config.alpha
 
         def mix(logits: Float[Tensor, "batch n_last vocab"]) -> Tensor:
             call = current_call(hf_model)
             scoring = call.reading is not None and not call.reading.generating
             cut = config.filter_order == "base_first" and not scoring
-            if config.alpha == 0 and not cut and not self.is_observed:
+            if alpha == 0 and not cut and not self.is_observed:
                 return logits
             # In a stack, other experts may have mixed the logits already: z is the target's own.
             z = call.made.setdefault("z", logits.float())
@@ -285,9 +287,9 @@ class Experts(Method):
             plus = found.pop(0) if self.expert is not None else z
             minus = found.pop(0) if self.anti_expert is not None else z
             self.tell_logits(z=z, z_plus=plus, z_minus=minus)
-            if config.alpha == 0 and not cut:
+            if alpha == 0 and not cut:
                 return logits
-            mixed = logits.float() + config.alpha * (plus - minus)
+            mixed = logits.float() + alpha * (plus - minus)
             return (
                 mixed.masked_fill(_nucleus(z, config.top_p).isinf(), float("-inf"))
                 if cut

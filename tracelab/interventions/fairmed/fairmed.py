@@ -42,7 +42,7 @@ from tracelab.interventions.fairmed.model_groups import (
 from tracelab.interventions.fairmed.neutraliser import LayerProber, neutralise
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.point_edit import PointEdit
+from tracelab.interventions.point_edit import PointEdit, share
 from tracelab.localize.probing.prober import ProberConfig
 from tracelab.localize.probing.probes import LayerProbes, probe_layers
 from tracelab.model.forward_pass import Call, current_call
@@ -73,6 +73,8 @@ class FairMed(Method):
     Config = FairMedConfig
     biases = tuple(ATTRIBUTES)
     Spec = FairMedSpec
+    scales_itself = True
+    measured = (*Method.measured, "agreement")
     unfitted = tuple(
         name
         for name in FairMedConfig.model_fields
@@ -220,14 +222,14 @@ class FairMed(Method):
     def with_config(self, config: FairMedConfig) -> FairMed:
         """The same probers and layers, neutralising in another way."""
         # what was measured was of this configuration
-        notes = {name: note for name, note in self.notes.items() if name != "agreement"}
+        notes = {name: note for name, note in self.notes.items() if name not in self.measured}
         other = FairMed(config, self.attributes, self.origin, notes)
         other.load_state_dict(self.state_dict())
-        other.allow_mismatch = self.allow_mismatch
+        other.allow_mismatch, other.strength = self.allow_mismatch, self.strength
         return other
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """``fairmed(gender)``, or ``fairmed(gender, balance)``."""
         words = [spec.attribute for spec in self.attributes]
         return f"fairmed({', '.join(words + ['balance'] * (self.config.target == 'balance'))})"
@@ -274,7 +276,8 @@ class FairMed(Method):
     def _balanced(self, logits: Float[Tensor, "batch pos vocab"]) -> Tensor:
         for spec in self.attributes:  # one after the other
             words = spec.words_among(self.config.groups)
-            before, logits = group_logits(logits, words), balance(logits, words)
+            before, even = group_logits(logits, words), balance(logits, words)
+            logits = even if self.strength == 1 else share(logits, even, self.strength)
             if self.is_observed:
                 after = group_logits(logits, words)
                 self.tell(
@@ -299,14 +302,15 @@ class FairMed(Method):
                     else None
                 )
                 found = neutralise(a, mask, probers, epsilon, self.config, noise)
+                delta = self.strength * found.delta
             cost = self._cost.setdefault(layer, [0.0, 0.0, 0.0])
             cost[0] += perf_counter() - began
             cost[1] += int(mask.sum())
             cost[2] += int(found.steps.sum())
             if self.is_observed:
-                self._tell(layer, mask, a, a + found.delta, found.steps)
+                self._tell(layer, mask, a, a + delta, found.steps)
             # A sum, so that gradients pass where another edit is being trained.
-            return mlp_out + found.delta.to(mlp_out.dtype)
+            return mlp_out + delta.to(mlp_out.dtype)
 
         return edit
 

@@ -154,6 +154,6 @@ class TrainedDelta(Method, WeightDelta):
         self.notes |= {"left_out": triples.left_out, "n_train": n_train, "n_dev": n_dev}
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """``kind(bias)``."""
         return f"{self.kind}({self.bias})"
