@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from tests.tiny import tiny_hf
-from tracelab.cli import main
+from tracelab.cli import loading, main
+from tracelab.errors import TracelabError
 
 
 @pytest.fixture(
@@ -159,6 +160,41 @@ def test_score_with_edits_writes_both_models_and_paired_differences(tmp_path, bu
     assert after["difference"] == pytest.approx(after["value"] - before["value"])
     assert after["difference_low"] <= after["difference"] <= after["difference_high"]
     assert 0 < after["p"] <= 1
+
+
+def test_score_with_strengths(tmp_path, bundles):
+    """At 0 nothing is changed; one strength is that of all edits, several are in their order."""
+    edits = ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]
+    common = ["score", "local-bias", "--bias", "gender", "--model", bundles["model"], *edits]
+    before, after = run_json(tmp_path, *common, "--strength", "0")["results"]
+    assert after["value"] == before["value"]
+    assert after["difference"] == 0
+    rows = run_json(tmp_path, *common, "--strength", "0.5", "--strength", "-1")["results"]
+    assert rows[1]["edit"] == "fairmed(gender) × 0.5 + experts(gender, α=2) × -1"
+    assert abs(rows[1]["difference"]) > 1e-4
+
+
+def test_one_bundle_is_compared_at_several_strengths(bundles, monkeypatch, capsys):
+    """What is handed to the scoreboard; what it computes is tested there."""
+    given = []
+
+    def stop(model, edits, *_, **options):
+        given.append(edits)
+        raise TracelabError("stopped")
+
+    monkeypatch.setattr("tracelab.cli.verbs.compare.evaluate", stop)
+    monkeypatch.setattr(loading, "load_model", lambda options: None)
+    edits = [part for s in ("0.5", "1") for part in ("--edit", bundles["fairmed"])]
+    edits += ["--stack", bundles["fairmed"], bundles["experts"]]
+    scales = [part for s in ("0.5", "1", "0.5") for part in ("--strength", s)]
+    assert main(["compare", *edits, *scales]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (found,) = given
+    assert list(found) == ["fairmed × 0.5", "fairmed", "fairmed × 0.5 + experts × 0.5"]
+    assert [edit.strength for edit in (found["fairmed × 0.5"], found["fairmed"])] == [0.5, 1.0]
+    stack = [*found["fairmed × 0.5 + experts × 0.5"]]
+    assert stack[0] is found["fairmed × 0.5"]  # so that interference can be told
+    assert [member.strength for member in stack] == [0.5, 0.5]
 
 
 @pytest.mark.slow

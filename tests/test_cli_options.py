@@ -64,7 +64,9 @@ def options_of(verb: str) -> list[argparse.Action]:
 
 
 def may_be_negative(verb: str, option: str) -> bool:
-    """Whether the configuration has no lower bound for it."""
+    """Whether the configuration has no lower bound for it; a strength has none anywhere."""
+    if option == "--strength" and not verb.startswith("fit"):
+        return True
     config, name = listed(verb.split()[1]).config_class(), option[2:].replace("-", "_")
     for each in (config, FinetuneConfig):
         if name in each.model_fields:
@@ -118,6 +120,9 @@ def refused(tmp_path, monkeypatch, capsys):
 
 def test_numbers_that_may_be_negative_are_these():
     free = {(verb, option) for verb, option in FLOATS if may_be_negative(verb, option)}
+    assert {verb for verb, option in free if option == "--strength" and " " not in verb} == {
+        *("score", "compare", "inspect", "export", "report")
+    }
     own = {("experts", "--alpha"), ("biasedit", "--margin"), ("klaad", "--margin")}
     assert free >= {(f"fit {method}", option) for method, option in own}
 
@@ -265,6 +270,31 @@ def test_a_number_of_records_that_is_not_understood_is_refused(refused, name):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["score", "stereoset", "--strength", "1"], "--strength is that of edits: name them"),
+        (
+            ["report", *["--bias", "gender", "--out", "r", "--strength", "1"]],
+            "--strength is that of edits",
+        ),
+        (
+            [
+                "inspect",
+                *[
+                    "--edit",
+                    "a",
+                    "--edit",
+                    "b",
+                    "--edit",
+                    "c",
+                    "--prompt",
+                    "x",
+                    "--strength",
+                    "1",
+                    "--strength",
+                    "2",
+                ],
+            ],
+            "--strength stands 2 times beside 3 edits: give it once for all, or once for each",
+        ),
         (["compare", "--edit", "b", "--benchmark", "bbqq"], "unknown benchmark 'bbqq'"),
         (["compare", "--edit", "b", "--bias", "age"], "unknown bias type 'age'"),
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Collection, Sequence
+from math import isfinite
 
 from tracelab.errors import TracelabError
 from tracelab.ranges import INT_MOST, SEED_MOST, require_int, shown
@@ -71,6 +72,13 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
+
+
+def finite(text: str) -> float:
+    """A number that has an end."""
+    if not isfinite(value := number(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
+    return value
 
 
 def text(given: str) -> str:

@@ -27,9 +27,33 @@ def load_model(options: argparse.Namespace) -> Any:
     )
 
 
+def strengths(options: argparse.Namespace, n: int) -> list[float]:
+    """What ``--strength`` says for each of ``n`` edits: one for all, or one each.
+
+    Raises:
+        TracelabError: other numbers of them, or no edit.
+    """
+    given = options.strength or [1.0]
+    if options.strength and not n:
+        raise TracelabError("--strength is that of edits: name them with --edit")
+    if len(given) not in (1, n):
+        raise TracelabError(
+            f"--strength stands {len(given)} times beside {n} edits: give it once for all, or once "
+            "for each in their order"
+        )
+    return given * n if len(given) == 1 else given
+
+
+def load_edit(path: str, options: argparse.Namespace, strength: float) -> Intervention:
+    """A bundle at a strength."""
+    edit = load_intervention(path, allow_mismatch=options.allow_mismatch)
+    return edit if strength == 1 else edit.scaled(strength)
+
+
 def edits_of(options: argparse.Namespace) -> list[Intervention]:
     """The bundles of ``--edit``."""
-    return [load_intervention(path, allow_mismatch=options.allow_mismatch) for path in options.edit]
+    scales = strengths(options, len(options.edit))
+    return [load_edit(path, options, each) for path, each in zip(options.edit, scales, strict=True)]
 
 
 def one_edit(options: argparse.Namespace) -> Intervention:
@@ -39,16 +63,19 @@ def one_edit(options: argparse.Namespace) -> Intervention:
 
 
 def row(
-    path: str, options: argparse.Namespace, known: Mapping[str, Intervention]
+    path: str,
+    options: argparse.Namespace,
+    strength: float = 1.0,
+    known: Mapping[str, Intervention] | None = None,
 ) -> dict[str, Intervention]:
-    """A bundle under its folder's name.
+    """A bundle under its folder's name, with its strength where that is another than 1.
 
     Raises:
         TracelabError: one of that name is known.
     """
-    name = Path(path).name or path
-    if name in known:
+    name = (Path(path).name or path) + ("" if strength == 1 else f" × {strength:g}")
+    if name in (known or {}):
         raise TracelabError(
             f"two bundles are called {name!r}: rows take the folders' names, rename one"
         )
-    return {name: load_intervention(path, allow_mismatch=options.allow_mismatch)}
+    return {name: load_edit(path, options, strength)}

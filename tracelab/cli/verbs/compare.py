@@ -27,10 +27,12 @@ def run(options: argparse.Namespace) -> Result:
     if options.bias is not None:
         require_choice("bias type", options.bias, BIAS_TYPES)
     edits: dict[str, Intervention] = {}
-    for path in options.edit or []:
-        edits |= loading.row(path, options, edits)
-    for paths in options.stack or []:
-        rows = [loading.row(path, options, {}) for path in paths]
+    alone, stacks = options.edit or [], options.stack or []
+    scales = loading.strengths(options, len(alone) + len(stacks))
+    for path, strength in zip(alone, scales, strict=False):
+        edits |= loading.row(path, options, strength, edits)
+    for paths, strength in zip(stacks, scales[len(alone) :], strict=True):
+        rows = [loading.row(path, options, strength) for path in paths]
         # A member that is a row too is the same edit, so that interference can be told.
         members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
         edits[" + ".join(name for row in rows for name in row)] = Stack(members)

@@ -10,7 +10,7 @@ import pandas as pd
 from tracelab.cli import loading
 from tracelab.cli.output import say, write_json
 from tracelab.errors import TracelabError
-from tracelab.interventions import load_intervention, to_merged, to_peft
+from tracelab.interventions import to_merged, to_peft
 from tracelab.interventions.export import MARKER, require_export_folder
 
 
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out is None:
         raise TracelabError("export needs a folder to write into: add --out DIR")
     require_export_folder(options.out)
-    edit = load_intervention(options.bundle, allow_mismatch=options.allow_mismatch)
+    edit = loading.load_edit(options.bundle, options, *loading.strengths(options, 1))
     if options.to == "peft":
         folder = to_peft(loading.load_model(options), edit, options.out, rank=options.rank)
     elif options.rank is not None:

@@ -24,8 +24,9 @@ def run(options: argparse.Namespace) -> Result | None:
     require_choice("preset", options.preset, PRESETS)
     require_report_folder(Path(options.out))
     edits: dict[str, Any] = {}
-    for path in options.edit or []:
-        edits |= loading.row(path, options, edits)
+    bundles = options.edit or []
+    for path, strength in zip(bundles, loading.strengths(options, len(bundles)), strict=True):
+        edits |= loading.row(path, options, strength, edits)
     parts = report(
         loading.load_model(options),
         options.bias,

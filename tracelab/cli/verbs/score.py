@@ -16,6 +16,7 @@ from tracelab.results import Result
 def run(options: argparse.Namespace) -> Result:
     """``tracelab score``: rows of the unedited model, and with edits those of the edited one and
     the differences."""
+    loading.strengths(options, len(options.edit or []))
     edit = loading.one_edit(options) if options.edit else None
     records = _records(options)
     model = loading.load_model(options)
