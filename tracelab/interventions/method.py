@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config as AnyConfig
 from tracelab.config import configured
+from tracelab.datasets.own import pairs
 from tracelab.errors import TracelabError, quoted
 from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
@@ -84,6 +85,15 @@ class Method(Intervention):
             TracelabError: no such data for this bias type, or no data that tracelab knows of.
         """
         raise TracelabError(f"tracelab has no data to fit {cls.kind} on: give fit() your own")
+
+    @classmethod
+    def own_data(cls, file: Path | str, bias: str, limit: int | None = None) -> Any:
+        """Data of your own from a file: for most methods pairs of sentences.
+
+        Raises:
+            TracelabError: the file holds no such data.
+        """
+        return pairs(file, bias=bias, limit=limit)
 
     @classmethod
     def grid(cls, model: TransformerBridge) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from tracelab.errors import TracelabError, quoted
+from tracelab.errors import TracelabError, meant, quoted
 
 
 class Listed(NamedTuple):
@@ -58,7 +58,8 @@ def listed(kind: str) -> Listed:
     found = [method for method in LISTED if method.kind == kind]
     if not found:
         known = ", ".join(method.kind for method in LISTED)
-        raise TracelabError(f"unknown method {quoted(kind)}: choose one of {known}")
+        near = meant(kind, known.split(", "))
+        raise TracelabError(f"unknown method {quoted(kind)}: choose one of {known}{near}")
     return found[0]
 
 
