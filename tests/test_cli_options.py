@@ -18,6 +18,7 @@ BASE = {
     "probe": ["probe", "--bias", "gender"],
     "trace": ["trace", "--bias", "gender"],
     "attention": ["attention"],
+    "generate": ["generate", "--prompt", "He"],
     **{
         f"fit {method.kind}": ["fit", method.kind, "--bias", "gender", "--out", "bundle"]
         for method in LISTED
