@@ -44,6 +44,8 @@ def with_config(arguments: Sequence[str], parser: Parser) -> list[str]:
         path = word.partition("=")[2] if "=" in word else next(words, "")
     if path is None:
         return found
+    if not path.strip():
+        raise TracelabError("--config is empty: give it a value, or leave the option out")
     given = {bare(word) for word in rest}
     put_in: list[str] = []
     for key, value in _read(path).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from tracelab.cli.arguments import LAYER_MOST, finite, seed, text, whole
+from tracelab.cli.arguments import LAYER_MOST, positive, seed, share, text, whole
 from tracelab.cli.completion import SHELLS, PrintCompletion
 from tracelab.cli.options import (
     BIASES,
@@ -152,8 +152,8 @@ def make_parser() -> Parser:
         "--greedy", action="store_true", help="the likeliest tokens, nothing sampled"
     )
     generate.add_argument("--num-beams", type=whole(), default=1, help="of beam search (1: none)")
-    generate.add_argument("--temperature", type=finite, help="of sampling (default 1)")
-    generate.add_argument("--top-p", type=finite, help="of sampling (default 0.9)")
+    generate.add_argument("--temperature", type=positive, help="of sampling (default 1)")
+    generate.add_argument("--top-p", type=share, help="of sampling (default 0.9)")
     generate.add_argument("--top-k", type=whole(0), help="of sampling (default 0: off)")
     generate.add_argument("--batch-size", type=whole(), default=8, help="prompts a pass (8)")
     add_chat(generate, "a prompt is a user's turn, which the model answers")
@@ -312,6 +312,11 @@ def make_parser() -> Parser:
     export.add_argument("--to", required=True, choices=("peft", "merged"))
     export.add_argument(
         "--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)"
+    )
+    export.add_argument(
+        "--base-model",
+        metavar="ID",
+        help="peft: hub id that the adapter is said to be of (default: what --model is)",
     )
     add_strength(export)
     add_allow_mismatch(export)

@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
         options, left = self.parse_known_args(args, namespace)
         if left:
             verb = self.verbs().get(getattr(options, "verb_name", ""), self)
-            verb.error(f"no option {' '.join(left)}{meant(bare(left[0]), verb.flags())}")
+            near = meant(bare(left[0]), verb.flags())
+            verb.error(f"unrecognized arguments: {' '.join(left)}{near}")
         return options
 
     def verbs(self) -> dict[str, Parser]:

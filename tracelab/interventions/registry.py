@@ -6,6 +6,7 @@ answers ``--help`` and refuses what cannot be in a fraction of a second.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ LISTED = (
 # fmt: on
 """What can be fitted; places are relative to this package."""
 
+Kinds = type[Any] | Iterable[type[Any]]
+"""A class of one's own, or several."""
 NOT_FITTED = ("weight_delta:WeightDelta", "stack:Stack")
 """What a bundle can hold besides."""
 
