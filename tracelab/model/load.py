@@ -76,7 +76,7 @@ _TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
 
 @measuring()
 def load(
-    name_or_path: str | Path | PreTrainedModel | None = None,
+    name_or_path: str | Path | nn.Module | None = None,
     *,
     tokenizer: Any = None,
     dtype: torch.dtype | str | None = None,
@@ -155,9 +155,9 @@ def _in_memory(
     config = getattr(hf_model, "config", None)
     named = str(getattr(config, "name_or_path", "") or name)
     model_id = Path(named).name if Path(named).is_dir() else named
-    _require_whole(hf_model, model_id)
     if isinstance(hf_model, TransformerBridge):
         raise TracelabError("this model is loaded already: it is what tracelab.load() gives")
+    _require_whole(hf_model, model_id)
     if isinstance(tokenizer, str | Path):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     if dtype is not None and not _keeps_its_place(hf_model):

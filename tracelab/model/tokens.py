@@ -21,6 +21,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, warn
+from tracelab.model.bridge import require_bridge
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_int
 from tracelab.span import Span
@@ -130,6 +131,7 @@ def require_context(
 
 def context_length(model: TransformerBridge) -> int | None:
     """Most tokens of a text, as the model's configuration says; None: no limit."""
+    require_bridge(model)
     config = cast(Any, model.original_model.config).get_text_config()
     if model.cfg.positional_embedding_type == "alibi" and config.model_type not in _LIMITED:
         return None
