@@ -182,7 +182,7 @@ def test_generate_passes_its_sampling_on(run):
         (["fit", "fairmd"], "fairmed"),
         (["score", "stereoset", "--bais", "x"], "--bias"),
         (["fit", "klaad", "--bias", "gender", "--rnak", "2"], "--rank"),
-        (["score", "stereoset", "--bias", "gendr"], "gender"),
+        (["attention", "--bias", "gendr"], "gender"),
         (["probe", "--bias", "natinality"], "nationality"),
         (["compare", "--edit", "b", "--benchmark", "sterioset"], "stereoset"),
         (["report", "--bias", "religon", "--out", "r"], "religion"),
