@@ -140,7 +140,7 @@ def test_exchanged_weights_are_told_before_an_export_or_experts_go_wrong(tokeniz
 
 def test_what_is_no_model_or_no_tokenizer_is_told(tokenizer):
     with pytest.raises(
-        TracelabError, match="a str is no transformers model: tracelab.load takes names"
+        TracelabError, match="a str is no transformers model: tracelab.load takes those"
     ):
         from_hf("gpt2", tokenizer, model_id="mine")
     with pytest.raises(TracelabError, match="'mine' needs its tokenizer, not None"):

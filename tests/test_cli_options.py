@@ -18,6 +18,7 @@ BASE = {
     "probe": ["probe", "--bias", "gender"],
     "trace": ["trace", "--bias", "gender"],
     "attention": ["attention"],
+    "generate": ["generate", "--prompt", "He"],
     **{
         f"fit {method.kind}": ["fit", method.kind, "--bias", "gender", "--out", "bundle"]
         for method in LISTED
@@ -34,6 +35,7 @@ RANGES = {
     "--samples": (1, 10_000),
     "--layer": (-9999, 9999),
     "--head": (0, 9999),
+    "generate --top-k": (0, 2**31 - 1),
     "fit fairmed --steps": (0, 1000),
     "fit fairmed --n-seeds": (1, 1000),
     "fit biasedit --steps": (0, 1_000_000),
@@ -65,8 +67,8 @@ def options_of(verb: str) -> list[argparse.Action]:
 
 def may_be_negative(verb: str, option: str) -> bool:
     """Whether the configuration has no lower bound for it; a strength has none anywhere."""
-    if option == "--strength" and not verb.startswith("fit"):
-        return True
+    if not verb.startswith("fit"):
+        return option == "--strength"
     config, name = listed(verb.split()[1]).config_class(), option[2:].replace("-", "_")
     for each in (config, FinetuneConfig):
         if name in each.model_fields:
@@ -121,7 +123,7 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_numbers_that_may_be_negative_are_these():
     free = {(verb, option) for verb, option in FLOATS if may_be_negative(verb, option)}
     assert {verb for verb, option in free if option == "--strength" and " " not in verb} == {
-        *("score", "compare", "inspect", "export", "report")
+        *("score", "generate", "compare", "inspect", "export", "report")
     }
     own = {("experts", "--alpha"), ("biasedit", "--margin"), ("klaad", "--margin")}
     assert free >= {(f"fit {method}", option) for method, option in own}

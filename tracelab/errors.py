@@ -15,6 +15,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 LONGEST_MESSAGE = 1000
@@ -84,8 +85,20 @@ def require_choice(what: str, value: str, choices: Iterable[str]) -> str:
     """
     known = list(choices)
     if value not in known:
-        raise TracelabError(f"unknown {what} {quoted(value)}: choose one of {', '.join(known)}")
+        near = meant(value, known)
+        raise TracelabError(
+            f"unknown {what} {quoted(value)}: choose one of {', '.join(known)}{near}"
+        )
     return value
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the nearest one that is, if it is
+    near."""
+    names = {name.lstrip("-"): name for name in known}  # the dashes of an option are no likeness
+    given = str(word).lstrip("-")[:LONGEST_VALUE]
+    near = get_close_matches(given, names, n=1)
+    return f" (did you mean {names[near[0]]}?)" if near else ""
 
 
 def _shown(character: str) -> str:

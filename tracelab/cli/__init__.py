@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tracelab.cli.arguments import method_first, require_text
+from tracelab.cli.config_file import with_config
 from tracelab.cli.ending import ends_quietly
 from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError, as_message
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_text(arguments)
         words = method_first(arguments, [method.kind for method in LISTED])
-        options = make_parser().parse_args(words)
+        parser = make_parser()
+        options = parser.parse_args(with_config(words, parser))
         options.command = shlex.join(["tracelab", *arguments])
         # torch and all that is on it: once the words are understood
         from tracelab.cli.run import run

@@ -81,6 +81,20 @@ def finite(text: str) -> float:
     return value
 
 
+def positive(text: str) -> float:
+    """A number above 0 that has an end."""
+    if (value := finite(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    if (value := positive(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is above 1, not a share")
+    return value
+
+
 def text(given: str) -> str:
     """Anything but nothing."""
     if not given.strip():

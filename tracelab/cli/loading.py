@@ -23,7 +23,11 @@ def load_model(options: argparse.Namespace) -> Any:
         logging.disable_progress_bar()
     trusted = options.trust_remote_code
     return load(
-        options.model, dtype=options.dtype, device=options.device, trust_remote_code=trusted
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        revision=options.revision,
+        trust_remote_code=trusted,
     )
 
 

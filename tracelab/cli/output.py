@@ -29,7 +29,7 @@ from tracelab.storage.ownership import (
     require_replaceable,
 )
 
-RESULTS = ("score", "probe", "trace", "attention", "compare", "inspect")
+RESULTS = ("score", "generate", "probe", "trace", "attention", "compare", "inspect")
 """Verbs whose result, tables and figures are written among other files of ``--out``."""
 WRITTEN = (".html", ".png", ".csv", ".md", ".tex")
 
@@ -38,7 +38,9 @@ def result_name(options: argparse.Namespace) -> str:
     """What a result is called in ``--out``: the verb, the data and the bias type."""
     names = ("verb_name", "benchmark", "data", "bias")
     parts = [getattr(options, name, None) for name in names]
-    if options.verb_name == "score" and options.edit:
+    if parts[2]:  # also the name of a file
+        parts[2] = Path(parts[2]).stem
+    if options.verb_name in ("score", "generate") and options.edit:
         parts += ["under", *(Path(path).name for path in options.edit)]
     return file_name("-".join(part for part in parts if part))
 

@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from importlib.metadata import version
 from typing import Any
 
-from tracelab.cli.arguments import LAYER_MOST, finite, seed, text, whole
-from tracelab.cli.config_options import add_config_options, read_config
-from tracelab.cli.words import BENCHMARKS, COMPARED
-from tracelab.config import Config
-from tracelab.errors import TracelabError, as_message
-from tracelab.interventions.registry import LISTED, Listed
+from tracelab.cli.arguments import LAYER_MOST, positive, seed, share, text, whole
+from tracelab.cli.completion import SHELLS, PrintCompletion
+from tracelab.cli.options import (
+    BIASES,
+    MethodParser,
+    add_allow_mismatch,
+    add_batch_tokens,
+    add_chat,
+    add_config,
+    add_data,
+    add_include_path,
+    add_source,
+    add_strength,
+)
+from tracelab.cli.words import BENCHMARKS, COMPARED, FITTED, LM_EVAL, WORDED
+from tracelab.cli.words_meant import Choices, Parser
+from tracelab.interventions.registry import LISTED
 from tracelab.ranges import SAMPLES_MOST, SEEDS_MOST
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        print(f"{self.prog}: {as_message(message)}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
-RENAMED = {"--published": "--preset published", "--directions": "--method"}
-"""Options of 0.1."""
-
-
-class _MethodParser(_Parser):
-    """Of one method; its options are added when it is asked for, and made a configuration."""
-
-    def __init__(self, *args: Any, method: Listed, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._method = method
-        self._config: type[Config] | None = None
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Any:
-        if self._config is None:
-            self._config = self._method.config_class()
-            self.add_argument("--bias", required=True, help="bias type or attribute of the data")
-            self.add_argument("--layers", help="0,5,9 or 0:30:3, or words that the method knows")
-            _add_tune(self)
-            _add_source(self)
-            add_config_options(self, self._config)
-        options, left = super().parse_known_args(args, namespace, **more)
-        if left:
-            now = RENAMED.get(left[0].partition("=")[0])
-            told = f"it is {now} now" if now else f"see {self.prog} --help"
-            raise TracelabError(f"fit {self._method.kind} has no option {' '.join(left)}: {told}")
-        options.config = read_config(options, self._config)
-        return options, left
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The parser; which verb was asked for is in ``verb_name``."""
     purpose = (
         "Find where a language model keeps a stereotype, edit it there, and see what the edit did."
     )
-    parser = _Parser(prog="tracelab", description=purpose)
+    parser = Parser(prog="tracelab", description=purpose)
     parser.add_argument("--version", action="version", version=f"tracelab {version('tracelab')}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        help="print what this shell needs to complete these words, and end",
+    )
     subparsers = parser.add_subparsers(dest="verb_name", required=True, metavar="VERB")
-    common = _Parser(add_help=False)
+    common, seeded, limited = (Parser(add_help=False) for _ in range(3))
     group = common.add_argument_group("common options")
     group.add_argument(
         "--model", help="hub id, folder or .gguf file (default: the embedded SmolLM2-135M-Instruct)"
@@ -71,8 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let Python code that comes with the model run (read it first)",
     )
-    group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
-    group.add_argument("--limit", type=whole(), help="at most so many records")
+    group.add_argument("--revision", help="branch, tag or commit of a hub model")
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
     group.add_argument(
         "--json",
@@ -80,22 +59,32 @@ def make_parser() -> argparse.ArgumentParser:
         help="write command, settings and rows here (-: on the standard output, and the table on stderr)",  # noqa: E501
     )
 
-    def add(name: str, purpose: str, example: str, *, model: bool = True) -> Any:
+    group = seeded.add_argument_group("common options")
+    group.add_argument("--seed", type=seed, default=0, help="0 (default) to 4294967295")
+    group = limited.add_argument_group("common options")
+    group.add_argument("--limit", type=whole(), help="at most so many records")
+
+    def add(
+        name: str,
+        purpose: str,
+        example: str,
+        *parents: Parser,
+    ) -> Any:
         made = subparsers.add_parser(
             name,
             help=purpose,
             description=purpose,
             epilog=f"example: {example}",
-            parents=[common] if model else [],
+            parents=parents,
         )
         made.register("type", None, text)  # how an option without a type is read
         return made
 
+    everything = (common, seeded, limited)
     fetch = add(
         "fetch",
         "Fetch, check and cache the embedded default model and data.",
         "tracelab fetch all",
-        model=False,
     )
     fetch.add_argument("what", nargs="?", default="all", help="model, data or all (default)")
     fetch.add_argument(
@@ -106,9 +95,19 @@ def make_parser() -> argparse.ArgumentParser:
         "score",
         "Score a model on a benchmark, before and under edits.",
         "tracelab score stereoset --bias gender --json out.json",
+        *everything,
     )
-    score.add_argument("benchmark", choices=BENCHMARKS)
-    score.add_argument("--bias", help="one bias type (default: each, and all together)")
+    score.add_argument(
+        "benchmark",
+        choices=Choices.of(BENCHMARKS, LM_EVAL),
+        metavar="BENCHMARK",
+        help=f"{', '.join(BENCHMARKS)}, or {LM_EVAL}TASK",
+    )
+    score.add_argument(
+        "--bias",
+        help="one bias type: gender, race, religion or profession of StereoSet; other benchmarks "
+        "have other ones, and refuse those that they lack (default: each, and all together)",
+    )
     score.add_argument(
         "--split",
         help="of StereoSet: dev (official, default) or test; of WinoBias: test (default) or dev",
@@ -119,18 +118,59 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="score before and under this edit, with paired differences; several are stacked in order",  # noqa: E501
     )
-    _add_strength(score)
-    _add_allow_mismatch(score)
+    add_strength(score)
+    add_allow_mismatch(score)
     score.add_argument(
         "--source", help="wheel (default), hub, or a path to the official file or folder"
     )
+
+    add_data(score, "pairs, for stereoset, crows-pairs and attention")
+    add_include_path(score)
+    add_chat(score, "lm-eval/TASK: each request is a user's turn")
+    add_batch_tokens(score)
+
+    generate = add(
+        "generate",
+        "Continue prompts, before and under edits.",
+        'tracelab generate --prompt "The nurse said that" --edit erasure-gender/ --num 3',
+        common,
+        seeded,
+    )
+    generate.add_argument("--prompt", action="append", required=True, metavar="TEXT")
+    generate.add_argument(
+        "--edit",
+        action="append",
+        metavar="BUNDLE",
+        help="continue before and under this edit, from the same seed; several are stacked in "
+        "order",
+    )
+    add_strength(generate)
+    add_allow_mismatch(generate)
+    generate.add_argument("--max-new-tokens", type=whole(), default=15, help="default 15")
+    generate.add_argument("--num", type=whole(), default=1, help="continuations a prompt (1)")
+    generate.add_argument(
+        "--greedy", action="store_true", help="the likeliest tokens, nothing sampled"
+    )
+    generate.add_argument("--num-beams", type=whole(), default=1, help="of beam search (1: none)")
+    generate.add_argument("--temperature", type=positive, help="of sampling (default 1)")
+    generate.add_argument("--top-p", type=share, help="of sampling (default 0.9)")
+    generate.add_argument("--top-k", type=whole(0), help="of sampling (default 0: off)")
+    generate.add_argument("--batch-size", type=whole(), default=8, help="prompts a pass (8)")
+    add_chat(generate, "a prompt is a user's turn, which the model answers")
 
     probe = add(
         "probe",
         "F1 of a prober at each layer, with a control task.",
         "tracelab probe --bias gender --out probes/",
+        *everything,
     )
-    probe.add_argument("--bias", required=True, help="an attribute of the template corpus")
+    probe.add_argument(
+        "--bias",
+        required=True,
+        help=f"attribute of the template corpus: {', '.join(FITTED[WORDED])}; with --data, any",
+    )
+    add_data(probe, "word lists (JSON)")
+    add_batch_tokens(probe)
     probe.add_argument(
         "--split",
         default="concept_template",
@@ -148,8 +188,10 @@ def make_parser() -> argparse.ArgumentParser:
         "trace",
         "Causal tracing of StereoSet pairs; --limit is a random sample of the traceable ones.",
         "tracelab trace --bias gender --limit 10 --layers 0:30:3 --out trace/",
+        *everything,
     )
-    trace.add_argument("--bias", required=True, help="gender, race, religion or profession")
+    trace.add_argument("--bias", help=f"{BIASES} (needed without --data)")
+    add_data(trace, "pairs")
     trace.add_argument("--component", help="resid, mlp or attn (default: all three)")
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
@@ -160,15 +202,22 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"noise samples, 1 to {SAMPLES_MOST} (default 10)",
     )
     trace.add_argument("--window", type=whole(), help="layers of mlp and attn windows (default 10)")
-    _add_source(trace)
+    add_source(trace)
 
     attention = add(
         "attention",
         "Attention gap on bias-sensitive tokens, against chance and a neutral swap.",
         "tracelab attention --data crows-pairs --bias gender",
+        *everything,
     )
-    attention.add_argument("--data", default="crows-pairs", choices=("crows-pairs", "stereoset"))
-    attention.add_argument("--bias", help="one bias type (default: all)")
+    attention.add_argument(
+        "--data",
+        default="crows-pairs",
+        metavar="FILE",
+        help="crows-pairs (default), stereoset, or a file of pairs of your own",
+    )
+    attention.add_argument("--bias", help="one bias type: gender, race, religion, … (default: all)")
+    add_batch_tokens(attention)
     attention.add_argument(
         "--layer",
         type=whole(-LAYER_MOST, LAYER_MOST),
@@ -181,16 +230,15 @@ def make_parser() -> argparse.ArgumentParser:
     attention.add_argument(
         "--reduce", default="received", help="received, received_abs, paid, both or last"
     )
-    _add_source(attention)
+    add_source(attention)
 
     fit = add(
         "fit",
         "Fit an intervention and write it as a bundle into --out.",
         "tracelab fit fairmed --bias gender --out fairmed-gender/",
-        model=False,
     )
     methods = fit.add_subparsers(
-        dest="method", required=True, metavar="METHOD", parser_class=_MethodParser
+        dest="method", required=True, metavar="METHOD", parser_class=MethodParser
     )
     for method in LISTED:
         made = methods.add_parser(
@@ -199,7 +247,7 @@ def make_parser() -> argparse.ArgumentParser:
             help=method.purpose,
             description=f"Fit {method.kind} ({method.purpose}); write a bundle into --out.",
             epilog=f"example: tracelab fit {method.kind} --bias gender --out {method.kind}-gender/",
-            parents=[common],
+            parents=everything,
         )
         made.register("type", None, text)
 
@@ -210,7 +258,9 @@ def make_parser() -> argparse.ArgumentParser:
         "tracelab compare --edit fairmed-gender/ --edit experts-gender/ --stack fairmed-gender/ "
         "experts-gender/ "
         "--bias gender --out compare/",
+        *everything,
     )
+    add_config(compare)
     compare.add_argument("--edit", action="append", metavar="BUNDLE", help="a row of its own")
     compare.add_argument(
         "--stack", action="append", nargs="+", metavar="BUNDLE", help="one row: applied together"
@@ -222,17 +272,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME[=N]",
         help=f"{', '.join(BENCHMARKS)} or lm-eval/TASK; N: at most so many records (default: {', '.join(COMPARED)})",  # noqa: E501
     )
-    compare.add_argument("--bias", help="type that the edits were made for (default: all)")
+    compare.add_argument("--bias", help=f"that the edits were made for: {BIASES} (default: all)")
+    add_include_path(compare)
     compare.add_argument(
         "--no-off-target", action="store_true", help="not StereoSet on the other bias types"
     )
-    _add_strength(compare)
-    _add_allow_mismatch(compare)
+    add_strength(compare)
+    add_allow_mismatch(compare)
 
     inspect = add(
         "inspect",
         "What edits do to the next token after prompts, before and after.",
         'tracelab inspect --edit fairmed-gender/ --prompt "The nurse said that"',
+        common,
+        seeded,
     )
     inspect.add_argument(
         "--edit", action="append", required=True, metavar="BUNDLE", help="several: side by side"
@@ -243,8 +296,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--top", type=whole(), default=10, help="tokens promoted and demoted (default 10)"
     )
     inspect.add_argument("--rank-by", default="probability", help="probability (default) or logit")
-    _add_strength(inspect)
-    _add_allow_mismatch(inspect)
+    add_strength(inspect)
+    add_allow_mismatch(inspect)
     inspect.add_argument(
         "--token", action="append", metavar="WORD", help="always show this word's first token"
     )
@@ -253,22 +306,30 @@ def make_parser() -> argparse.ArgumentParser:
         "export",
         "Write a weight delta as a PEFT LoRA adapter, or merged into a copy of the model.",
         "tracelab export biasedit-gender/ --to merged --out model-biasedit/",
+        common,
     )
     export.add_argument("bundle", metavar="BUNDLE")
     export.add_argument("--to", required=True, choices=("peft", "merged"))
     export.add_argument(
         "--rank", type=whole(), help="peft: directions kept of a dense delta (biasedit)"
     )
-    _add_strength(export)
-    _add_allow_mismatch(export)
+    export.add_argument(
+        "--base-model",
+        metavar="ID",
+        help="peft: hub id that the adapter is said to be of (default: what --model is)",
+    )
+    add_strength(export)
+    add_allow_mismatch(export)
 
     report = add(
         "report",
         "The main job: score, localise three ways, edit by every method, compare, and write one "
         "page.",
         "tracelab report --bias gender --out report/",
+        *everything,
     )
-    report.add_argument("--bias", required=True, help="gender, race, religion or profession")
+    add_config(report)
+    report.add_argument("--bias", required=True, help=BIASES)
     report.add_argument("--preset", default="quick", help="quick (default) or full")
     which = report.add_mutually_exclusive_group()
     which.add_argument(
@@ -284,50 +345,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="looked at before and after (default: two)",
     )
-    _add_strength(report)
-    _add_allow_mismatch(report)
+    add_strength(report)
+    add_allow_mismatch(report)
     report.add_argument("--no-png", action="store_true", help="figures as HTML only")
     return parser
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--source", default="wheel", help="wheel (default), hub, or a path to the official file"
-    )
-
-
-def _add_tune(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("choosing", "By cross-validation over target terms.")
-    group.add_argument(
-        "--tune",
-        nargs="*",
-        metavar="FIELD=V/V",
-        help="choose these fields among the values, as rank=1/2/4 layers=0:6/0:8 (without any: the "
-        "method's own grid); what was tried goes into BUNDLE.tuning",
-    )
-    group.add_argument(
-        "--bounds",
-        nargs="+",
-        metavar="NAME=X",
-        help="what the chosen may cost: kl (nats a token, default 0.2), lms_loss (points, 1), "
-        "perplexity (%%, 5)",
-    )
-
-
-def _add_strength(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--strength",
-        action="append",
-        type=finite,
-        metavar="S",
-        help="share of the edit that is applied: 0 is the unedited model, 1 (default) the edit; of "
-        "several edits: once for all, or once for each in order",
-    )
-
-
-def _add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-mismatch",
-        action="store_true",
-        help="take an edit made for other weights of the same shapes",
-    )

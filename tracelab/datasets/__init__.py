@@ -5,6 +5,7 @@ from tracelab.datasets.bold import BoldText, bold, development_sentences, neutra
 from tracelab.datasets.crows_pairs import CrowsPair, crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped, gender_twins
 from tracelab.datasets.group_pairs import GroupPairs, group_pairs
+from tracelab.datasets.own import pairs
 from tracelab.datasets.records import Pair, Sentence
 from tracelab.datasets.redditbias import (
     ExpertTexts,
@@ -45,6 +46,7 @@ __all__ = [
     "gender_twins",
     "group_pairs",
     "neutral_sentences",
+    "pairs",
     "redditbias",
     "stereoset",
     "templates",

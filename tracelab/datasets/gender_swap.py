@@ -107,7 +107,7 @@ def _swapped(record: StereoSetRecord) -> StereoSetRecord | None:
         context=context,
         stereotype=sentence(record.anti_stereotype),
         anti_stereotype=sentence(record.stereotype),
-        unrelated=sentence(record.unrelated),
+        unrelated=None if record.unrelated is None else sentence(record.unrelated),
     )
 
 

@@ -11,7 +11,7 @@ bias types, which are then no benchmark any more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,13 @@ from tracelab.datasets.bold import development_sentences
 from tracelab.datasets.crows_pairs import crows_pairs
 from tracelab.datasets.gender_swap import gender_swapped
 from tracelab.datasets.group_words import BIAS_TYPES as WORDED
-from tracelab.datasets.group_words import openings_of_groups
+from tracelab.datasets.group_words import exchanged_by, openings_of_groups
 from tracelab.datasets.records import subsample
 from tracelab.datasets.spans import composed, words_pattern
 from tracelab.datasets.stereoset import BIAS_TYPES as STEREOSET_BIAS_TYPES
 from tracelab.datasets.stereoset import attribute_word_pairs, stereoset
-from tracelab.errors import TracelabError, brief, require_choice
+from tracelab.errors import TracelabError, brief, quoted, require_choice
+from tracelab.model.texts import Texts, as_texts
 
 BIAS_TYPES = ("gender", *WORDED)
 """Bias types of which StereoSet gives such pairs."""
@@ -64,6 +65,44 @@ class GroupPairs:
         """From pairs of your own."""
         found = tuple((str(a), str(b)) for a, b in pairs)
         return cls(bias, found, tuple(neutral), tuple(held_out))
+
+    @classmethod
+    def from_words(
+        cls, bias: str, counterparts: Mapping[str, str], texts: Texts | None = None
+    ) -> GroupPairs:
+        """From words of your own.
+
+        >>> found = GroupPairs.from_words("age", {"old": "young"}, ["An old man said"])
+        >>> found.pairs
+        (('An old man said', 'A young man said'),)
+
+        Args:
+            counterparts: words of the first group, each with its counterpart of the second.
+            texts: that name a word of one group, and are exchanged; default: openings of
+                StereoSet's ``test`` sentences.
+
+        Raises:
+            TracelabError: no words, a word that is its own counterpart or stands on both sides, or
+                no text names one.
+        """
+        first, second = list(counterparts), list(counterparts.values())
+        if not first:
+            raise TracelabError("no words of a group: give {word: counterpart, …}")
+        folded = [
+            {word.casefold() for word in as_texts(side, "word of a group")}
+            for side in (first, second)
+        ]
+        if both := sorted(folded[0] & folded[1]):
+            raise TracelabError(f"{quoted(both[0])} is a word of both groups: leave it out of one")
+        listed = None if texts is None else as_texts(texts)
+        found = exchanged_by(counterparts, listed)
+        if not found:
+            raise TracelabError(
+                f"no text names a word of one group alone ({', '.join(first[:5])} …): give texts "
+                "that do"
+            )
+        neutral = development_sentences("fit", NEUTRAL), development_sentences("choose", HELD_OUT)
+        return cls.of(bias, found, *neutral)
 
     def without(self, terms: Collection[str]) -> GroupPairs:
         """The pairs of which neither text names one of these words, in any inflection."""

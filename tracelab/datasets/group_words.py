@@ -12,7 +12,7 @@ what is measured there is transductive in the words, not in the texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -86,9 +86,9 @@ def _exchanged(
             if (named[0] is None) == (named[1] is None) or not (first and second):
                 continue  # neither, or a comparison of the two
             if named[0]:
-                found.append((text, _replaced(text, first, random.choice(second))))
+                found.append((text, _replaced(text, dict.fromkeys(first, random.choice(second)))))
             else:
-                found.append((_replaced(text, second, random.choice(first)), text))
+                found.append((_replaced(text, dict.fromkeys(second, random.choice(first))), text))
     return found
 
 
@@ -97,18 +97,43 @@ def _within(word: str, terms: list[str]) -> bool:
     return any(f" {word.casefold()} " in term for term in terms)
 
 
-def _replaced(text: str, words: list[str], by: str) -> str:
+def exchanged_by(
+    counterparts: Mapping[str, str], texts: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """Texts that name words of one group, and none of the other's, each with what it is where its
+    words are replaced by their counterparts; the first group first.
+
+    Args:
+        counterparts: a word of the first group, and its word of the second.
+        texts: default: openings of StereoSet's ``test`` sentences.
+    """
+    if texts is None:
+        texts = [text for bias in STEREOSET_BIAS_TYPES for _, text in _openings(bias, "wheel", ())]
+    sides = counterparts, {second: first for first, second in counterparts.items()}
+    found: dict[tuple[str, str], None] = {}
+    for text in map(composed, texts):
+        named = [words_pattern(side, inflected=False).search(text) is not None for side in sides]
+        if named == [True, False]:
+            found[text, _replaced(text, sides[0])] = None
+        elif named == [False, True]:
+            found[_replaced(text, sides[1]), text] = None
+    return list(found)
+
+
+def _replaced(text: str, partners: Mapping[str, str]) -> str:
     """The text with every one of these words replaced; "an Irish" becomes "a German"."""
+    by = {composed(word).casefold(): partner for word, partner in partners.items()}
 
     def other(match: regex.Match[str]) -> str:
         article, word = match.group(1) or "", match.group(2)
-        partner = by.lower() if word.islower() else by
+        partner = by.get(word.casefold(), word)  # letters that only look like those of a word
+        partner = partner.lower() if word.islower() else partner
         if article:
             vowel = partner[0] in "AEIOUaeiou" and not partner.startswith("Eu")
             article = f"{article[0]}{'n' if vowel else ''}{' '}"
         return article + (partner[0].upper() + partner[1:] if word[0].isupper() else partner)
 
-    pattern = words_pattern(words, inflected=False).pattern
+    pattern = words_pattern(partners, inflected=False).pattern
     return regex.sub(
         rf"((?<!\w)an?\s)?({pattern})", other, text, flags=regex.IGNORECASE | regex.VERSION1
     )

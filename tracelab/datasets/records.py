@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
-from tracelab.errors import TracelabError, brief, warn
+from tracelab.errors import TracelabError, brief, meant, warn
 from tracelab.ranges import require_limit, require_whole_limit
 from tracelab.span import Span
 
@@ -125,6 +125,7 @@ def select(
     if bias is not None and bias not in known:
         raise TracelabError(
             f"{what} has no bias type {bias!r}: choose one of {', '.join(sorted(known))}"
+            f"{meant(bias, known)}"
         )
     chosen = [record for record in records if bias in (None, record.bias_type)]
     limit = require_whole_limit(limit)

@@ -194,7 +194,12 @@ def lines_of(text: str) -> list[str]:
 
 
 def table_of(
-    path: Path, columns: Sequence[str], what: str, *, otherwise: str | None = None
+    path: Path,
+    columns: Sequence[str],
+    what: str,
+    *,
+    optional: Sequence[str] = (),
+    otherwise: str | None = None,
 ) -> list[dict[str, str]]:
     """The rows of a table with a header: comma, tab or semicolon between its cells, whichever the
     header has.
@@ -206,6 +211,7 @@ def table_of(
 
     Args:
         what: the benchmark, for messages.
+        optional: columns that a row holds too, if the table has them.
         otherwise: as for :func:`text_of`.
 
     Raises:
@@ -218,7 +224,9 @@ def table_of(
     before = next(k for k, line in enumerate(lines) if line.strip())
     header, *body = lines[before:]
     found = {mark: _names(header, mark) for mark in SEPARATORS}
-    mark = max(SEPARATORS, key=lambda m: (len(set(columns) & set(found[m])), len(found[m])))
+    mark = max(
+        SEPARATORS, key=lambda m: (len({*columns, *optional} & set(found[m])), len(found[m]))
+    )
     names = found[mark]
     lacking = [name for name in columns if name not in names]
     if lacking:
@@ -227,7 +235,7 @@ def table_of(
             f"{what} among "
             f"{', '.join(map(repr, names))}"
         )
-    places = {name: names.index(name) for name in columns}
+    places = {name: names.index(name) for name in (*columns, *optional) if name in names}
     rows = _rows(body, before + 2, mark, len(names), path)
     numbers = _numbers(names, [cells for _, cells in rows])
     return [

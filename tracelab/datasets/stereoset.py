@@ -44,6 +44,7 @@ class StereoSetRecord:
     Attributes:
         context: the sentence with BLANK (intrasentence) or the first sentence (intersentence).
         target: the term the benchmark averages over, e.g. "chess player".
+        unrelated: None in pairs of your own that have none.
     """
 
     id: str
@@ -53,7 +54,7 @@ class StereoSetRecord:
     context: str
     stereotype: Sentence
     anti_stereotype: Sentence
-    unrelated: Sentence
+    unrelated: Sentence | None
 
     def pair(self) -> Pair:
         """The stereotype and the anti-stereotype as a pair of texts."""
@@ -163,7 +164,7 @@ def _file(path: Path, task: str, changed: tuple[int, ...]) -> tuple[StereoSetRec
 
 
 def _fault(record: StereoSetRecord) -> str | None:
-    sentences = (record.stereotype, record.anti_stereotype, record.unrelated)
+    sentences = [s for s in (record.stereotype, record.anti_stereotype, record.unrelated) if s]
     if not all(sentence.text for sentence in sentences):
         return "an empty sentence"
     if record.stereotype.text == record.anti_stereotype.text:

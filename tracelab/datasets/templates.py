@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from tracelab.datasets.records import parse, place, say_unusable, subsample
 from tracelab.datasets.sources import file_at, json_of, object_in
 from tracelab.datasets.spans import composed
-from tracelab.errors import TracelabError, brief, require_choice
+from tracelab.errors import TracelabError, brief, quoted, require_choice
 from tracelab.model.texts import Texts, as_texts
 from tracelab.ranges import require_whole_limit
 
@@ -61,18 +63,37 @@ class Corpus:
         return brief(self, self.attribute, f"n = {len(self.prompts)} prompts", f"groups {groups}")
 
 
-def templates(attribute: str, *, limit: int | None = None) -> Corpus:
+def templates(
+    attribute: str,
+    *,
+    source: str | Path | Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> Corpus:
     """The template corpus of an attribute: every concept with every template.
 
+    >>> lists = {
+    ...     "groups": {"old": ["old", "elderly"], "young": ["young", "teenage"]},
+    ...     "concepts": ["forgetful", "reckless"],
+    ...     "templates": ["The {concept} person was", "Someone {concept} is often"],
+    ... }
+    >>> len(templates("age", source=lists).prompts)
+    4
+
     Args:
-        attribute: one of :data:`ATTRIBUTES`.
+        attribute: one of :data:`ATTRIBUTES`; with word lists of your own, any name.
+        source: word lists of your own: ``groups`` (words by group), ``concepts``, and
+            ``templates`` with ``{concept}`` in them that end just before a group's word; as a
+            mapping, or a path to a JSON file of it.
         limit: at most so many concepts, subsampled evenly over the list.
 
     Raises:
-        TracelabError: unknown attribute.
+        TracelabError: unknown attribute, or lists that make no corpus.
     """
-    require_choice("attribute", attribute, ATTRIBUTES)
-    lists = json.loads((_FOLDER / f"{attribute}.json").read_text(encoding="utf-8"))
+    if source is None:
+        require_choice("attribute", attribute, ATTRIBUTES)
+        lists = json.loads((_FOLDER / f"{attribute}.json").read_text(encoding="utf-8"))
+    else:
+        lists = _own_lists(source)
     limit = require_whole_limit(limit)
     if limit is not None and limit < 1:
         raise TracelabError(f"no concept is left with limit={limit}")
@@ -132,6 +153,40 @@ def bracketed(path: Path | str, attribute: str, groups: Mapping[str, Texts]) -> 
         return found
 
     return Corpus(attribute, _groups(groups), tuple(parse(str(path), read)))
+
+
+def _own_lists(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Word lists of one's own, checked.
+
+    Raises:
+        TracelabError: they make no corpus.
+    """
+    what, given = "the word lists", source
+    if isinstance(source, str | Path):
+        path = file_at(source, "word lists", hub=False)
+        what = str(path)
+        try:
+            given = json_of(path)
+        except ValueError as error:
+            if isinstance(error, TracelabError):
+                raise
+            raise TracelabError(f"{what} holds no JSON: {error}") from error
+    if not isinstance(given, Mapping) or not {"groups", "concepts", "templates"} <= given.keys():
+        raise TracelabError(f"{what} need groups, concepts and templates: {quoted(given)}")
+    groups = given["groups"]
+    if not isinstance(groups, Mapping) or len(groups) < 2 or not all(groups.values()):
+        raise TracelabError(f"{what}: groups are words by the names of two groups or more")
+    for name in ("concepts", "templates"):
+        if not (listed := as_texts(given[name], name.removesuffix("s"))):
+            raise TracelabError(f"{what} have no {name}")
+        if twice := [text for text, n in Counter(listed).items() if n > 1]:
+            raise TracelabError(f"{what}: {quoted(twice[0])} stands twice in {name}")
+    for number, template in enumerate(as_texts(given["templates"], "template")):
+        if "{concept}" not in template:
+            raise TracelabError(
+                f"template {number} of {what} has no {{concept}}: {quoted(template)}"
+            )
+    return {name: given[name] for name in ("groups", "concepts", "templates")}
 
 
 def _same(concept: str) -> str:

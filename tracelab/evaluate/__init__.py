@@ -15,6 +15,7 @@ from tracelab.evaluate.bold.bold import bold_scores
 from tracelab.evaluate.edited import EditedScores, edited_scores
 from tracelab.evaluate.paired import paired
 from tracelab.evaluate.scoreboard.interference import interference
+from tracelab.evaluate.scoreboard.noted import metrics_of
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "hellinger",
     "interference",
     "lm_eval_scores",
+    "metrics_of",
     "paired",
     "perplexity",
     "prompt_pairs",

@@ -21,7 +21,7 @@ from tracelab.datasets import (
     winobias,
 )
 from tracelab.datasets.records import subsample
-from tracelab.errors import TracelabError
+from tracelab.errors import TracelabError, meant
 from tracelab.evaluate.benchmarks.attention import AttentionScores, attention_scores
 from tracelab.evaluate.benchmarks.bbq import BBQScores, bbq_scores
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores, crows_pairs_scores
@@ -148,6 +148,8 @@ def benchmark(name: str) -> Benchmark:
     if name.startswith(PREFIX):
         return lm_eval_benchmark(name)
     if name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        raise TracelabError(f"unknown benchmark {name!r}: choose one of {known}, or lm-eval/TASK")
+        known, near = ", ".join(BENCHMARKS), meant(name, BENCHMARKS)
+        raise TracelabError(
+            f"unknown benchmark {name!r}: choose one of {known}, or lm-eval/TASK{near}"
+        )
     return BENCHMARKS[name]

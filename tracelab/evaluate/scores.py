@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from tracelab.datasets.records import subsample
 from tracelab.errors import TracelabError
 from tracelab.metrics import label
 from tracelab.model.finite import CAUSE
@@ -128,6 +129,27 @@ class Benchmark:
     biases: tuple[str, ...] = ()
     where: tuple[str, ...] = ("source",)
     every_bias: bool = False
+
+    def on(self, records: Sequence[Any], name: str | None = None) -> Benchmark:
+        """The same measure on records of your own, as a benchmark of another name; without bias
+        types, as the records are all that is asked.
+
+        Args:
+            records: what :attr:`score` takes, such as :func:`tracelab.datasets.pairs` for
+                StereoSet's, CrowS-Pairs' and attention's.
+            name: default: ``own-`` and the measure's.
+        """
+        called = name or f"own-{self.name}"
+
+        def score(model: Any, records: Any, **options: Any) -> BenchmarkScores:
+            found = self.score(model, records, **options)
+            table = found.table.assign(benchmark=called)
+            return replace(found, settings=found.settings | {"benchmark": called}, table=table)
+
+        def read(bias: str | None, limit: int | None) -> Sequence[Any]:
+            return subsample(list(records), limit)
+
+        return replace(self, name=called, read=read, score=score, biases=(), where=())
 
 
 @dataclass(frozen=True)

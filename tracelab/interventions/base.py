@@ -15,9 +15,10 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,7 +31,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, quoted
 from tracelab.interventions import display
-from tracelab.interventions.bundle import save_bundle
+from tracelab.interventions.bundle import require_loadable, save_bundle
+from tracelab.interventions.hub import push
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
 from tracelab.interventions.point_edit import (
@@ -41,7 +43,7 @@ from tracelab.interventions.point_edit import (
     forward_hook,
     linear_hooks,
 )
-from tracelab.interventions.registry import with_own
+from tracelab.interventions.registry import Kinds, with_own
 from tracelab.interventions.sizes import require_bridge_fits, require_plain_fits
 from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
@@ -351,9 +353,7 @@ class Intervention(nn.Module, ABC):
             torch.equal(t.cpu(), others[name].cpu()) for name, t in own.items()
         )
 
-    def save(
-        self, path: Path | str, *, kinds: type[Intervention] | Iterable[type[Intervention]] = ()
-    ) -> Path:
+    def save(self, path: Path | str, *, kinds: Kinds = ()) -> Path:
         """Write a bundle (see :mod:`tracelab.interventions.bundle`); returns its folder.
 
         Args:
@@ -364,15 +364,23 @@ class Intervention(nn.Module, ABC):
             TracelabError: nothing could load it: a class that is neither tracelab's nor in
                 ``kinds``; or the folder holds something else.
         """
-        classes = with_own(kinds)
-        for part in self.modules() if self.has_members else [self]:
-            if isinstance(part, Intervention) and type(part) not in classes:
-                own = type(part).__name__
-                raise TracelabError(
-                    f"{own} is a class of your own, which tracelab cannot load by itself: save it "
-                    f"with kinds=({own},), and load it with the same"
-                )
+        require_loadable(self, kinds)
         return save_bundle(self, path)
+
+    def push_to_hub(self, repo_id: str, *, kinds: Kinds = (), **options: Any) -> str:
+        """Upload the bundle to a model repository of the hub, from which
+        ``load_intervention(repo_id)`` has it again; returns the address of the commit.
+
+        Args:
+            kinds: as for :meth:`save`.
+            options: ``private``, ``token``, ``revision``; see
+                :func:`tracelab.interventions.hub.push`.
+
+        Raises:
+            TracelabError: as :meth:`save`, or the repository cannot be written to.
+        """
+        require_loadable(self, kinds)
+        return push(partial(save_bundle, self, place=repo_id), repo_id, **options)
 
     def __repr__(self) -> str:
         return display.line(self)  # torch's listing of inner modules says nothing of an edit

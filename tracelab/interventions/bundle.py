@@ -36,6 +36,7 @@ from tracelab.interventions import manifest as manifests
 from tracelab.interventions.card import card
 from tracelab.interventions.manifest import Manifest, Part, TensorInfo
 from tracelab.interventions.names import CARD, MANIFEST, OWN_FILES, TENSORS
+from tracelab.interventions.registry import with_own
 from tracelab.storage.files import atomic_folder
 from tracelab.storage.ownership import require_replaceable
 
@@ -49,15 +50,37 @@ DEEPEST = 16
 """How deep stacks may lie in each other: what no person makes is a fault, or an attack."""
 
 
-def save_bundle(intervention: Intervention, path: Path | str) -> Path:
+def require_loadable(intervention: Intervention, kinds: Any) -> None:
+    """Refuse an intervention that nothing could load again.
+
+    Args:
+        kinds: class or classes of your own that the reader will be given.
+
+    Raises:
+        TracelabError: a class that is neither tracelab's nor in ``kinds``.
+    """
+    classes = with_own(kinds)
+    for part in intervention.modules() if intervention.has_members else [intervention]:
+        if hasattr(part, "kind") and hasattr(part, "spec") and type(part) not in classes:
+            own = type(part).__name__
+            raise TracelabError(
+                f"{own} is a class of your own, which tracelab cannot load by itself: save it "
+                f"with kinds=({own},), and load it with the same"
+            )
+
+
+def save_bundle(intervention: Intervention, path: Path | str, *, place: str = "") -> Path:
     """Write an intervention as a bundle; a bundle at ``path`` is replaced whole.
+
+    Args:
+        place: where its card says that it is loaded from; default: the folder's name.
 
     Raises:
         TracelabError: ``path`` holds something else, or a stack holds itself.
     """
     folder = Path(path)
     require_replaceable(folder, OWN_FILES, marker=MANIFEST)
-    part = _part(intervention)  # first: it refuses a stack that holds itself
+    part = part_of(intervention)  # first: it refuses a stack that holds itself
     tensors = {
         name: value.detach().cpu().contiguous().clone()
         for name, value in intervention.state_dict().items()
@@ -77,7 +100,9 @@ def save_bundle(intervention: Intervention, path: Path | str) -> Path:
     with atomic_folder(folder) as made:
         (made / TENSORS).write_bytes(content)
         (made / MANIFEST).write_bytes(manifests.write(manifest))
-        (made / CARD).write_text(card(intervention.name, manifest), encoding="utf-8")
+        (made / CARD).write_text(
+            card(intervention.name, manifest, place or folder.name), encoding="utf-8"
+        )
     return folder
 
 
@@ -87,6 +112,7 @@ def read_bundle(
     kinds: Iterable[type[Intervention]],
     *,
     revision: str | None = None,
+    token: str | bool | None = None,
     allow_mismatch: bool = False,
 ) -> Intervention:
     """Read a bundle from a folder or a hub repository.
@@ -94,6 +120,7 @@ def read_bundle(
     Args:
         kinds: the classes that it may be built of, by their ``kind``.
         revision: branch, tag or commit of a hub repository.
+        token: of the hub, for a repository that needs one.
         allow_mismatch: accept a model with other weights than the one the edit was made for (never
             other shapes).
 
@@ -101,7 +128,7 @@ def read_bundle(
         TracelabError: no bundle there, or one that is damaged, altered, of an unknown kind, or from
             a newer version.
     """
-    folder, root = _folder(path_or_hub_id, revision)
+    folder, root = _folder(path_or_hub_id, revision, token)
     manifest = manifests.read(
         _read(folder, MANIFEST, root, manifests.LARGEST), where=str(folder / MANIFEST)
     )
@@ -132,10 +159,11 @@ def read_bundle(
     return intervention.eval()
 
 
-def _part(intervention: Intervention, depth: int = 0) -> Part:
+def part_of(intervention: Intervention, depth: int = 0) -> Part:
+    """What a manifest says of an intervention."""
     _require_depth(depth)
     members = (
-        tuple(_part(m, depth + 1) for m in cast(Any, intervention))
+        tuple(part_of(m, depth + 1) for m in cast(Any, intervention))
         if intervention.has_members
         else ()
     )
@@ -213,7 +241,9 @@ def _require_same(wanted: dict[str, TensorInfo], found: dict[str, TensorInfo], w
             )
 
 
-def _folder(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, Path]:
+def _folder(
+    path_or_hub_id: Path | str, revision: str | None, token: str | bool | None
+) -> tuple[Path, Path]:
     """The bundle's folder, and the folder that its files must lie in."""
     try:
         path = Path(path_or_hub_id).expanduser()
@@ -228,7 +258,10 @@ def _folder(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, Pat
     try:
         found = Path(
             snapshot_download(
-                str(path_or_hub_id), revision=revision, allow_patterns=[MANIFEST, TENSORS]
+                str(path_or_hub_id),
+                revision=revision,
+                token=token,
+                allow_patterns=[MANIFEST, TENSORS],
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:

@@ -28,6 +28,9 @@ from transformers.pytorch_utils import Conv1D
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
+from tracelab.interventions.bundle import part_of
+from tracelab.interventions.card import adapter_card, merged_card
+from tracelab.interventions.names import CARD
 from tracelab.interventions.stack import Stack
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.finite import require_finite_change
@@ -41,11 +44,19 @@ MARKER = "tracelab_export.json"
 
 
 def to_peft(
-    model: TransformerBridge, edit: Intervention, folder: Path | str, *, rank: int | None = None
+    model: TransformerBridge,
+    edit: Intervention,
+    folder: Path | str,
+    *,
+    rank: int | None = None,
+    base_model: str | None = None,
 ) -> Path:
     """Write a weight delta as a PEFT LoRA adapter of the model.
 
     Args:
+        base_model: what the adapter says that it is of, and where PEFT looks for it; default: the
+            hub id or the folder that the model was loaded from. Say the hub id of a model from a
+            folder before you share the adapter: a folder is one of this machine.
         rank: for dense deltas (BiasEdit): how many singular directions of each are kept; the share
             of its norm that is lost is written into the adapter's ``tracelab_export.json``.
 
@@ -90,6 +101,7 @@ def to_peft(
         lost[path] = float((whole - b @ a).norm() / whole.norm().clamp_min(1e-12))
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous().cpu()
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous().cpu()
+    base = base_model or base_of(model)
     first = next(iter(ranks.values()))
     others = {path: r for path, r in ranks.items() if r != first}
     config = LoraConfig(
@@ -98,7 +110,7 @@ def to_peft(
         rank_pattern=others,
         alpha_pattern=others,
         target_modules=list(ranks),
-        base_model_name_or_path=model_facts(model).model_id,
+        base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
         fan_in_fan_out=all(isinstance(module, Conv1D) for _, module, _ in modules),
@@ -106,6 +118,8 @@ def to_peft(
     with _written(folder, delta, {"lost": lost} if rank is not None else {}) as made:
         config.save_pretrained(str(made))
         save_file(tensors, made / "adapter_model.safetensors")
+        text = adapter_card(delta.name, part_of(delta), base, Path(folder).name)
+        (made / CARD).write_text(text, encoding="utf-8")
     return Path(folder)
 
 
@@ -137,7 +151,19 @@ def to_merged(model: TransformerBridge, edit: Intervention, folder: Path | str) 
             require_finite_change(weight, path)
         plain.save_pretrained(made)
         given_tokenizer(model).save_pretrained(made)
+        name, base = edit.name, model_facts(model).model_id
+        text = merged_card(name, part_of(edit), base, Path(folder).name)
+        (made / CARD).write_text(text, encoding="utf-8")
     return Path(folder)
+
+
+def base_of(model: TransformerBridge) -> str:
+    """Where ``transformers`` finds the model again: a hub id, or a folder as a whole path."""
+    wrapped: Any = model.original_model
+    named = str(getattr(wrapped.config, "name_or_path", "") or "")
+    if named and Path(named).is_dir():
+        return str(Path(named).resolve())
+    return named or model_facts(model).model_id
 
 
 EXPORTERS = {"peft": to_peft, "merged": to_merged}

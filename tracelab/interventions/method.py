@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config as AnyConfig
 from tracelab.config import configured
+from tracelab.datasets.own import pairs
 from tracelab.errors import TracelabError, quoted
 from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
@@ -86,6 +87,15 @@ class Method(Intervention):
         raise TracelabError(f"tracelab has no data to fit {cls.kind} on: give fit() your own")
 
     @classmethod
+    def own_data(cls, file: Path | str, bias: str, limit: int | None = None) -> Any:
+        """Data of your own from a file: for most methods pairs of sentences.
+
+        Raises:
+            TracelabError: the file holds no such data.
+        """
+        return pairs(file, bias=bias, limit=limit)
+
+    @classmethod
     def grid(cls, model: TransformerBridge) -> Any:
         """What :func:`tracelab.tune` tries by default: values by field, or several such."""
         return cls.tried
@@ -141,6 +151,7 @@ class Method(Intervention):
             layers = require_layers(layers, facts.n_layers, facts.model_id)
             if not layers:
                 raise TracelabError(f"{cls.__name__} needs at least one layer")
+        data = cls.accepted(data)
         if missing := [name for name in cls.needs if not hasattr(data, name)]:
             raise TracelabError(
                 f"{cls.__name__} cannot be fitted on {shown(data)}: it has no {missing[0]}; give "
@@ -160,6 +171,11 @@ class Method(Intervention):
         if edit.notes.setdefault("fit_seconds", round(perf_counter() - began, 1)) is None:
             del edit.notes["fit_seconds"]
         return edit
+
+    @classmethod
+    def accepted(cls, data: Any) -> Any:
+        """What a fit makes of data that were not made for the method, such as records of pairs."""
+        return data
 
     @classmethod
     def _require_known(cls, changes: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ def load_intervention(
     *,
     kinds: type[Intervention] | Iterable[type[Intervention]] = (),
     revision: str | None = None,
+    token: str | bool | None = None,
     allow_mismatch: bool = False,
 ) -> Intervention:
     """Read a bundle from a folder or a hub repository.
@@ -31,6 +32,7 @@ def load_intervention(
     Args:
         kinds: class or classes of your own that it may hold, besides tracelab's (:data:`KINDS`).
         revision: branch, tag or commit of a hub repository.
+        token: of the hub, for a repository that needs one.
         allow_mismatch: accept a model with other weights than the one the edit was made for (never
             other shapes).
 
@@ -39,5 +41,9 @@ def load_intervention(
             a newer version.
     """
     return read_bundle(
-        path_or_hub_id, with_own(kinds), revision=revision, allow_mismatch=allow_mismatch
+        path_or_hub_id,
+        with_own(kinds),
+        revision=revision,
+        token=token,
+        allow_mismatch=allow_mismatch,
     )

@@ -6,10 +6,11 @@ answers ``--help`` and refuses what cannot be in a fraction of a second.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from tracelab.errors import TracelabError, quoted
+from tracelab.errors import TracelabError, meant, quoted
 
 
 class Listed(NamedTuple):
@@ -45,6 +46,8 @@ LISTED = (
 # fmt: on
 """What can be fitted; places are relative to this package."""
 
+Kinds = type[Any] | Iterable[type[Any]]
+"""A class of one's own, or several."""
 NOT_FITTED = ("weight_delta:WeightDelta", "stack:Stack")
 """What a bundle can hold besides."""
 
@@ -58,7 +61,8 @@ def listed(kind: str) -> Listed:
     found = [method for method in LISTED if method.kind == kind]
     if not found:
         known = ", ".join(method.kind for method in LISTED)
-        raise TracelabError(f"unknown method {quoted(kind)}: choose one of {known}")
+        near = meant(kind, known.split(", "))
+        raise TracelabError(f"unknown method {quoted(kind)}: choose one of {known}{near}")
     return found[0]
 
 

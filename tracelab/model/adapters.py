@@ -19,13 +19,13 @@ from tracelab.model.loading import why_not
 _CONFIG = "adapter_config.json"
 
 
-def is_adapter(folder: str, revision: str | None) -> bool:
+def is_adapter(folder: str, revision: str | None, token: str | bool | None = None) -> bool:
     """Whether a folder, or a hub repository, holds an adapter and is no model of its own.
 
     Raises:
         TracelabError: adapters lie in its subfolders, and nothing tells which one is meant.
     """
-    if find_adapter_config_file(folder, revision=revision) is not None:
+    if find_adapter_config_file(folder, revision=revision, token=token) is not None:
         return True
     if (inner := _inner(folder)) and not (Path(folder) / "config.json").is_file():
         raise TracelabError(
@@ -41,7 +41,7 @@ def merged(
     """The base model of an adapter with the adapter's change in its weights, and the tokenizer.
 
     Args:
-        where: ``revision``, if one was asked for, and ``trust_remote_code``.
+        where: ``revision`` and ``token``, if they were asked for, and ``trust_remote_code``.
     """
     try:
         from peft import PeftConfig, PeftModelForCausalLM
@@ -49,10 +49,11 @@ def merged(
         raise TracelabError(
             f"{folder!r} is a PEFT adapter: pip install 'tracelab[peft]', or merge it first"
         ) from None
-    config = PeftConfig.from_pretrained(folder, revision=where.get("revision"))
+    access = {name: where[name] for name in ("token",) if name in where}
+    config = PeftConfig.from_pretrained(folder, revision=where.get("revision"), **access)
     named = config.base_model_name_or_path or ""
     base = _base(folder, named)
-    trust = {"trust_remote_code": where["trust_remote_code"]}
+    trust = {"trust_remote_code": where["trust_remote_code"], **access}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # an adapter alone
@@ -66,7 +67,7 @@ def merged(
         if tokenizer is not None and len(tokenizer) > embeddings.num_embeddings:
             hf_model.resize_token_embeddings(len(tokenizer))
         wrapped = PeftModelForCausalLM.from_pretrained(
-            hf_model, folder, revision=where.get("revision")
+            hf_model, folder, revision=where.get("revision"), **access
         )
     except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
         raise TracelabError(

@@ -23,6 +23,7 @@ from transformers.generation.logits_process import LogitsProcessor
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
+from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
@@ -71,6 +72,7 @@ def generate(
     num_beams: int = 1,
     use_cache: bool = True,
     prepend_bos: bool | None = None,
+    apply_chat_template: bool = False,
     batch_size: int = 8,
     seed: int = 0,
 ) -> Generations:
@@ -80,6 +82,7 @@ def generate(
         num_return_sequences: samples a prompt.
         do_sample: False for greedy decoding or, with ``num_beams``, beam search.
         top_p, top_k, temperature: of sampling; ``top_k=0`` is off.
+        apply_chat_template: whether a prompt is a user's turn, which the model answers.
         batch_size: prompts a batch; the samples of a seed depend on it.
 
     Raises:
@@ -103,7 +106,10 @@ def generate(
         require_number("top_p", top_p)
     if do_sample and not 0 < top_p <= 1:  # the one that transformers lets pass
         raise TracelabError(f"top_p is above 0 and at most 1, not {top_p}")
-    sequences = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in prompts]
+    written = [chat_prompt(model, p) for p in prompts] if apply_chat_template else prompts
+    if apply_chat_template and begins_with_bos(model, written[0]):
+        prepend_bos = False
+    sequences = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in written]
     require_context(model, map(len, sequences), new_tokens=max_new_tokens, what="prompt")
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -145,6 +151,8 @@ def generate(
     table = pd.DataFrame(rows, columns=["prompt_id", "sample", "prompt", "continuation"])
     options |= {"batch_size": batch_size, "seed": seed}
     options["prepend_bos"] = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
+    if apply_chat_template:
+        options["chat_template"] = "applied"
     return Generations(run_settings(model, **options), table)
 
 

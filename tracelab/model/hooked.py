@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 
 from tracelab.errors import TracelabError
+from tracelab.model.bridge import require_bridge
 
 _BOOKKEEPING = ("transformer_lens.", "transformers.", "accelerate.")
 """Modules whose own hooks change nothing; those of :mod:`.forward_pass` do not either."""
@@ -102,6 +103,7 @@ def require_unedited(model: nn.Module, what: str, *, allow_hooks: bool | None = 
         TracelabError: naming the hooks; or the model is in training mode, where dropout makes every
             number another.
     """
+    require_bridge(model)
     if in_training(model):
         raise TracelabError(
             f"{what} needs the model in evaluation mode, it is in training mode: call model.eval()"

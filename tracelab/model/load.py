@@ -1,15 +1,16 @@
 """Load a causal language model as a TransformerLens bridge, and know what was loaded.
 
-:func:`load` takes the embedded default, a hub id, a local folder or a GGUF file. What identifies
-the model and how it is to be read does not change and is kept (:class:`ModelFacts`); its weights,
-dtype and device may, and are looked at when they are asked for (:class:`ModelInfo`, which every
-result records).
+:func:`load` takes the embedded default, a hub id, a local folder, a GGUF file (:mod:`.reading`), or
+a ``transformers`` model in memory. What identifies the model and how it is to be read does not
+change and is kept (:class:`ModelFacts`); its weights, dtype and device may, and are looked at when
+they are asked for (:class:`ModelInfo`, which every result records).
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,17 +18,17 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import leave_inference_mode, measuring
-from tracelab.model import assets
-from tracelab.model.adapters import is_adapter, merged
+from tracelab.model.bridge import require_bridge
 from tracelab.model.forward_pass import watch
 from tracelab.model.hook_points import check_hook_points, hook_name
 from tracelab.model.hooked import hook_keys, in_training
-from tracelab.model.loading import why_not
+from tracelab.model.reading import read
 from tracelab.model.weights import buffers_hash, fingerprint, weights_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +47,7 @@ class ModelFacts:
         None  # the PEFT adapter that was merged into the weights when they were loaded
     )
     trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
+    quantization: str | None = None  # how transformers keeps its weights, if in fewer bits
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ModelInfo(ModelFacts):
         return {key: value for key, value in plain.items() if value or key not in _SELDOM}
 
 
-_SELDOM = ("adapter", "trust_remote_code", "training")
+_SELDOM = ("adapter", "trust_remote_code", "quantization", "training")
 
 _FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
@@ -74,58 +76,107 @@ _TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
 
 @measuring()
 def load(
-    name_or_path: str | Path | None = None,
+    name_or_path: str | Path | nn.Module | None = None,
     *,
-    dtype: torch.dtype | str = torch.float32,
+    tokenizer: Any = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
     prepend_bos: bool | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load a causal language model as a ``TransformerBridge`` in evaluation mode.
 
     Args:
         name_or_path: a hub id, a local folder, a GGUF file, or None for the embedded default
-            (SmolLM2-135M-Instruct, 4-bit weights de-quantised).
+            (SmolLM2-135M-Instruct, 4-bit weights de-quantised); or a ``transformers`` model in
+            memory, which is rewired in place: keep no clean copy of it to compare with.
+        tokenizer: of a model in memory; otherwise, instead of the model's own.
         dtype: ``torch.dtype`` or its name; log-probabilities are summed in fp32 whatever it is.
-        device: default: CUDA if there is one, else the CPU.
+            Default: float32, and of a model in memory its own.
+        device: default: CUDA if there is one, else the CPU; a model in memory stays where it is.
+        device_map: instead of ``device``: where ``transformers`` puts which parts (``"auto"``).
+        quantization_config: of ``transformers``, such as a ``BitsAndBytesConfig``: weights are
+            kept in fewer bits. What is computed with them is another model's: compare it with
+            itself.
         prepend_bos: whether texts get a BOS token. Default: what the model's own tokenizer does
             (SmolLM2 and GPT-2 add none, Gemma does).
         revision: branch, tag or commit of a hub model.
+        token: of the hub, for a model that needs one; default: that of ``hf auth login``. It is
+            kept nowhere.
         trust_remote_code: whether Python code that comes with the model may run; nothing ever asks
             for it.
 
     Raises:
         TracelabError: no such model, no way to reach the hub, a model that needs code of its own,
-            or an architecture that the bridge does not support.
+            an architecture that the bridge does not support, or options that do not go together.
     """
     if isinstance(dtype, str):
         dtype = DTYPES[require_choice("dtype", dtype, DTYPES)]
-    device = _usable_device(device)
-    model_id, folder, gguf = _locate(name_or_path)
-    where: dict[str, Any] = (
-        {"gguf_file": gguf} if gguf else {"revision": revision} if revision else {}
+    if device is not None and device_map is not None:
+        raise TracelabError("device and device_map both say where the model goes: give one")
+    if isinstance(name_or_path, nn.Module):
+        given = (device_map, quantization_config, revision, token, trust_remote_code or None)
+        if any(value is not None for value in given):
+            raise TracelabError(
+                "device_map, quantization_config, revision, token and trust_remote_code are of a "
+                "model that is read; the one given is in memory: give them to its from_pretrained"
+            )
+        return _in_memory(name_or_path, tokenizer, dtype, device, prepend_bos)
+    device = None if device_map is not None else _usable_device(device)
+    access = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    how = {"device_map": device_map, "quantization_config": quantization_config}
+    model_id, hf_model, own_tokenizer, adapter = read(
+        name_or_path,
+        tokenizer,
+        dtype=torch.float32 if dtype is None else dtype,
+        access={name: value for name, value in access.items() if value is not None},
+        how={name: value for name, value in how.items() if value is not None},
     )
-    where["trust_remote_code"] = trust_remote_code  # None, their default, asks on the terminal
-    adapter = None
-    try:
-        if gguf is None and is_adapter(folder, revision):
-            hf_model, tokenizer = merged(model_id, folder, dtype, where)
-            adapter = model_id
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-            hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except TracelabError:
-        raise
-    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
-        raise TracelabError(
-            f"cannot load the model {model_id!r}: {why_not(error)} Give a hub id that can be "
-            "reached, a "
-            "folder with config.json, weights and tokenizer, or a .gguf file"
-        ) from error
-    model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    model = from_hf(
+        hf_model, own_tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos
+    )
     _FACTS[model] = replace(_FACTS[model], adapter=adapter, trust_remote_code=trust_remote_code)
     return model
+
+
+def _in_memory(
+    hf_model: nn.Module,
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    prepend_bos: bool | None,
+) -> TransformerBridge:
+    """A bridge to a model that somebody has loaded already, called as its configuration says."""
+    name = type(hf_model).__name__
+    config = getattr(hf_model, "config", None)
+    named = str(getattr(config, "name_or_path", "") or name)
+    model_id = Path(named).name if Path(named).is_dir() else named
+    if isinstance(hf_model, TransformerBridge):
+        raise TracelabError("this model is loaded already: it is what tracelab.load() gives")
+    _require_whole(hf_model, model_id)
+    if isinstance(tokenizer, str | Path):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    if dtype is not None and not _keeps_its_place(hf_model):
+        hf_model.to(dtype)
+    return from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+
+
+def _keeps_its_place(hf_model: Any) -> bool:
+    """Whether transformers has put the parts of a model where they are, or its weights in few
+    bits: it can be neither moved nor converted."""
+    return bool(getattr(hf_model, "hf_device_map", None) or _quantization(hf_model))
+
+
+def _quantization(hf_model: Any) -> str | None:
+    if getattr(hf_model, "hf_quantizer", None) is None:
+        return None
+    config = hf_model.hf_quantizer.quantization_config
+    bits = [f" {n}-bit" for n in (4, 8) if getattr(config, f"load_in_{n}bit", False)]
+    return f"{getattr(config.quant_method, 'value', config.quant_method)}{''.join(bits)}"
 
 
 def _usable_device(device: str | torch.device | None) -> str:
@@ -146,14 +197,14 @@ def from_hf(
     tokenizer: Any,
     *,
     model_id: str,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     prepend_bos: bool | None = None,
 ) -> TransformerBridge:
     """Wrap a ``transformers`` model and its tokenizer as a bridge that tracelab knows.
 
     The model is rewired in place, as ``TransformerBridge.boot_transformers`` does: keep no clean
     copy of it to compare with. The tokenizer is used as it is in memory; the bridge gets a copy
-    that puts BOS before texts.
+    that puts BOS before texts. A ``device`` of None leaves the model where it is.
 
     Raises:
         TracelabError: a wrapper (``PeftModel``, ``torch.compile``, data parallel) instead of the
@@ -165,6 +216,9 @@ def from_hf(
         raise TracelabError(
             f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads"
         )
+    first = next(hf_model.parameters())
+    if device is None or _keeps_its_place(hf_model):
+        device = str(first.device)
     device = _usable_device(device)
     if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
         prepend_bos = tokenizer_adds_bos(tokenizer)
@@ -174,15 +228,16 @@ def from_hf(
     config = hf_model.config
     if not config.architectures:  # empty on a model read from GGUF
         config.architectures = [type(hf_model).__name__]
-    dtype = next(hf_model.parameters()).dtype
-    hf_model.eval().to(device)
+    hf_model.eval()
+    if not _keeps_its_place(hf_model):
+        hf_model.to(device)
     try:
         model = TransformerBridge.boot_transformers(
             model_id,
             hf_model=hf_model,
             tokenizer=_adding_bos(tokenizer),
             device=device,
-            dtype=dtype,
+            dtype=first.dtype if first.dtype.is_floating_point else hf_model.dtype,
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
@@ -222,8 +277,8 @@ def _require_whole(hf_model: Any, model_id: str) -> None:
     says."""
     if not isinstance(hf_model, torch.nn.Module):
         raise TracelabError(
-            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes names, "
-            "folders and .gguf files"
+            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes those, "
+            "names, folders and .gguf files"
         )
     adapted = sum(
         type(module).__module__.startswith("peft.tuners") for module in hf_model.modules()
@@ -243,6 +298,7 @@ def _require_whole(hf_model: Any, model_id: str) -> None:
 
 def model_facts(model: TransformerBridge) -> ModelFacts:
     """What stays the same of a model; made on first use for a bridge that you booted yourself."""
+    require_bridge(model)
     if model not in _FACTS:
         _FACTS[model] = _describe(model, model.cfg.model_name, _habit_before_booting(model))
     return _FACTS[model]
@@ -327,37 +383,6 @@ def require_hook(model: TransformerBridge, kind: str, layer: int | None = None) 
     return hook_name(kind, layer)
 
 
-def _locate(name_or_path: str | Path | None) -> tuple[str, str, str | None]:
-    """(model id, what to hand to ``from_pretrained``, GGUF file name or None)."""
-    if name_or_path is None:
-        folder = assets.model_dir()
-        return folder.name, str(folder), None
-    path = Path(name_or_path).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return path.name, *_converted(path)
-    if path.is_dir():
-        return path.resolve().name, str(path), None
-    if path.is_file() or path.suffix == ".gguf" or str(name_or_path).startswith((".", "/", "~")):
-        raise TracelabError(f"no model folder and no .gguf file at {str(name_or_path)!r}")
-    return str(name_or_path), str(name_or_path), None
-
-
-def _converted(gguf: Path) -> tuple[str, str | None]:
-    """The folder of a GGUF file's conversion in the cache; where that cannot be written, the file
-    itself."""
-    try:
-        return str(assets.gguf_dir(gguf)), None
-    except OSError as error:
-        warn(
-            f"{gguf.name} is converted for this run only, the cache cannot be written ({error})",
-        )
-        return str(gguf.parent), gguf.name
-    except Exception as error:  # a broken file surfaces as whatever its reader happens to raise
-        raise TracelabError(
-            f"cannot load the model {gguf.name!r}: {why_not(error)} Give another .gguf file"
-        ) from error
-
-
 def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> ModelFacts:
     watch(model.original_model)
     faults = check_hook_points(model)
@@ -369,4 +394,5 @@ def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> Mod
         prepend_bos=prepend_bos,
         n_layers=model.cfg.n_layers,
         faults=faults,
+        quantization=_quantization(model.original_model),
     )

@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError
 from tracelab.figures import log_probabilities
 from tracelab.gradients import measuring
+from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
@@ -110,6 +111,7 @@ def score(
     contexts: Texts | None = None,
     *,
     prepend_bos: bool | None = None,
+    apply_chat_template: bool = False,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Scores:
     """Log-probability of each text, alone or as the continuation of a context.
@@ -121,6 +123,8 @@ def score(
             joint text; a token that holds a character of the continuation belongs to it.
         prepend_bos: whether a BOS token comes first; default: the model's. Without BOS and context
             the first token has no log-probability and is not scored.
+        apply_chat_template: whether a context is a user's turn and the text the model's answer, as
+            its chat template writes them.
         batch_tokens: most tokens in a forward pass.
 
     Raises:
@@ -133,9 +137,16 @@ def score(
         raise TracelabError("no text to score")
     if contexts is not None and len(contexts) != len(texts):
         raise TracelabError(f"{len(texts)} texts but {len(contexts)} contexts")
+    befores = [""] * len(texts) if contexts is None else [f"{context} " for context in contexts]
+    template = {}
+    if apply_chat_template:
+        if contexts is None:
+            raise TracelabError("a chat template needs contexts: the turns that the texts answer")
+        befores = [chat_prompt(model, context) for context in contexts]
+        prepend_bos = False if begins_with_bos(model, befores[0]) else prepend_bos
+        template = {"chat_template": "applied"}
     sequences, firsts = [], []
-    for index, text in enumerate(texts):
-        before = f"{contexts[index]} " if contexts is not None else ""
+    for index, (before, text) in enumerate(zip(befores, texts, strict=True)):
         encoding = encode(model, before + text, prepend_bos=prepend_bos)
         # The space that joins the two may belong to the first token: it is not asked for.
         inside = encoding.positions(Span(len(before), len(before) + len(text)))
@@ -148,7 +159,9 @@ def score(
     values = token_logprobs(model, sequences, firsts, batch_tokens=batch_tokens)
     given = [_Given(text, contexts[i] if contexts else None) for i, text in enumerate(texts)]
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos
-    settings = run_settings(model, given, prepend_bos=bos, with_contexts=contexts is not None)
+    settings = run_settings(
+        model, given, prepend_bos=bos, with_contexts=contexts is not None, **template
+    )
     sums, means = (np.array([each(v.numpy()) for v in values]) for each in (np.sum, np.mean))
     table = pd.DataFrame([asdict(each) for each in given]).assign(
         n_tokens=[len(v) for v in values], logprob=sums, logprob_mean=means

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.model.chat import has_template
 from tracelab.model.hooked import hook_names
 from tracelab.model.load import model_info, model_key
 from tracelab.storage.data_hash import data_hash
@@ -27,10 +28,12 @@ def run_settings(
         records: the data; their hash is recorded.
         choices: whatever else it depends on.
     """
+    template = {"chat_template": "not applied"} if has_template(model) else {}
     return {
         "model": model_info(model).settings(),
         "hooks": hook_names(model),
         "data_hash": data_hash(records),
+        **template,  # an instruct model is measured on bare text unless a choice says otherwise
         **choices,
         "versions": {name: version(name) for name in _VERSIONED},
     }

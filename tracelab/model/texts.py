@@ -13,6 +13,7 @@ from typing import Any
 
 from tracelab.errors import TracelabError
 
+_RECORDS = ("record", "pair")
 Texts = str | Iterable[Any]
 """What :func:`as_texts` takes: one string, or any iterable of strings."""
 
@@ -49,7 +50,7 @@ def as_records(records: Any, what: str = "record") -> list[Any]:
         if isinstance(record, str) or not hasattr(record, "id"):
             raise TracelabError(
                 f"{what} {number} is {_shown(record)}, no record of a data set: pass what "
-                "tracelab.datasets gives"
+                "tracelab.datasets gives, or make records of your own pairs: datasets.pairs(rows)"
             )
     return listed
 
@@ -63,6 +64,10 @@ def _listed(values: Any, what: str) -> list[Any]:
         except TypeError:  # no iterable, or an array without dimensions
             pass
     kind = type(values).__name__
+    if columns and what in _RECORDS:
+        raise TracelabError(
+            f"a list of {what}s is needed, not a {kind}: make records of it: datasets.pairs(table)"
+        )
     raise TracelabError(
         f"a list of {what}s is needed, not "
         f"{f'a {kind}: give one of its columns' if columns else _shown(values)}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError, warn
+from tracelab.model.bridge import require_bridge
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_int
 from tracelab.span import Span
@@ -54,10 +55,10 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         TracelabError: the text has no token, or one that the model has no embedding of, or the
             tokenizer gives no character offsets.
     """
-    tokenizer = model.tokenizer
+    facts, tokenizer = model_facts(model), model.tokenizer
     if not tokenizer.is_fast:
         raise TracelabError(
-            f"the tokenizer of {model_facts(model).model_id} gives no character offsets: use a "
+            f"the tokenizer of {facts.model_id} gives no character offsets: use a "
             "fast (Rust) tokenizer"
         )
     try:
@@ -74,10 +75,10 @@ def encode(model: TransformerBridge, text: str, *, prepend_bos: bool | None = No
         name = tokenizer.convert_ids_to_tokens(token)
         raise TracelabError(
             f"the token {name!r} (id {token}) is beyond the {size} embeddings of "
-            f"{model_facts(model).model_id}: give "
+            f"{facts.model_id}: give "
             "the model its own tokenizer, or call resize_token_embeddings before it is loaded"
         )
-    if model_facts(model).prepend_bos if prepend_bos is None else prepend_bos:
+    if facts.prepend_bos if prepend_bos is None else prepend_bos:
         if ids[0] == (first := bos_id(model)):
             warn(
                 "a text begins with the BOS token already: no second one comes before it",
@@ -130,6 +131,7 @@ def require_context(
 
 def context_length(model: TransformerBridge) -> int | None:
     """Most tokens of a text, as the model's configuration says; None: no limit."""
+    require_bridge(model)
     config = cast(Any, model.original_model.config).get_text_config()
     if model.cfg.positional_embedding_type == "alibi" and config.model_type not in _LIMITED:
         return None

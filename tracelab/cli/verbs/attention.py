@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracelab.cli import loading
-from tracelab.datasets import crows_pairs, stereoset
+from tracelab.datasets import crows_pairs, pairs, stereoset
 from tracelab.errors import require_choice
 from tracelab.localize import attention_gap
 from tracelab.localize.attention.attention_gap import REDUCTIONS
 from tracelab.results import Result
 
+READ: dict[str, Callable[..., Sequence[Any]]] = {
+    "crows-pairs": crows_pairs,
+    "stereoset": stereoset,
+}
+
 
 def run(options: argparse.Namespace) -> Result:
     """``tracelab attention``."""
     require_choice("reduction", options.reduce, REDUCTIONS)
-    read = crows_pairs if options.data == "crows-pairs" else stereoset
-    pairs: Sequence[Any] = read(options.bias, source=options.source, limit=options.limit)
+    if (read := READ.get(options.data)) is not None:
+        records: Sequence[Any] = read(options.bias, source=options.source, limit=options.limit)
+    else:
+        records = pairs(options.data, bias=options.bias, limit=options.limit)
+    more = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
     return attention_gap(
         loading.load_model(options),
-        pairs,
+        records,
         layer=options.layer,
         heads="mean" if options.head is None else [options.head],
         reduce=options.reduce,
         seed=options.seed,
+        **more,
     )

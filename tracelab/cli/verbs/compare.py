@@ -10,6 +10,7 @@ from tracelab.cli.arguments import parse_int
 from tracelab.cli.output import result_name
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
+from tracelab.evaluate.benchmarks.lm_eval import PREFIX
 from tracelab.evaluate.registry import BIAS_TYPES, benchmark
 from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
 from tracelab.interventions import Intervention, Stack
@@ -24,6 +25,8 @@ def run(options: argparse.Namespace) -> Result:
     wanted = dict(_benchmark(text) for text in options.benchmarks or DEFAULT)
     for name in wanted:
         benchmark(name)  # refuses an unknown one before the model is loaded
+    if options.include_path is not None and not any(name.startswith(PREFIX) for name in wanted):
+        raise TracelabError(f"--include-path is of {PREFIX}TASK: no benchmark asked for is one")
     if options.bias is not None:
         require_choice("bias type", options.bias, BIAS_TYPES)
     edits: dict[str, Intervention] = {}
@@ -45,6 +48,11 @@ def run(options: argparse.Namespace) -> Result:
         list(wanted),
         bias=options.bias,
         limit={name: most for name, most in limits.items() if most is not None},
+        options={
+            name: {"include_path": options.include_path}
+            for name in wanted
+            if options.include_path is not None and name.startswith(PREFIX)
+        },
         off_target=not options.no_off_target,
         folder=None if options.out is None else Path(options.out) / "cells",
         seed=options.seed,

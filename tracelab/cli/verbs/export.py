@@ -22,9 +22,15 @@ def run(options: argparse.Namespace) -> None:
     require_export_folder(options.out)
     edit = loading.load_edit(options.bundle, options, *loading.strengths(options, 1))
     if options.to == "peft":
-        folder = to_peft(loading.load_model(options), edit, options.out, rank=options.rank)
-    elif options.rank is not None:
-        raise TracelabError("--rank is of --to peft: a merged delta is whole")
+        folder = to_peft(
+            loading.load_model(options),
+            edit,
+            options.out,
+            rank=options.rank,
+            base_model=options.base_model,
+        )
+    elif options.rank is not None or options.base_model is not None:
+        raise TracelabError("--rank and --base-model are of --to peft: a merged delta is whole")
     else:
         folder = to_merged(loading.load_model(options), edit, options.out)
     if options.json is not None:

@@ -35,11 +35,15 @@ def run(options: argparse.Namespace) -> None:
     if options.out is None:
         raise TracelabError("fit needs a folder to write the bundle into: add --out BUNDLE")
     method: type[Method] = listed(options.method).method_class()
+    if options.bounds and options.tune is None:
+        raise TracelabError("--bounds is of --tune: a fit by itself chooses nothing")
+    if options.data is not None and (options.tune is not None or options.source != "wheel"):
+        raise TracelabError("--data is what is fitted on: leave --tune and --source out")
     layers = _layers_or_words(method, options.layers)
     if options.tune is not None:
         edit = _tuned(method, layers, options)
     else:
-        data = method.training_data(options.bias, source=options.source, limit=options.limit)
+        data = _data(method, options)
         model, checkpoint = loading.load_model(options), options.checkpoint
         edit = method.fit(model, data, options.config, layers=layers, checkpoint=checkpoint)
     bundle = edit.save(options.out)
@@ -48,6 +52,12 @@ def run(options: argparse.Namespace) -> None:
             options, json.loads((bundle / MANIFEST).read_text(encoding="utf-8")), pd.DataFrame()
         )
     say(str(bundle), options)
+
+
+def _data(method: type[Method], options: argparse.Namespace) -> Any:
+    if options.data is not None:
+        return method.own_data(options.data, options.bias, options.limit)
+    return method.training_data(options.bias, source=options.source, limit=options.limit)
 
 
 def _tuned(

@@ -15,7 +15,8 @@ from tracelab.results import Result
 def run(options: argparse.Namespace) -> Result:
     """``tracelab probe``."""
     require_choice("split", options.split, SPLITS)
-    corpus = templates(options.bias, limit=options.limit)
+    corpus = templates(options.bias, source=options.data, limit=options.limit)
+    more = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
     return probe_layers(
         loading.load_model(options),
         corpus,
@@ -23,4 +24,5 @@ def run(options: argparse.Namespace) -> Result:
         n_seeds=options.seeds,
         top_k=options.top_k,
         seed=options.seed,
+        **more,
     )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from tracelab.cli import loading
+from tracelab.cli.words import PAIRED
+from tracelab.datasets import pairs
 from tracelab.errors import TracelabError
 from tracelab.evaluate import edited_scores
+from tracelab.evaluate.benchmarks.lm_eval import PREFIX
 from tracelab.evaluate.registry import benchmark
+from tracelab.evaluate.scores import Benchmark
 from tracelab.results import Result
 
 
@@ -17,32 +22,62 @@ def run(options: argparse.Namespace) -> Result:
     """``tracelab score``: rows of the unedited model, and with edits those of the edited one and
     the differences."""
     loading.strengths(options, len(options.edit or []))
-    edit = loading.one_edit(options) if options.edit else None
-    records = _records(options)
-    model = loading.load_model(options)
-    if edit is None:
-        return _measure(model, records, options, None)
-    return edited_scores(
-        model, edit, lambda name: _measure(model, records, options, name), seed=options.seed
-    )
-
-
-def _records(options: argparse.Namespace) -> Sequence[Any]:
-
+    if options.allow_mismatch and not options.edit:
+        raise TracelabError("--allow-mismatch is of edits: name them with --edit")
     chosen = benchmark(options.benchmark)
-    if options.bias is not None and not chosen.biases:
-        raise TracelabError(f"{chosen.name} has no bias types: leave --bias out")
+    more = _scoring(chosen, options)
+    edit = loading.one_edit(options) if options.edit else None
+    chosen, records = _records(chosen, options)
+    model = loading.load_model(options)
+
+    def measure(name: str | None) -> Any:
+        return chosen.score(model, records, edit=name, seed=options.seed, **more)
+
+    if edit is None:
+        return measure(None)
+    return edited_scores(model, edit, measure, seed=options.seed)
+
+
+def _scoring(chosen: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
+    """How the benchmark is scored, as far as it was said.
+
+    Raises:
+        TracelabError: an option that means nothing to it.
+    """
+    found: dict[str, Any] = {}
+    takes = inspect.signature(chosen.score).parameters
+    if options.batch_tokens is not None:
+        if "batch_tokens" not in takes:
+            raise TracelabError(f"{chosen.name} has no --batch-tokens: leave it out")
+        found["batch_tokens"] = options.batch_tokens
+    for name, given in (
+        ("include_path", options.include_path),
+        ("apply_chat_template", options.apply_chat_template or None),
+    ):
+        if given is not None:
+            if not chosen.name.startswith(PREFIX):
+                raise TracelabError(f"--{name.replace('_', '-')} is of {PREFIX}TASK: leave it out")
+            found[name] = given
+    return found
+
+
+def _records(chosen: Benchmark, options: argparse.Namespace) -> tuple[Benchmark, Sequence[Any]]:
+    """The benchmark, or its measure on pairs of one's own, and the records."""
     where = {
         name: given for name in ("split", "source") if (given := getattr(options, name)) is not None
     }
+    if options.data is not None:
+        if chosen.name not in PAIRED:
+            raise TracelabError(
+                f"{chosen.name} cannot be measured on --data: {', '.join(PAIRED)} can"
+            )
+        if where:
+            raise TracelabError(f"--data is what is scored: leave --{' and --'.join(where)} out")
+        own = pairs(options.data, bias=options.bias, limit=options.limit)
+        return chosen.on(own), own
+    if options.bias is not None and not chosen.biases:
+        raise TracelabError(f"{chosen.name} has no bias types: leave --bias out")
     refused = [f"--{name}" for name in where if name not in chosen.where]
     if refused:
         raise TracelabError(f"{chosen.name} has no {' and no '.join(refused)}")
-    return chosen.read(options.bias, options.limit, **where)
-
-
-def _measure(
-    model: Any, records: Sequence[Any], options: argparse.Namespace, edit: str | None
-) -> Any:
-
-    return benchmark(options.benchmark).score(model, records, edit=edit, seed=options.seed)
+    return chosen, chosen.read(options.bias, options.limit, **where)

@@ -6,8 +6,8 @@ import argparse
 
 from tracelab.cli import loading
 from tracelab.cli.arguments import parse_layers
-from tracelab.datasets import stereoset
-from tracelab.errors import require_choice
+from tracelab.datasets import pairs, stereoset
+from tracelab.errors import TracelabError, require_choice
 from tracelab.localize import causal_trace
 from tracelab.localize.tracing.causal_trace import POSITIONS
 from tracelab.localize.tracing.sentence import COMPONENTS
@@ -20,7 +20,14 @@ def run(options: argparse.Namespace) -> Result:
         require_choice("component", options.component, COMPONENTS)
     require_choice("positions", options.positions, POSITIONS)
     layers = parse_layers(options.layers)
-    records = stereoset(options.bias, source=options.source)
+    if options.window is not None and options.component == "resid":
+        raise TracelabError("--window is of mlp and attn: resid is restored a layer at a time")
+    if options.data is not None:
+        records = pairs(options.data, bias=options.bias)
+    elif options.bias is None:
+        raise TracelabError("trace needs a bias type: add --bias, or --data with pairs of your own")
+    else:
+        records = stereoset(options.bias, source=options.source)
     return causal_trace(
         loading.load_model(options),
         records,

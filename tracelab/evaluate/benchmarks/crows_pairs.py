@@ -29,7 +29,8 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.crows_pairs import CrowsPair
+from tracelab.datasets.own import as_crows_pairs
+from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError
 from tracelab.evaluate.association import association_samples
 from tracelab.evaluate.scores import (
@@ -43,7 +44,6 @@ from tracelab.evaluate.scores import (
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, start_logprobs, token_logprobs
 from tracelab.model.settings import run_settings
-from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
 
@@ -72,7 +72,7 @@ class CrowsPairsScores(BenchmarkScores):
 
 def crows_pairs_scores(
     model: TransformerBridge,
-    records: Iterable[CrowsPair],
+    records: Iterable[Record],
     *,
     prepend_bos: bool | None = None,
     edit: str | None = None,
@@ -82,6 +82,7 @@ def crows_pairs_scores(
     """Score a model on CrowS-Pairs, per bias type and, if there are several, over all of them.
 
     Args:
+        records: CrowS-Pairs' or any pairs (:func:`~tracelab.datasets.pairs` of your own).
         prepend_bos: whether BOS comes before each sentence; default: the model's.
         edit: name for the table of the edit that is on the model.
         seed: kept in the settings; intervals draw nothing.
@@ -91,7 +92,7 @@ def crows_pairs_scores(
             are not finite.
     """
     require_seed(seed)
-    records = as_records(records)
+    records = as_crows_pairs(records)
     if not records:
         raise TracelabError("no CrowS-Pairs records to score")
     bos = model_facts(model).prepend_bos if prepend_bos is None else prepend_bos

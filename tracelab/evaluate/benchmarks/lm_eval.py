@@ -123,6 +123,7 @@ def lm_eval_scores(
         documents=hashlib.sha256("".join(documents["doc"]).encode()).hexdigest()[:16],
         options={name: repr(value) for name, value in options.items()},
         seed=seed,
+        **({"chat_template": "applied"} if options.get("apply_chat_template") else {}),
     )
     table = score_table(_samples(documents), benchmark=PREFIX + task.id, edit=edit, seed=seed)
     return LmEvalScores(

@@ -35,6 +35,8 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.gender_swap import gender_twins
+from tracelab.datasets.own import as_triples
+from tracelab.datasets.records import Record
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.evaluate.association import association_samples, with_parts
@@ -49,7 +51,6 @@ from tracelab.evaluate.scores import (
 from tracelab.model.load import model_facts
 from tracelab.model.scoring import BATCH_TOKENS, score, start_logprobs, token_logprobs
 from tracelab.model.settings import run_settings
-from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_seed
 
@@ -81,7 +82,7 @@ class StereoSetScores(BenchmarkScores):
 
 def stereoset_scores(
     model: TransformerBridge,
-    records: Iterable[StereoSetRecord],
+    records: Iterable[Record],
     *,
     context_bos: bool | None = None,
     twins: bool = True,
@@ -92,7 +93,8 @@ def stereoset_scores(
     """Score a model on StereoSet, per bias type and, if there are several, over all of them.
 
     Args:
-        records: of one task (:func:`tracelab.datasets.stereoset`).
+        records: of one task (:func:`tracelab.datasets.stereoset`), or
+            :func:`~tracelab.datasets.pairs` of your own with an unrelated sentence each.
         context_bos: whether BOS stays in context; default: whether the model's texts get one.
         twins: whether gender records are also scored with the other gender named, which the
             group-dependent gap needs: two texts more beside three.
@@ -104,7 +106,7 @@ def stereoset_scores(
             or log-probabilities that are not finite.
     """
     require_seed(seed)
-    records = as_records(records)
+    records = as_triples(records, "StereoSet's LMS")
     tasks = {record.task for record in records}
     if len(tasks) != 1:
         raise TracelabError(f"records of one StereoSet task are needed, not of {len(tasks)}")

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.datasets.records import Record
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
@@ -71,11 +72,11 @@ class BiasEdit(TrainedDelta):
     def learned(
         cls,
         model: TransformerBridge,
-        data: Iterable[StereoSetRecord],
+        data: Iterable[Record],
         config: BiasEditConfig,
         *,
         layers: Sequence[int] | str | None,
-        dev: Iterable[StereoSetRecord] | None,
+        dev: Iterable[Record] | None,
         checkpoint: Path | None,
     ) -> BiasEdit:
         """Train an editor on triples and make one edit from them.

@@ -39,6 +39,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.group_pairs import BIAS_TYPES, GroupPairs, group_pairs
+from tracelab.datasets.own import are_records, as_group_pairs
 from tracelab.errors import TracelabError
 from tracelab.interventions.activation_edit import ActivationEdit
 from tracelab.interventions.drift import drift
@@ -116,6 +117,11 @@ class Erasure(ActivationEdit):
     ) -> GroupPairs:
         """Openings of StereoSet's ``test`` sentences that name one group and the other."""
         return group_pairs(bias, source=source, limit=limit, without=without)
+
+    @classmethod
+    def accepted(cls, data: Any) -> Any:
+        """Pairs of sentences, which should differ in the group that they name."""
+        return as_group_pairs(data) if are_records(data) else data
 
     def learn(self, model: TransformerBridge, data: GroupPairs) -> None:
         """Closed form, layer by layer: each is fitted on states from which the layers before it are

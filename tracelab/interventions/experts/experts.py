@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.generation.logits_process import TopPLogitsWarper
 
+from tracelab.datasets.own import are_records, as_expert_texts
 from tracelab.datasets.redditbias import BIAS_TYPES, ExpertTexts, expert_texts
 from tracelab.errors import TracelabError
 from tracelab.interventions.bundle import read_bundle
@@ -131,6 +132,11 @@ class Experts(Method):
     ) -> ExpertTexts:
         """RedditBias' texts of a bias type, biased and anti-biased."""
         return expert_texts(bias, source=source, limit=limit)
+
+    @classmethod
+    def accepted(cls, data: Any) -> Any:
+        """Pairs of sentences: stereotypes are the biased texts, anti-stereotypes the others."""
+        return as_expert_texts(data) if are_records(data) else data
 
     @classmethod
     def learned(

@@ -128,6 +128,11 @@ class FairMed(Method):
         self._cost: dict[int, list[float]] = {}
 
     @classmethod
+    def own_data(cls, file: Path | str, bias: str, limit: int | None = None) -> Corpus:
+        """A corpus of word lists of your own."""
+        return templates(bias, source=file, limit=limit)
+
+    @classmethod
     def training_data(
         cls,
         bias: str,

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.stereoset import StereoSetRecord
+from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, warn
 from tracelab.gradients import measuring
 from tracelab.interventions.klaad.config import KLAADConfig
@@ -70,11 +70,11 @@ class KLAAD(TrainedDelta):
     def learned(
         cls,
         model: TransformerBridge,
-        data: Iterable[StereoSetRecord],
+        data: Iterable[Record],
         config: KLAADConfig,
         *,
         layers: Sequence[int] | None,
-        dev: Iterable[StereoSetRecord] | None,
+        dev: Iterable[Record] | None,
         checkpoint: Path | None,
     ) -> KLAAD:
         """Train the deltas on triples.

@@ -15,7 +15,8 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.config import Config
-from tracelab.datasets.records import subsample
+from tracelab.datasets.own import as_triples
+from tracelab.datasets.records import Record, subsample
 from tracelab.datasets.stereoset import BIAS_TYPES, StereoSetRecord, stereoset
 from tracelab.interventions.method import Method
 from tracelab.interventions.origin import Origin
@@ -23,7 +24,6 @@ from tracelab.interventions.training.loop import TRAINING, Figures, train
 from tracelab.interventions.training.triples import Triples, split_by_target
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
 from tracelab.model.settings import request_of
-from tracelab.model.texts import as_records
 from tracelab.storage.data_hash import data_hash
 
 Records = list[StereoSetRecord]
@@ -66,13 +66,13 @@ class TrainedDelta(Method, WeightDelta):
 
     @classmethod
     def split(
-        cls, data: Iterable[StereoSetRecord], dev: Iterable[StereoSetRecord] | None, seed: int
+        cls, data: Iterable[Record], dev: Iterable[Record] | None, seed: int
     ) -> tuple[Records, Records]:
         """Training and development records; without any for development, those of a fifth of the
         target terms are."""
         if dev is None:
-            return split_by_target(data, seed=seed)
-        return as_records(data), as_records(dev)
+            return split_by_target(as_triples(data, cls.__name__), seed=seed)
+        return as_triples(data, cls.__name__), as_triples(dev, cls.__name__)
 
     @classmethod
     def begun(

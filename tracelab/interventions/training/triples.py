@@ -15,10 +15,10 @@ import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import say_unusable
+from tracelab.datasets.own import as_triples
+from tracelab.datasets.records import Record, say_unusable
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError, brief
-from tracelab.model.texts import as_records
 from tracelab.model.tokens import encode, require_context
 from tracelab.ranges import require_seed
 
@@ -65,7 +65,7 @@ class Triples:
         return brief(self, bias, f"n = {len(self.records)}", f"{lost} left out")
 
 
-def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Triples:
+def tokenise(model: TransformerBridge, records: Iterable[Record]) -> Triples:
     """The triples of records that a causal model can be trained on.
 
     A record is left out if a filler cannot be found in its sentence, or if no token of a filler has
@@ -74,7 +74,7 @@ def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Tr
     Raises:
         TracelabError: no record is left, or one has a sentence beyond the model's context.
     """
-    records = as_records(records)
+    records = as_triples(records, "the training")
     lengths: list[int] = []
     kept: list[StereoSetRecord] = []
     sequences: list[tuple[int, ...]] = []
@@ -112,7 +112,7 @@ def tokenise(model: TransformerBridge, records: Iterable[StereoSetRecord]) -> Tr
 
 
 def split_by_target(
-    records: Iterable[StereoSetRecord], *, share: float = DEV_SHARE, seed: int = 0
+    records: Iterable[Record], *, share: float = DEV_SHARE, seed: int = 0
 ) -> tuple[list[StereoSetRecord], list[StereoSetRecord]]:
     """Training and development records with no target term in common, split within each bias type.
 
@@ -123,7 +123,7 @@ def split_by_target(
         TracelabError: a bias type with fewer than two target terms.
     """
     require_seed(seed)
-    records = as_records(records)
+    records = as_triples(records, "the training")
     train: list[StereoSetRecord] = []
     dev: list[StereoSetRecord] = []
     for bias in sorted({record.bias_type for record in records}):

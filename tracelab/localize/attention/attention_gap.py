@@ -42,7 +42,8 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.datasets.records import Pair, say_unusable
+from tracelab.datasets.own import as_pairs
+from tracelab.datasets.records import say_unusable
 from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import attention_maps, gap_distributions
 from tracelab.gradients import measuring
@@ -51,7 +52,6 @@ from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.settings import run_settings
-from tracelab.model.texts import as_records
 from tracelab.model.tokens import (
     encode,
     length_batches,
@@ -193,9 +193,7 @@ def attention_gap(
     layer = layer + info.n_layers if layer < 0 else layer
     name = require_hook(model, "pattern", layer)
     chosen_heads = _check_heads(heads, model.cfg.n_heads)
-    records = [
-        pair if isinstance(pair, Pair) else pair.pair() for pair in as_records(pairs, "pair")
-    ]
+    records = as_pairs(pairs)
     encoded = [
         (
             encode(model, pair.stereotype, prepend_bos=prepend_bos),

@@ -41,7 +41,7 @@ from tracelab.localize.probing.prober import ProberConfig, Probers, train_prober
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
 from tracelab.progress import progress
-from tracelab.ranges import INT_MOST, SEEDS_MOST, require_int, require_seed
+from tracelab.ranges import INT_MOST, SEEDS_MOST, require_int, require_seed, shown
 from tracelab.results import Result
 from tracelab.statistics import percentile_interval, resample_counts
 
@@ -141,6 +141,11 @@ def probe_layers(
         TracelabError: a group without a usable word, one group the most likely for every prompt, or
             a corpus too small to hold anything out.
     """
+    if not isinstance(corpus, Corpus):
+        raise TracelabError(
+            f"probe_layers takes a corpus, not {shown(corpus)}: datasets.templates has some, and "
+            "makes one of your own word lists"
+        )
     require_seed(seed)
     require_choice("split", split, SPLITS)
     require_int("n_seeds", n_seeds, most=SEEDS_MOST)

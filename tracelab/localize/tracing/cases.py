@@ -36,6 +36,7 @@ from tracelab.model.tokens import Encoding, encode, require_context
 ROLES = ("attribute", "before_filler", "filler", "after_filler", "other")
 KEY_ROLES = ("attribute", "before_filler", "filler")
 """The roles of BiasEdit's Figures 5 and 6."""
+NO_WORD = "no_attribute_word"
 LEFT_OUT = 0.5
 """Share of the records from which on it is said aloud that they cannot be traced; a fifth of
 StereoSet's cannot."""
@@ -96,7 +97,8 @@ def make_cases(
     cases = [case for case in made if isinstance(case, Case)]
     skipped = dict(Counter(reason for reason in made if isinstance(reason, str)))
     if not cases:
-        raise TracelabError(f"none of {len(records)} records can be traced: {skipped}")
+        more = "; name what both sentences speak of as their target" if NO_WORD in skipped else ""
+        raise TracelabError(f"none of {len(records)} records can be traced: {skipped}{more}")
     require_context(
         model,
         (
@@ -140,7 +142,7 @@ def _case(
     columns += [(len(stereo.ids) - k, len(anti.ids) - k) for k in range(tails[0], 0, -1)]
     noised = _noised(stereo, record.stereotype, columns, mentions, side=0)
     if not noised:
-        return "no_attribute_word"
+        return NO_WORD
     if noised != _noised(anti, record.anti_stereotype, columns, mentions, side=1):
         return "different_attribute_words"
     if noised[0] >= first:

@@ -52,7 +52,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
-from tracelab.datasets.stereoset import StereoSetRecord
+from tracelab.datasets.own import as_triples
+from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
@@ -63,7 +64,7 @@ from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.settings import run_settings
-from tracelab.model.texts import Texts, as_records, as_texts
+from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import length_batches, pad, token_texts
 from tracelab.progress import progress
 from tracelab.ranges import (
@@ -88,7 +89,7 @@ CASES = "cases"
 @measuring()
 def causal_trace(
     model: TransformerBridge,
-    pairs: Iterable[StereoSetRecord],
+    pairs: Iterable[Record],
     *,
     components: Texts = COMPONENTS,
     positions: str = "roles",
@@ -105,7 +106,7 @@ def causal_trace(
     checkpoint: Path | str | None = None,
     seed: int = 0,
 ) -> CausalTrace:
-    """Trace pairs of StereoSet's intrasentence task.
+    """Trace pairs: StereoSet's intrasentence records, or your own (``datasets.pairs``).
 
     Args:
         components: of ``resid``, ``mlp`` and ``attn``.
@@ -134,7 +135,8 @@ def causal_trace(
             than the model, an unknown option, or log-probabilities that are not finite.
     """
     require_seed(seed)
-    pairs, components = as_records(pairs, "pair"), as_texts(components, "component")
+    pairs = as_triples(pairs, "causal_trace", unrelated=False)
+    components = as_texts(components, "component")
     for component in components:
         require_choice("component", component, COMPONENTS)
     require_entries(checkpoint, CASES)

@@ -1,0 +1,58 @@
+"""A bundle on the hub: a model repository that holds a bundle's files and nothing else of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from tracelab.errors import TracelabError, quoted
+
+
+def push(
+    write: Callable[[Path], object],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+) -> str:
+    """Write a folder and upload it to a repository, which is made if it is not there; returns its
+    address at the commit.
+
+    Args:
+        write: writes a folder that does not exist yet.
+        private: of a repository that is made; None: as the owner's is by default.
+        token: of the hub; default: that of ``hf auth login``.
+        revision: branch; default: ``main``.
+
+    Raises:
+        TracelabError: no such repository can be made or written to, or no hub can be reached.
+    """
+    if repo_id.count("/") != 1:
+        raise TracelabError(f"{quoted(repo_id)} is no repository of the hub: write OWNER/NAME")
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "bundle"
+        write(folder)
+        try:
+            api = HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message="An edit made with tracelab",
+            )
+        except (
+            OSError,
+            ValueError,
+            HfHubHTTPError,
+            HFValidationError,
+            OfflineModeIsEnabled,
+        ) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TracelabError(f"cannot push to {quoted(repo_id)}: {reason}") from error
+    return str(done.commit_url)
