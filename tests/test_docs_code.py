@@ -88,7 +88,7 @@ def test_the_command_of_a_page_is_understood(name, line):
 
 def test_every_public_name_is_in_the_reference():
     shown = "".join(text for name, text in PAGES.items() if name.startswith("api/"))
-    named = set(re.findall(r"^::: tracelab\.(\w+)$", shown, re.M))
+    named = set(re.findall(r"^::: tracelab\.(?:[\w.]+\.)?(\w+)$", shown, re.M))
     assert named >= {*tracelab.__all__} - {"datasets"}
     members = set(re.findall(r"^        - (\w+)$", PAGES["api/datasets.md"], re.M))
     assert members == {*tracelab.datasets.__all__}
