@@ -2,8 +2,8 @@
 
     python -m docs.draw_results
 
-What each edit changed, on the same records as the unedited model: paired differences with their 95 %
-intervals. Perplexity is the cost, in percent.
+What each edit changed, on the same records as the unedited model: paired differences with their
+95 % intervals. Perplexity is the cost, in percent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Docstrings name other objects by Sphinx' roles; the site shows these as links.
 
-    :func:`~tracelab.load`  becomes  a link to it where a page has it, else its name as code
+:func:`~tracelab.load`  becomes  a link to it where a page has it, else its name as code
 """
 
 from __future__ import annotations

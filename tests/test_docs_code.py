@@ -1,4 +1,5 @@
-"""The pages of ``docs/`` keep what they promise: code runs, commands and names exist, the site builds.
+"""The pages of ``docs/`` keep what they promise: code runs, commands and names exist, and the site
+builds.
 
 A page's blocks of Python run from top to bottom in one namespace, on a small cache
 (:mod:`tests.small_cache`). What cannot run here (a GPU, vLLM, llama.cpp) is no block of Python or
@@ -31,6 +32,19 @@ def blocks(text: str, language: str) -> list[str]:
     return [found[2] for found in FENCE.findall(text) if found[1] == language]
 
 
+SLOW = {
+    "in_python.md",
+    "howto_benchmark.md",
+    "howto_elsewhere.md",
+    "howto_intervention.md",
+    "howto_tune.md",
+    "localise_attention.md",
+    "localise_trace.md",
+    "method_biasedit.md",
+    "method_experts.md",
+    "method_fairmed.md",
+    "method_klaad.md",
+}
 WITH_CODE = sorted(name for name, text in PAGES.items() if blocks(text, "python"))
 
 
@@ -55,7 +69,9 @@ def small_cache(tmp_path_factory) -> Path:
     return make_small_cache(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in WITH_CODE]
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(name, small_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACELAB_CACHE", str(small_cache))
     monkeypatch.chdir(tmp_path)
