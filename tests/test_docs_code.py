@@ -33,16 +33,10 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 SLOW = {
-    "in_python.md",
-    "howto_benchmark.md",
-    "howto_elsewhere.md",
     "howto_intervention.md",
     "howto_tune.md",
-    "localise_attention.md",
-    "localise_trace.md",
+    "in_python.md",
     "method_biasedit.md",
-    "method_experts.md",
-    "method_fairmed.md",
     "method_klaad.md",
 }
 WITH_CODE = sorted(name for name, text in PAGES.items() if blocks(text, "python"))
