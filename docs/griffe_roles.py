@@ -11,6 +11,7 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`(?P<tilde>~?)(?P<name>[\w.]+)`")
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.M)
 
 
 class Roles(griffe.Extension):
@@ -19,7 +20,8 @@ class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe for each object once it is complete."""
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(link, obj.docstring.value)
+            linked = ROLE.sub(link, obj.docstring.value)
+            obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", linked)
 
 
 def link(role: re.Match[str]) -> str:
