@@ -100,8 +100,7 @@ def test_every_public_name_is_in_the_reference():
     shown = "".join(text for name, text in PAGES.items() if name.startswith("api/"))
     named = set(re.findall(r"^::: tracelab\.(?:[\w.]+\.)?(\w+)$", shown, re.M))
     assert named >= {*tracelab.__all__} - {"datasets"}
-    members = set(re.findall(r"^        - (\w+)$", PAGES["api/datasets.md"], re.M))
-    assert members == {*tracelab.datasets.__all__}
+    assert named >= {*tracelab.datasets.__all__, *tracelab.interventions.__all__}
 
 
 def test_every_page_is_in_the_contents_and_the_other_way_round():
