@@ -6,7 +6,8 @@ A page says where, in a comment that a reader of the file does not see:
     <!-- metrics: ss lms icat -->      label, unit and ideal value of metrics
     <!-- help: score -->               what a verb of the command line says of itself
 
-and figures and tables of ``figures/`` are files of the site beside the pages.
+and figures and tables of ``figures/`` are files of the site beside the pages, which link them where
+they are in the repository, so that both are complete.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables and texts in the place of the comments that ask for them."""
-    return filled(markdown)
+    """Put tables and texts in the place of the comments that ask for them, and find figures."""
+    return filled(markdown).replace("](../figures/", "](figures/")
 
 
 def filled(markdown: str) -> str:

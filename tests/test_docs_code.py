@@ -114,6 +114,12 @@ def test_the_files_and_notebooks_that_pages_name_are_there():
             assert (ROOT / path).exists(), f"{name}: {path}"
 
 
+def test_the_links_between_pages_lead_to_files():
+    for name, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)#:]+)", FENCE.sub("", text)):
+            assert ((DOCS / name).parent / link).exists(), f"{name}: {link}"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
