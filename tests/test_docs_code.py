@@ -13,12 +13,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 import tracelab
+from tests.browser import BROWSER, needs_browser
 from tests.small_cache import make_small_cache
 from tracelab.cli.parser import make_parser
 
@@ -121,7 +127,7 @@ def test_the_links_between_pages_lead_to_files():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -145,3 +151,39 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(site):
 def test_no_comment_that_asks_for_something_is_left(site):
     for page in site.rglob("*.html"):
         assert not re.search(r"<!-- (fields|metrics|help): ", page.read_text("utf-8")), page
+
+
+@pytest.fixture(scope="module")
+def address(site) -> Iterator[str]:
+    """Where the site is served."""
+    handler = partial(QuietHandler, directory=str(site))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+@needs_browser
+def test_pages_open_without_a_word_on_the_console_and_fit_a_phone(address):
+    said, asked = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 420, "height": 900}, color_scheme="dark")
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("request", lambda request: asked.append(request.url))
+        for page in ("index", "method_biasedit", "results", "command_line", "api/evaluate"):
+            tab.goto(f"{address}/{page}.html")
+            tab.wait_for_load_state("networkidle")
+            wide = tab.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 420, f"{page} is {wide} wide"
+        tab.goto(f"{address}/index.html?q=erasure")
+        tab.wait_for_selector(".md-search-result__item", state="attached")
+        browser.close()
+    assert said == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked)
