@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share models, so they stay together; in the order of the files, which ends with small ones.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: demo test test-all fuzz lint clean
+.PHONY: demo docs test test-all fuzz lint clean
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,9 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 
 demo: $(VENV)/.installed
 	$(BIN)/tracelab report --bias gender --preset quick --out demo
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: $(VENV)/.installed
 	$(BIN)/tracelab fetch
@@ -34,4 +37,4 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info

@@ -1,4 +1,5 @@
-"""Every example that tracelab shows runs: those of docstrings, of the README, and of ``--help``.
+"""Every example that tracelab shows runs: those of docstrings, of the README, of the page on the
+command line, and of ``--help``. Other pages are in :mod:`tests.test_docs_code`.
 
 They run as they stand, on a cache in which the model and the benchmarks are small
 (:mod:`tests.small_cache`). A docstring's example sees the names of its own module and
@@ -36,7 +37,9 @@ from tracelab.cli.parser import make_parser
 from tracelab.model import assets
 
 PACKAGE = Path(tracelab.__file__).parent
-README = PACKAGE.parent / "README.md"
+README, COMMAND_LINE, IN_PYTHON = (
+    PACKAGE.parent / page for page in ("README.md", "docs/command_line.md", "docs/in_python.md")
+)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -119,64 +122,70 @@ def test_the_example_of_the_front_door_runs_on_the_embedded_model():
     run_docstring(EXAMPLES["tracelab"], {})
 
 
-# The README
+# The README and the page on the command line
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
     return [text for name, text in found if name == language]
 
 
-def commands(text: str) -> list[str]:
-    """The lines of a block, those that go on after a backslash joined, comments taken off."""
-    lines = text.replace("\\\n", " ").splitlines()
+def commands(page: Path) -> list[str]:
+    """The lines of its blocks, those that go on after a backslash joined, comments taken off."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [line for each in lines if (line := re.sub(r"\s+#.*", "", each).strip())]
 
 
-COMMANDS = [line for text in blocks("bash") for line in commands(text)]
+COMMANDS = commands(COMMAND_LINE)
 LONG = ("report", "compare")  # also on a small model
 
 
 def test_every_block_of_the_readme_is_of_a_kind_that_is_tried():
     languages = re.findall(r"^```(\w*)\n.*?^```$", README.read_text("utf-8"), re.M | re.S)
-    assert set(languages) == {"python", "bash", "text", "json"}
-    assert {line.split()[0] for line in COMMANDS} == {"tracelab", "make", "pip"}
+    assert set(languages) == {"python", "bash"}
 
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom(small):
     found: dict[str, Any] = {}
-    for number, block in enumerate(blocks("python")):
+    for number, block in enumerate(blocks(README, "python")):
         exec(compile(block, f"README.md, Python block {number}", "exec"), found)
     assert not found["model"].list_hooks()
 
 
-def test_what_the_readme_says_can_be_typed_instead_is_the_example_of_a_docstring():
+def test_what_a_page_says_can_be_typed_instead_is_the_example_of_a_docstring():
     shown = {each.source.strip() for test in EXAMPLES.values() for each in test.examples}
-    instead = re.findall(r"^# or tracelab\.(.*)$", "".join(blocks("python")), re.M)
+    instead = re.findall(r"^# or tracelab\.(.*)$", "".join(blocks(IN_PYTHON, "python")), re.M)
     assert len(instead) == 3
     assert {f"edit = {line}" for line in instead} <= shown
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_command_of_the_readme_is_understood(line):
-    program, *words = shlex.split(line)
-    if program == "tracelab":
-        make_parser().parse_args(words)
-    elif program == "make":
-        makefile = (README.parent / "Makefile").read_text("utf-8")
-        assert re.search(rf"^{words[0]}:", makefile, re.M)
-    else:
-        (extras,) = re.findall(r"\.\[(.*)\]", line)
-        project = tomllib.loads((README.parent / "pyproject.toml").read_text("utf-8"))
-        assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+def test_the_commands_of_the_readme_are_understood():
+    text = README.read_text("utf-8")
+    makefile = (README.parent / "Makefile").read_text("utf-8")
+    named = [*commands(README), *re.findall(r"`((?:make|pip|tracelab) [^`]+)`", text)]
+    assert {line.split()[0] for line in named} == {"make", "pip", "tracelab"}
+    for program, *words in map(shlex.split, named):
+        if program == "tracelab":
+            make_parser().parse_args(words)
+        elif program == "make":
+            assert re.search(rf"^{words[0]}:", makefile, re.M)
+        else:
+            (extras,) = re.findall(r"\.\[(.*)\]", words[-1])
+            project = tomllib.loads((README.parent / "pyproject.toml").read_text("utf-8"))
+            assert set(extras.split(",")) <= project["project"]["optional-dependencies"].keys()
+
+
+def test_the_links_of_the_readme_lead_to_files():
+    for link in re.findall(r"\]\(([^)#]+)", README.read_text("utf-8")):
+        assert (README.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_commands_of_the_readme_run_one_after_the_other(all_of_them, small):
+def test_the_commands_of_the_page_run_one_after_the_other(all_of_them, small):
     ran = set()
     for line in COMMANDS:
-        program, verb, *words = shlex.split(line)
-        if program == "tracelab" and (all_of_them or verb not in LONG):
+        _, verb, *words = shlex.split(line)
+        if all_of_them or verb not in LONG:
             assert main([verb, *words]) == 0
             ran.add(verb)
     assert ran | set(LONG) == {verb for verb, _ in USAGE}
@@ -184,7 +193,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(all_of_them, small):
 
 def usage() -> list[tuple[str, str]]:
     """The verbs of the overview, each with what follows it."""
-    (text,) = blocks("text")
+    (text,) = blocks(COMMAND_LINE, "text")
     lines = re.sub(r"\n\s+", " ", text).splitlines()
     return [(line.split()[1], line.split(maxsplit=2)[2]) for line in lines]
 
@@ -201,7 +210,7 @@ def help_of(*words: str) -> str:
 
 
 @pytest.mark.parametrize(("verb", "rest"), USAGE)
-def test_the_overview_of_the_readme_names_options_and_choices_that_exist(verb, rest):
+def test_the_overview_names_options_and_choices_that_exist(verb, rest):
     alternatives = [group.split("|") for group in re.findall(r"[\w-]+(?:\|[\w-]+)+", rest)]
     methods = alternatives[0] if verb == "fit" else []
     shown = " ".join([help_of(verb), *(help_of(verb, method) for method in methods)])
@@ -215,8 +224,8 @@ def test_the_example_in_the_help_is_understood(verb):
     make_parser().parse_args(shlex.split(example))
 
 
-def test_the_json_of_the_readme_has_the_fields_that_are_written(small):
-    (text,) = blocks("json")
+def test_the_json_of_the_page_has_the_fields_that_are_written(small):
+    (text,) = blocks(COMMAND_LINE, "json")
     assert main(["score", "stereoset", "--bias", "gender", "--json", "out.json"]) == 0
     written = json.loads(Path("out.json").read_text("utf-8"))
     assert set(re.findall(r'"(\w+)":', text)) == {

@@ -143,7 +143,16 @@ __all__ = [
 ]
 
 
-__getattr__, __dir__ = names_from(__name__, _HOME)
+_named, __dir__ = names_from(__name__, _HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name on first use; ``__version__`` is that of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    return _named(name)
 
 
 class _FrontDoor(ModuleType):

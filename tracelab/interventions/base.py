@@ -43,7 +43,7 @@ from tracelab.interventions.point_edit import (
     forward_hook,
     linear_hooks,
 )
-from tracelab.interventions.registry import Kinds, with_own
+from tracelab.interventions.registry import Kinds
 from tracelab.interventions.sizes import require_bridge_fits, require_plain_fits
 from tracelab.model.forward_pass import unwatch, watch
 from tracelab.model.hook_points import Point
