@@ -1,5 +1,7 @@
 """Figures by their content: traces, axes, scales and labels, never pixels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -95,3 +97,25 @@ def test_gap_figure_quotes_the_hit_rate_chance_and_excess(gap):
 def test_a_pair_without_kept_map_is_refused(gap):
     with pytest.raises(TracelabError, match="no attention map of pair 'nobody'"):
         gap.plot_pair("nobody")
+
+
+def test_a_pair_before_and_under_an_edit_is_one_figure_with_the_change(gap):
+    less = gap.maps.assign(stereotype=gap.maps["stereotype"] / 2)
+    figure = gap.plot_pair("twin", after=replace(gap, maps=less), edit="klaad")
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[:3] == ["stereotype, before", "stereotype, under KLAAD", "stereotype, change"]
+    assert len(figure.data) == 9
+    seen = ~np.isnan(figure.data[0].z)
+    before, after, change = (figure.data[i].z[seen] for i in range(3))
+    np.testing.assert_allclose(after, before / 2, rtol=1e-6)
+    np.testing.assert_allclose(change, after - before, atol=1e-7)
+    assert not figure.data[5].z[seen].any()  # the anti-stereotype's change
+    scales = [heatmap.coloraxis for heatmap in figure.data]
+    assert scales == ["coloraxis", "coloraxis", "coloraxis2"] * 2 + ["coloraxis2"] * 3
+    bound = figure.layout.coloraxis2.cmax
+    assert max(np.nanmax(np.abs(heatmap.z)) for heatmap in figure.data[6:]) <= bound * 1.000001
+
+
+def test_layers_that_were_looked_at_are_the_ticks(trace):
+    figure = trace.plot()
+    assert list(figure.layout.xaxis.tickvals) == sorted(set(trace.effects["layer"]))

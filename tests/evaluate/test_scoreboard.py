@@ -295,7 +295,7 @@ def test_a_metric_of_a_second_benchmark_names_it_in_its_panels_title(board):
         benchmark="lm-eval/boolq", metric="acc"
     )
     figure = dataclasses.replace(made, table=pd.concat([made.table, second, other])).plot()
-    titles = [annotation.text for annotation in figure.layout.annotations]
+    titles = [note.text.replace("<br>", " ") for note in figure.layout.annotations]
     assert titles[-3:] == ["perplexity", "wikitext-2: perplexity", "lm-eval/boolq: acc"]
 
 
