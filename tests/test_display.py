@@ -187,8 +187,11 @@ def test_a_bar_is_a_widget_in_a_notebook(notebook, monkeypatch):
     monkeypatch.setattr("tqdm.notebook.display", shown.append)
     with progress(total=3, what="scoring", unit="text") as bar:
         bar.update(1)
-    assert isinstance(bar, widget)
-    assert shown == [bar.container]
+        assert not shown  # what is done at once has none
+        bar.start_t -= 2
+        bar.refresh()
+        assert isinstance(bar, widget)
+        assert shown == [bar.container]
 
 
 def test_without_ipywidgets_a_notebook_has_a_line_of_text_and_no_warning(
@@ -196,7 +199,8 @@ def test_without_ipywidgets_a_notebook_has_a_line_of_text_and_no_warning(
 ):
     monkeypatch.setattr("tracelab.progress.find_spec", lambda name: None)
     with progress(total=3, what="scoring", unit="text") as bar:
-        bar.update(1)
+        bar.start_t -= 2
+        bar.refresh()
     assert type(bar) is tqdm.tqdm
     assert not recwarn.list
     assert "scoring: " in capsys.readouterr().err

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 def progress(*, total: int, what: str, unit: str = "it") -> tqdm:
     """A tqdm bar, silent where neither a terminal nor a notebook shows it."""
-    kind = _notebook_bar() if in_notebook() else tqdm
-    shown = in_notebook() or sys.stderr.isatty()
-    return kind(total=total, desc=what, unit=unit, disable=not shown, leave=False)
+    if in_notebook():  # a saved notebook keeps a trace of each bar: so none of what is quick
+        return _notebook_bar()(total=total, desc=what, unit=unit, leave=False, delay=1)
+    hidden = not sys.stderr.isatty()
+    return tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
 
 
 def in_notebook() -> bool:
