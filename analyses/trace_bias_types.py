@@ -22,7 +22,7 @@ import tracelab
 from tracelab.evaluate.registry import BIAS_TYPES
 from tracelab.figures import save_figures
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
-from tracelab.figures.style import COLOURS, MARKERS, finish
+from tracelab.figures.style import bars, finish, look, model_name
 from tracelab.localize.tracing.cases import KEY_ROLES
 from tracelab.localize.tracing.sentence import COMPONENTS
 
@@ -100,25 +100,18 @@ def draw(table: pd.DataFrame, settings: dict) -> go.Figure:
                 legendgroup=bias,
                 showlegend=(row, col) == (0, 0),
                 mode="lines+markers",
-                line={"color": COLOURS[number]},
-                marker={"symbol": MARKERS[number], "size": 7},
-                error_y={
-                    "symmetric": False,
-                    "array": part["nie_high"] - part["nie"],
-                    "arrayminus": part["nie"] - part["nie_low"],
-                    "thickness": 0.8,
-                    "width": 2,
-                },
+                **look(number),
+                error_y=bars(part.rename(columns={"nie_low": "low", "nie_high": "high"}), "nie")
+                | {"thickness": 0.8, "width": 2},
                 **place,
             )
-    figure.update_yaxes(zeroline=True, zerolinecolor="#999")
     figure.update_yaxes(title="NIE", col=1)
+    figure.update_xaxes(tickvals=sorted(set(table["layer"])))
     figure.update_xaxes(title="layer", row=len(components))
     n = table.groupby("bias")["n"].max()
     first = table.groupby("bias")["n_first_token"].first()
     counts = ", ".join(f"{bias} {n[bias]} ({first[bias]})" for bias in BIAS_TYPES)
     states = ", ".join(COMPONENT_NAMES[component] for component in components)
-    figure.update_annotations(font_size=13)
     return finish(
         figure,
         "Which restored states bring the gap back, by bias type",
@@ -126,9 +119,9 @@ def draw(table: pd.DataFrame, settings: dict) -> go.Figure:
         f"{'with' if settings['prepend_bos'] else 'no'} BOS, "
         f"{settings['n_samples']} noise samples; pairs traced (of these, with the first token "
         f"noised): {counts}; bars: 95 % bootstrap over pairs · "
-        f"{settings['model']['model_id']}, {settings['model']['dtype']}",
-        height=270 + 250 * len(components),
-    ).update_layout(legend={"x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"})
+        f"{model_name(settings)}, {settings['model']['dtype']}",
+        height=220 + 250 * len(components),
+    )
 
 
 if __name__ == "__main__":

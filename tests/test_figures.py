@@ -95,15 +95,3 @@ def test_gap_figure_quotes_the_hit_rate_chance_and_excess(gap):
 def test_a_pair_without_kept_map_is_refused(gap):
     with pytest.raises(TracelabError, match="no attention map of pair 'nobody'"):
         gap.plot_pair("nobody")
-
-
-def test_without_a_browser_the_html_stays_and_one_line_says_so(gap, tmp_path, capsys, monkeypatch):
-    def no_browser(*args, **kwargs):
-        raise RuntimeError("Kaleido requires Google Chrome\nto be installed.")
-
-    monkeypatch.setattr("tracelab.figures.style.write_images", no_browser)
-    written = figures.save_figures({"gap": gap.plot()}, tmp_path)
-    assert written == [tmp_path / "gap.html"]
-    assert capsys.readouterr().err == (
-        "tracelab: no PNG figures, the HTML is there (Kaleido requires Google Chrome)\n"
-    )

@@ -93,7 +93,7 @@ def test_the_tokens_view_has_a_line_a_token_and_the_values_of_the_last_position(
 
 def test_the_positions_view_has_a_curve_an_edit_over_all_tokens(result):
     figure = result.plot("positions", prompt=1)
-    assert [trace.name for trace in figure.data] == ["&lt;i&gt;delta&lt;/i&gt;", "fairmed", "mix"]
+    assert [trace.name for trace in figure.data] == ["&lt;i&gt;delta&lt;/i&gt;", "FairMed", "mix"]
     for trace, (_, part) in zip(
         figure.data, result.positions.query("prompt == 1").groupby("edit", sort=False), strict=True
     ):
@@ -108,8 +108,21 @@ def test_the_layers_view_has_a_curve_an_edit_and_measure(result):
     assert all(list(trace.x) == [0, 1, 2, 3] for trace in figure.data)
     last = result.layers.query("prompt == 0 and edit == 'mix'")
     last = last[last["position"] == last["position"].max()]
-    np.testing.assert_allclose(figure.data[2].y, last["resid_post"], rtol=1e-5)
+    drawn = last["resid_post"].where(last["resid_post"] > 0)
+    np.testing.assert_allclose(figure.data[2].y, drawn, rtol=1e-5)
     assert sum(bool(trace.showlegend) for trace in figure.data) == 3
+
+
+def test_layers_are_on_a_log_scale_only_where_one_edit_would_hide_another(model):
+    small, large = (random_delta(model, scale=scale) for scale in (0.001, 0.1))
+    figure = tracelab.inspect(model, {"small": small, "large": large}, PROMPT).plot("layers")
+    assert {axis.type for axis in figure.select_yaxes()} == {"log"}
+    assert "log scale" in figure.layout.title.subtitle.text
+    for trace in figure.data:
+        assert not (np.array(trace.y) <= 0).any()
+    alone = tracelab.inspect(model, {"small": small}, PROMPT).plot("layers")
+    assert {axis.type for axis in alone.select_yaxes()} == {None}
+    assert "log scale" not in alone.layout.title.subtitle.text
 
 
 def test_the_groups_view_has_before_and_after_of_each_group(result):
@@ -117,7 +130,7 @@ def test_the_groups_view_has_before_and_after_of_each_group(result):
     assert [trace.name for trace in figure.data] == [
         f"{group} {when}" for group in ("female", "male", "trans") for when in ("before", "after")
     ]
-    assert figure.layout.annotations[0].text == "fairmed: gender"
+    assert figure.layout.annotations[0].text == "FairMed: gender"
     assert figure.layout.shapes[0].y0 == pytest.approx(1 / 3)
     assert list(figure.data[0].x) == ["1", "2"]
 

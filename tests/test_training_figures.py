@@ -13,6 +13,7 @@ from tracelab.interventions.biasedit.biasedit import BiasEditSpec
 from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.klaad.klaad import KLAADConfig, KLAADSpec
 from tracelab.interventions.training.loop import Curves
+from tracelab.metrics import METHODS
 
 SCORES = {0: 3.0, 10: 1.5, 20: 1.5, 24: 2.0}
 
@@ -107,7 +108,7 @@ def edit(tiny_model, request):
 def test_a_fitted_edit_draws_its_notes(edit, rows):
     edit.notes |= {"curves": rows, "n_train": 96, "n_dev": 24}
     figure = edit.plot_training()
-    assert figure.layout.title.text == f"Training of {edit.kind}(&lt;b&gt;race&lt;/b&gt;)"
+    assert figure.layout.title.text == f"Training of {METHODS[edit.kind]}(&lt;b&gt;race&lt;/b&gt;)"
     assert (
         figure.layout.title.subtitle.text
         == "96 training triples, 24 development triples · tiny-llama"

@@ -2,8 +2,8 @@
 
 >>> import tracelab
 >>> model = tracelab.load()                                   # the embedded default
->>> probes = tracelab.probe_layers(model, tracelab.datasets.templates("gender"))
->>> edit = tracelab.FairMed.fit(model, probes)
+>>> gap = tracelab.attention_gap(model, tracelab.datasets.crows_pairs("gender", limit=20))
+>>> edit = tracelab.Erasure.fit(model, tracelab.datasets.group_pairs("gender"))
 >>> tracelab.inspect(model, edit, "The nurse said that").plot()
 """
 

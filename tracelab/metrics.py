@@ -1,8 +1,9 @@
-"""Every metric by its name in tables: what figures call it, its unit, and its value for an
-unbiased, capable model."""
+"""What figures and pages call things: every metric by its name in tables, with its unit and its
+value for an unbiased, capable model; methods and models as papers write them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 UNEDITED = "unedited"
@@ -59,6 +60,47 @@ METRICS = {
     "change in mass": Metric("change of the mass of group words"),
     "kl": Metric("probers' KL from uniform", "nats"),
 }
+
+
+METHODS = {
+    "fairmed": "FairMed",
+    "biasedit": "BiasEdit",
+    "klaad": "KLAAD",
+    "experts": "Experts",
+    "erasure": "Erasure",
+}
+"""Methods by their name in code, as their papers write them."""
+BENCHMARKS = {
+    "stereoset": "StereoSet",
+    "crows-pairs": "CrowS-Pairs",
+    "winobias": "WinoBias",
+    "bbq": "BBQ",
+    "bold": "BOLD",
+    "local-bias": "local bias",
+    "swap-consistency": "swap consistency",
+}
+"""Benchmarks by their name in tables, as their papers write them."""
+_METHOD = re.compile(rf"(?:(?<=^)|(?<= \+ ))({'|'.join(METHODS)})(?=$|[ (:])")
+_BITS = re.compile(r"[-.]Q(\d)(_\w+)?$")
+
+
+def paper_name(edit: str) -> str:
+    """An edit's name with its methods as papers write them; a name of your own stays.
+
+    >>> paper_name("fairmed + klaad"), paper_name("erasure (words seen)"), paper_name("my_klaad")
+    ('FairMed + KLAAD', 'Erasure (words seen)', 'my_klaad')
+    """
+    return _METHOD.sub(lambda found: METHODS[found[1]], edit)
+
+
+def paper_model(model_id: str) -> str:
+    """A model's name as papers write it: without its owner on the Hub, and with its bits.
+
+    >>> paper_model("SmolLM2-135M-Instruct-Q4_1"), paper_model("EleutherAI/pythia-70m")
+    ('SmolLM2-135M-Instruct 4-bit', 'pythia-70m')
+    """
+    name = model_id.rpartition("/")[2] if re.fullmatch(r"[\w-]+/[\w.-]+", model_id) else model_id
+    return _BITS.sub(r" \1-bit", name)
 
 
 def label(metric: str) -> str:

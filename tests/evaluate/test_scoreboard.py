@@ -251,7 +251,7 @@ def test_of_all_bias_types_the_tradeoff_is_drawn_on_the_first_and_says_so(tiny_m
     made = evaluate(tiny_model("llama"), {}, ["crows-pairs", "perplexity"], limit=4, costs=False)
     figure = made.plot_tradeoff("crows_sum")
     gender = only(made.frame, metric="crows_sum", bias="gender")
-    assert figure.data[0].y[0] == pytest.approx(abs(gender["value"] - 50))
+    assert figure.layout.shapes[0].y0 == pytest.approx(50 - gender["value"])
     assert "gender" in figure.layout.title.subtitle.text
 
 
@@ -274,12 +274,18 @@ def test_the_dot_plot_has_a_panel_a_metric_and_marks_what_survives_correction(bo
     )
     figure = sure.plot()
     panels = made.table.drop_duplicates(["benchmark", "bias", "metric"])
-    assert len(figure.data) == len(panels) == 4 * 4 + 2 + 3 + 1
+    assert len(panels) == 4 * 4 + 2 + 3 + 1
+    assert len(figure.data) == 2 * len(panels)  # those that hold, and the others
+    changes = made.table[made.table["metric"] == "perplexity"].set_index("edit")["difference"]
+    others, holds = figure.data[-2:]
+    assert list(holds.x) == pytest.approx([changes["a"]], rel=1e-5)
+    assert list(others.x) == pytest.approx(changes[["b", "both"]].tolist(), rel=1e-5)
+    assert (holds.marker.color, holds.error_x.color) == (ORANGE, ORANGE)
+    assert (others.marker.color, others.error_x.color) == (BLUE, BLUE)
+    levels = sure.plot("level")
+    assert (levels.data[0].marker.color, list(levels.data[0].y)) == (GREY, [0])
     values = made.table[made.table["metric"] == "perplexity"].set_index("edit")["value"]
-    assert list(figure.data[-1].x) == pytest.approx(
-        values[["unedited", "a", "b", "both"]].tolist(), rel=1e-6
-    )
-    assert list(figure.data[0].marker.color) == [GREY, ORANGE, BLUE, BLUE]
+    assert list(levels.data[-1].x) == pytest.approx([values["a"]], rel=1e-6)
 
 
 def test_a_metric_of_a_second_benchmark_names_it_in_its_panels_title(board):
@@ -293,19 +299,19 @@ def test_a_metric_of_a_second_benchmark_names_it_in_its_panels_title(board):
     assert titles[-3:] == ["perplexity", "wikitext-2: perplexity", "lm-eval/boolq: acc"]
 
 
-def test_the_tradeoff_draws_distances_whose_interval_reaches_0_where_the_ideal_is_inside(board):
+def test_the_tradeoff_draws_paired_changes_and_where_the_ideal_lies(board):
     _, _, made = board
     figure = made.plot_tradeoff("crows_sum", "perplexity")
-    for trace in figure.data:
+    unedited, *edits = figure.data
+    assert (unedited.name, unedited.x[0], unedited.y[0]) == ("unedited", 0, 0)
+    for trace in edits:
         row = only(made.table, edit=trace.name, metric="crows_sum")
-        assert trace.y[0] == pytest.approx(abs(row["value"] - 50))
-        reached = trace.y[0] - trace.error_y.arrayminus[0]
-        nearest = (
-            0
-            if row["low"] <= 50 <= row["high"]
-            else min(abs(row["low"] - 50), abs(row["high"] - 50))
-        )
-        assert reached == pytest.approx(nearest, abs=1e-4)
+        assert trace.y[0] == pytest.approx(row["difference"], abs=1e-4)
+        if np.isfinite(row["difference_high"]):
+            high = trace.y[0] + trace.error_y.array[0]
+            assert high == pytest.approx(row["difference_high"], abs=1e-4)
+    base = only(made.table, edit="unedited", metric="crows_sum")["value"]
+    assert figure.layout.shapes[0].y0 == pytest.approx(50 - base)
     with pytest.raises(TracelabError, match="metric with an ideal value"):
         made.plot_tradeoff("perplexity")
 

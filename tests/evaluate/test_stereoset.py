@@ -82,10 +82,10 @@ def test_official_scores_equal_a_slow_loop_over_the_plain_model(
 
 
 @pytest.mark.slow
-def test_official_scores_of_all_gender_records_equal_a_slow_loop(
+def test_official_scores_of_a_quarter_of_the_gender_records_equal_a_slow_loop(
     real_model, plain_model, tokenizer
 ):
-    records = stereoset("gender")
+    records = stereoset("gender")[::4]
     check_against_official(real_model, plain_model, tokenizer, records, context_bos=False)
 
 

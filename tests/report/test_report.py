@@ -30,7 +30,10 @@ def model(request):
 @pytest.fixture(scope="module")
 def small_preset():
     """Registered for this module only; the real presets take minutes."""
-    fits = {"biasedit": {"shift": "direct", "steps": 1, "eval_every": 1}}
+    fits = {
+        "biasedit": {"shift": "direct", "steps": 1, "eval_every": 1, "n_query": 4, "n_dev": 6},
+        "klaad": {"trainable": "attn_last", "rank": 2, "n_dev": 6},
+    }
     small = {"fit_records": 16, "choice_records": 6, "fits": fits}
     benchmarks = {"stereoset": 6, "perplexity": 3}
     PRESETS["test"] = Preset(

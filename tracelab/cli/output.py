@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.errors import TracelabError
-from tracelab.figures.style import require_script_place, save_figures
+from tracelab.figures.saving import require_script_place, save_figures
 from tracelab.interventions.names import MANIFEST, OWN_FILES
 from tracelab.results import Result, read_marker, require_result_folder
 from tracelab.storage.files import atomic_file, stands_for

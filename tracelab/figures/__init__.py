@@ -13,9 +13,9 @@ from tracelab.figures.localize import (
     trace_example,
     trace_heatmap,
 )
+from tracelab.figures.saving import save_figures
 from tracelab.figures.scoreboard import scoreboard, tradeoff
 from tracelab.figures.scores import log_probabilities, scores, sweep
-from tracelab.figures.style import save_figures
 from tracelab.figures.training import loss_curves, training_curves
 from tracelab.figures.tuning import tuning
 

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
 from tracelab.figures.maps import map_panels
-from tracelab.figures.style import COLOURS, MARKERS, escape, finish, model_name, prompt_text
+from tracelab.figures.style import escape, finish, look, model_name, named, prompt_text
 
 N_LISTED = 8
 """Directions in the listing of ``weights``, shared by the edits; each has two at least."""
@@ -58,7 +58,7 @@ def weights(table: pd.DataFrame, settings: dict[str, Any], *, modules: Sequence[
         column_widths=[0.33, 0.67],
         horizontal_spacing=0.03,
         vertical_spacing=0.2 / len(edits),
-        subplot_titles=[escape(edits[0]), listing, *(escape(edit) for edit in edits[1:])],
+        subplot_titles=[named(edits[0]), listing, *(named(edit) for edit in edits[1:])],
     )
     for row, edit in enumerate(edits, start=1):
         for curve in _sizes(table[(table["edit"] == edit) & (table["direction"] == 0)], modules):
@@ -101,7 +101,7 @@ def attention(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.
         "" if i % every else escape(text) for i, text in enumerate(last.sort_values("key")["token"])
     ]
     titles = [
-        title for edit in edits for title in ("before", f"after: {escape(edit)}", "after - before")
+        title for edit in edits for title in ("before", f"after: {named(edit)}", "after - before")
     ]
     return finish(
         map_panels(rows, labels, titles),
@@ -118,10 +118,6 @@ def _sizes(maps: pd.DataFrame, modules: Sequence[str]) -> list[go.Scatter]:
     figure."""
     curves = []
     for module, part in maps.groupby("module", sort=False):
-        i = modules.index(module)
-        colour = COLOURS[i % len(COLOURS)]
-        # another where colours begin again
-        symbol = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
         curves.append(
             go.Scatter(
                 x=part["layer"],
@@ -129,8 +125,7 @@ def _sizes(maps: pd.DataFrame, modules: Sequence[str]) -> list[go.Scatter]:
                 mode="lines+markers",
                 name=module,
                 legendgroup=module,
-                line={"color": colour},
-                marker={"symbol": symbol, "color": colour, "size": 7},
+                **look(modules.index(module)),
             )
         )
     return curves
@@ -140,7 +135,7 @@ def _listing(listed: pd.DataFrame, *, several: bool) -> go.Table:
     """Directions as a table of two lines each; their edit is named if there are several."""
     columns = {
         "layer, map": [
-            escape(f"{row.layer} {row.module}") + (f"<br>{escape(row.edit)}" if several else "")
+            escape(f"{row.layer} {row.module}") + (f"<br>{named(row.edit)}" if several else "")
             for row in listed.itertuples()
         ],
         "share": [f"{share:.0%}" if share == share else "–" for share in listed["share"]],
@@ -153,13 +148,11 @@ def _listing(listed: pd.DataFrame, *, several: bool) -> go.Table:
         header={
             "values": [f"<b>{name}</b>" for name in columns],
             "align": "left",
-            "fill": {"color": "#eeeeee"},
             "font": font,
         },
         cells={
             "values": list(columns.values()),
             "align": "left",
-            "fill": {"color": "white"},
             "font": font,
             "height": 20,
         },

@@ -18,17 +18,19 @@ from tracelab.errors import TracelabError
 from tracelab.figures.deltas import attention, weights
 from tracelab.figures.moves import continuations, head_maps, move_map
 from tracelab.figures.style import (
-    COLOURS,
     DIVERGING,
     GREY,
-    MARKERS,
     ORANGE,
     escape,
     finish,
+    look,
     model_name,
+    named,
     prompt_text,
 )
 
+_HIDES = 10
+"""Times as far as another an edit moves layers, so that on one axis the other would lie on 0."""
 MEASURES = {
     "resid_post": "residual stream",
     "mlp_out": "MLP output",
@@ -76,7 +78,7 @@ def _tokens(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Fi
         edit: table[(table["edit"] == edit) & (table["p_after"] != table["p_before"])]
         for edit in edits
     }
-    titles = [escape(edit) + ("<br>changes nothing" if moved[edit].empty else "") for edit in edits]
+    titles = [named(edit) + ("<br>changes nothing" if moved[edit].empty else "") for edit in edits]
     figure = make_subplots(
         rows=1, cols=len(edits), subplot_titles=titles, horizontal_spacing=spacing
     )
@@ -148,8 +150,8 @@ def _positions(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go
             x=part["position"],
             y=part["kl"].to_numpy(np.float32),
             mode="lines+markers",
-            name=escape(edit),
-            **_style(i),
+            name=named(edit),
+            **look(i),
         )
     first = table[table["edit"] == next(iter(settings["edits"]))]
     figure.update_xaxes(
@@ -162,29 +164,40 @@ def _positions(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go
 
 
 def _layers(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
-    """Relative change of residual stream, MLP output and attention pattern by layer."""
+    """Relative change of residual stream, MLP output and attention pattern by layer; on a log scale
+    where one edit would hide the others."""
     table = _last(_of(table, prompt))
+    edits = list(settings["edits"])
     figure = make_subplots(
         rows=1, cols=len(MEASURES), subplot_titles=list(MEASURES.values()), horizontal_spacing=0.07
     )
+    most = table.groupby("edit")[list(MEASURES)].max()
+    moved = most.where(most > 0)
+    log = bool((moved.max() > _HIDES * moved.min()).any())
     for column, measure in enumerate(MEASURES, start=1):
-        for i, edit in enumerate(settings["edits"]):
+        for i, edit in enumerate(edits):
             part = table[table["edit"] == edit]
+            values = part[measure].to_numpy(np.float32)
             figure.add_scatter(
                 x=part["layer"],
-                y=part[measure].to_numpy(np.float32),
+                y=np.where(values > 0, values, np.nan) if log else values,
                 mode="lines+markers",
-                name=escape(edit),
+                name=named(edit),
                 legendgroup=edit,
                 showlegend=column == 1,
                 row=1,
                 col=column,
-                **_style(i, size=5),
+                **look(i, size=5),
             )
     figure.update_xaxes(title="layer", dtick=5)
-    figure.update_yaxes(rangemode="tozero")
+    if log:
+        figure.update_yaxes(type="log", dtick=1, exponentformat="power")
+    else:
+        figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title="‖after - before‖ / ‖before‖", row=1, col=1)
-    return _finish(settings, figure, prompt, "How far each layer moves at the last token")
+    title = "How far each layer moves at the last token"
+    more = " · log scale, what does not move is left out" if log else ""
+    return _finish(settings, figure, prompt, title, more=more)
 
 
 def _groups(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Figure:
@@ -197,7 +210,7 @@ def _groups(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Fi
     figure = make_subplots(
         rows=1,
         cols=len(panels),
-        subplot_titles=[escape(f"{e}: {a}") for (e, a), _ in panels],
+        subplot_titles=[f"{named(e)}: {escape(a)}" for (e, a), _ in panels],
         shared_yaxes=True,
     )
     listed: set[str] = set()  # in the legend: attributes have groups of their own
@@ -205,7 +218,7 @@ def _groups(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Fi
         layers = [str(layer) for layer in sorted(part["layer"].unique())]
         for i, (group, rows) in enumerate(part.groupby("group", sort=False)):
             for name, field, dash in (("before", "p_before", "dot"), ("after", "p_after", "solid")):
-                style = _style(i)
+                style = look(i)
                 style["line"] = {**style["line"], "dash": dash}
                 if name == "before":
                     style["marker"] = {
@@ -247,7 +260,7 @@ def _logits(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.Fi
     figure = make_subplots(
         rows=1,
         cols=len(edits),
-        subplot_titles=[escape(e) for e in edits],
+        subplot_titles=[named(e) for e in edits],
         horizontal_spacing=spacing,
     )
     names = ["z", "z⁺", "z⁻", "z⁺ - z⁻", "after"]
@@ -301,18 +314,16 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["position"] == table["position"].max()]
 
 
-def _style(i: int, size: int = 7) -> dict[str, Any]:
-    colour = COLOURS[i % len(COLOURS)]
-    return {
-        "line": {"color": colour},
-        "marker": {"symbol": MARKERS[i % len(MARKERS)], "size": size, "color": colour},
-    }
-
-
 def _finish(
-    settings: dict[str, Any], figure: go.Figure, prompt: int, title: str, **options: Any
+    settings: dict[str, Any],
+    figure: go.Figure,
+    prompt: int,
+    title: str,
+    *,
+    more: str = "",
+    **options: Any,
 ) -> go.Figure:
-    caption = f"after “{prompt_text(settings, prompt)}” · {model_name(settings)}"
+    caption = f"after “{prompt_text(settings, prompt)}” · {model_name(settings)}{more}"
     return finish(figure, title, caption, **options)
 
 

@@ -10,7 +10,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.figures.maps import map_panels
-from tracelab.figures.style import BLUE, DIVERGING, GREY, ORANGE, band, escape, finish, model_name
+from tracelab.figures.style import (
+    BLUE,
+    DIVERGING,
+    GREY,
+    ORANGE,
+    band,
+    escape,
+    finish,
+    model_name,
+    named,
+)
 
 ROLE_NAMES = {
     "attribute": "attribute words",
@@ -19,6 +29,8 @@ ROLE_NAMES = {
     "after_filler": "after filler",
     "other": "other tokens",
 }
+_TICKS = 16
+"""Labels on an axis of layers."""
 COMPONENT_NAMES = {
     "resid": "residual stream after block",
     "mlp": "MLP window restored",
@@ -57,7 +69,7 @@ def f1_per_layer(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         "concept": "concepts",
         "sentence": "prompts",
     }[settings["split"]]
-    figure.update_xaxes(title="layer", dtick=5)
+    figure.update_xaxes(title="layer", tickvals=_ticks(table["layer"]))
     figure.update_yaxes(title="macro-F1", range=[0, 1])
     return finish(
         figure,
@@ -102,8 +114,8 @@ def trace_heatmap(
             row=row,
             col=1,
         )
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(dtick=5)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickvals=_ticks(effects["layer"]), showgrid=False)
     figure.update_xaxes(title="layer", row=len(components), col=1)
     figure.update_layout(
         coloraxis={
@@ -154,7 +166,7 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
     )
     # Equal token texts would merge on a category axis.
     figure.update_yaxes(tickvals=list(range(len(marked))), ticktext=marked, autorange="reversed")
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(title="layer", tickvals=_ticks(states["layer"]), showgrid=False)
     return finish(
         figure,
         f"One pair: {case['stereotype']}",
@@ -167,21 +179,25 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
 
 
 def attention_maps(
-    maps: pd.DataFrame, positions: pd.DataFrame, settings: dict[str, Any]
+    maps: pd.DataFrame,
+    positions: pd.DataFrame,
+    settings: dict[str, Any],
+    *,
+    after: pd.DataFrame | None = None,
+    edit: str = "",
 ) -> go.Figure:
     """Attention of the stereotype, of the anti-stereotype and their difference, with sensitive
-    tokens bold.
+    tokens bold; with ``after`` each of them before and under an edit, and the change.
 
     Args:
         maps: of one pair, a row a (query, key): ``stereotype, anti_stereotype``.
         positions: of that pair: ``position, token_stereotype, token_anti_stereotype, sensitive``.
         settings: with ``layer``, ``heads`` and the model.
+        after: ``maps`` of the same pair under an edit.
+        edit: its name.
     """
     tokens = positions.sort_values("position")
-    first, second = (
-        maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
-        for name in ("stereotype", "anti_stereotype")
-    )
+    first, second = _both(maps)
     labels = [
         f"<b>{escape(a)} / {escape(b)}</b>" if sensitive else escape(a)
         for a, b, sensitive in zip(
@@ -191,14 +207,24 @@ def attention_maps(
             strict=True,
         )
     ]
-    titles = ["stereotype", "anti-stereotype", "difference"]
-    figure = map_panels([(first, second, first - second)], labels, titles)
+    if after is None:
+        titles = ["stereotype", "anti-stereotype", "difference"]
+        figure = map_panels([(first, second, first - second)], labels, titles)
+    else:
+        pairs = list(zip((first, second), _both(after), strict=True))
+        pairs.append((first - second, pairs[0][1] - pairs[1][1]))
+        titles = [
+            f"{what}, {when}"
+            for what in ("stereotype", "anti-stereotype", "difference")
+            for when in ("before", f"under {named(edit)}" if edit else "after", "change")
+        ]
+        figure = map_panels([(b, a, a - b) for b, a in pairs], labels, titles, signed=1)
     return finish(
         figure,
         f"Attention at layer {settings['layer']}, {_heads(settings)}",
         "bold: tokens in which the two sentences differ; key across, query down · "
         f"{model_name(settings)}",
-        height=480,
+        height=480 if after is None else 1080,
         legend=False,
     )
 
@@ -262,6 +288,13 @@ def gap_distributions(
     )
 
 
+def _both(maps: pd.DataFrame) -> list[np.ndarray]:
+    return [
+        maps.pivot(index="query", columns="key", values=name).to_numpy(np.float32)
+        for name in ("stereotype", "anti_stereotype")
+    ]
+
+
 def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
     """Where the attention sink is, and how often it was noised."""
     if settings["prepend_bos"]:
@@ -270,6 +303,13 @@ def _first_tokens(cases: pd.DataFrame, settings: dict[str, Any]) -> str:
         return "no BOS"
     noised = cases["first_token"].sum()
     return f"no BOS, the first token (attention sink) noised in {noised} pairs"
+
+
+def _ticks(layers: pd.Series) -> list[int]:
+    """The layers that were looked at; of more than there is room for every second, or every third,
+    …"""
+    found = sorted(set(layers))
+    return found[:: -(-len(found) // _TICKS)]
 
 
 def _bias(table: pd.DataFrame) -> str:

@@ -1,98 +1,63 @@
-"""Figures of a scoreboard: every score with its interval, and bias against capability."""
+"""Figures of a scoreboard: what each edit changes, and bias against capability."""
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError, require_choice
+from tracelab.figures.forest import differences, forest, unit
 from tracelab.figures.style import (
-    BLUE,
-    COLOURS,
     GREY,
-    MARKERS,
-    ORANGE,
+    Figure,
     bars,
     escape,
     finish,
+    look,
     model_name,
+    named,
+    wrapped,
 )
-from tracelab.metrics import METRICS, UNEDITED, ideal, label
-
-_COLUMNS = 4
+from tracelab.metrics import BENCHMARKS, UNEDITED, ideal
 
 
-def scoreboard(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
-    """One panel a benchmark, bias type and metric; edits that differ from the unedited model after
-    Holm are orange.
+def scoreboard(
+    table: pd.DataFrame, settings: dict[str, Any], *, values: str = "difference"
+) -> Figure:
+    """What each edit changes: one row a bias type, one column a benchmark's metric.
 
     Args:
         table: one row an (edit, benchmark, bias, metric): ``value, low, high, n, difference,
-            p_holm``; those with a ``reason`` have no value and are left out.
+            difference_low, difference_high, p_holm``; those with a ``reason`` have no value and
+            are left out.
+        values: ``"difference"`` to the unedited model, paired, or ``"level"``; of a table without
+            edits, whose levels are all there is, those.
 
     Raises:
-        TracelabError: no row has a value.
+        TracelabError: no row has a value, or ``values`` is neither.
     """
     table = table[table["reason"] == ""]
     if table.empty:
         raise TracelabError("every cell of this scoreboard failed: there is nothing to draw")
-    edits = list(table["edit"].unique())
-    panels = list(table.groupby(["benchmark", "bias", "metric"], sort=False))
-    first = table.groupby("metric")[
-        "benchmark"
-    ].first()  # a name of its own has only the first of several
-    n_rows = -(-len(panels) // _COLUMNS)
-    figure = make_subplots(
-        rows=n_rows,
-        cols=min(_COLUMNS, len(panels)),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        vertical_spacing=0.4 / n_rows,
-        subplot_titles=[
-            _title(name, bias, metric, own=first[metric] == name)
-            for (name, bias, metric), _ in panels
-        ],
+    types = sorted(set(table["bias"]) - {""})
+    of = f"{types[0]} · " if len(types) == 1 else ""
+    return forest(
+        table,
+        values=values,
+        titles=("What each edit changes", "Every benchmark under each edit"),
+        caption="orange diamonds: the paired difference holds after Holm's correction over the "
+        f"table (p < 0.05) · {of}{model_name(settings)}",
     )
-    for number, ((_, _, metric), rows) in enumerate(panels):
-        place = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
-        part = rows.set_index("edit").reindex(edits)
-        figure.add_scatter(
-            x=part["value"].to_numpy(np.float32),
-            y=list(range(len(edits))),
-            mode="markers",
-            marker={"size": 8, "color": [_colour(e, p) for e, p in part["p_holm"].items()]},
-            error_x=bars(part),
-            customdata=part[["difference", "p_holm", "n"]].to_numpy(np.float32),
-            hovertemplate="%{x:.4g}, difference %{customdata[0]:.3g}, p %{customdata[1]:.2g}, "
-            "n %{customdata[2]:.0f}<extra></extra>",
-            showlegend=False,
-            **place,
-        )
-        if ideal(str(metric)) is not None:
-            figure.add_vline(x=ideal(str(metric)), line={"color": GREY, "dash": "dot"}, **place)
-    ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
-    figure.update_yaxes(range=[len(edits) - 0.5, -0.5], **ticks)
-    figure.update_xaxes(nticks=4)
-    figure.update_annotations(font_size=11)
-    caption = (
-        "95 % interval; dotted: ideal; orange: differs from the unedited model on the same "
-        "units, p < 0.05 after "
-        f"Holm's correction over the table · {model_name(settings)}"
-    )
-    height = 150 + n_rows * (90 + 24 * len(edits))
-    figure = finish(figure, "Every benchmark under each edit", caption, height=height, legend=False)
-    return figure.update_layout(margin_l=40 + 7 * max(map(len, edits)))
 
 
 def tradeoff(
     table: pd.DataFrame, settings: dict[str, Any], bias_metric: str, capability: str
-) -> go.Figure:
-    """How far a bias metric is from its ideal value against a capability metric.
+) -> Figure:
+    """The change of a bias metric against that of a capability metric, paired with the unedited
+    model, which is at 0.
 
     On the bias type that the edits were made for; of a scoreboard of all types on the first that
     has the metric.
@@ -114,31 +79,43 @@ def tradeoff(
     bias = settings["bias"] or table.loc[table["metric"] == bias_metric, "bias"].iloc[0]
     own = table[table["bias"].isin([bias, ""])]
     x, y = (_of_first(own[own["metric"] == metric]) for metric in (capability, bias_metric))
-    source = y["benchmark"].iloc[0] if len(y) else ""
-    best = ideal(bias_metric) or 0.0
     figure = go.Figure()
-    for number, edit in enumerate(name for name in x.index if name in y.index):
-        distance = abs(float(y.loc[edit, "value"]) - best)
+    marker = {"size": 11, "color": GREY, "symbol": "circle"}
+    figure.add_scatter(x=[0], y=[0], name=UNEDITED, mode="markers", marker=marker)
+    edits = [edit for edit in x.index if edit in y.index and edit != UNEDITED]
+    for number, edit in enumerate(edits):
+        across, up = (differences(each.loc[[edit]].assign(edit=edit)) for each in (x, y))
+        style = look(number, size=11)
+        colour = style["line"]["color"]
         figure.add_scatter(
-            x=[float(x.loc[edit, "value"])],
-            y=[distance],
-            name=escape(edit),
+            x=across["value"].to_numpy(np.float32),
+            y=up["value"].to_numpy(np.float32),
+            name=named(edit),
             mode="markers",
-            marker={
-                "size": 12,
-                "symbol": MARKERS[number % len(MARKERS)],
-                "color": GREY if edit == UNEDITED else COLOURS[(number - 1) % len(COLOURS)],
-            },
-            error_x=bars(x.loc[[edit]]),
-            error_y=_distance_bars(y.loc[edit], best, distance),
+            marker=style["marker"],
+            error_x=bars(across, colour=colour),
+            error_y=bars(up, colour=colour),
         )
-    figure.update_xaxes(title=escape(label(capability)))
-    figure.update_yaxes(
-        title=f"{escape(f'{source}, {label(bias_metric)}')}: distance from {best:g}",
-        rangemode="tozero",
+    source = str(y["benchmark"].iloc[0]) if len(y) else ""
+    figure.update_xaxes(title=f"change of {escape(unit(capability, paired=True))}")
+    name = wrapped(
+        f"{BENCHMARKS.get(source, source)}, change of {unit(bias_metric, paired=True)}", 44
     )
-    n = ", ".join(f"n = {int(each['n'].iloc[0])}" for each in (x, y))
-    caption = f"Lower is less biased; 95 % interval; {n} · {bias} · {model_name(settings)}"
+    figure.update_yaxes(title=name)
+    said = ""
+    if UNEDITED in x.index and UNEDITED in y.index:
+        levels = [float(each.loc[UNEDITED, "value"]) for each in (y, x)]
+        away = (ideal(bias_metric) or 0.0) - levels[0]
+        figure.add_hline(y=away, line={"color": GREY, "dash": "dot", "width": 1.5})
+        said = (
+            f"; unedited {levels[0]:.3g} and {levels[1]:.3g}; dotted: {ideal(bias_metric):g}, "
+            "without bias"
+        )
+    n = " and ".join(f"{each['n'].iloc[0]:.0f}" for each in (y, x) if len(each))
+    caption = (
+        f"Paired differences to the unedited model, 95 % intervals, n = {n}{said} · {bias} · "
+        f"{model_name(settings)}"
+    )
     return finish(figure, "Bias against capability", caption)
 
 
@@ -147,24 +124,3 @@ def _of_first(rows: pd.DataFrame) -> pd.DataFrame:
     if len(rows):
         rows = rows[rows["benchmark"] == rows["benchmark"].iloc[0]]
     return rows.set_index("edit")
-
-
-def _title(benchmark: str, bias: str, metric: str, *, own: bool) -> str:
-    name = label(metric)
-    if not own or metric not in METRICS:
-        name = f"{benchmark}: {name}"
-    lines = textwrap.wrap(f"{name}, {bias}" if bias else name, 26)
-    return "<br>".join(escape(line) for line in lines)
-
-
-def _colour(edit: str, p: float) -> str:
-    if edit == UNEDITED:
-        return GREY
-    return ORANGE if p < 0.05 else BLUE
-
-
-def _distance_bars(row: pd.Series, best: float, distance: float) -> dict[str, Any]:
-    """The interval of |value − ideal|: it may reach 0, where the two sides meet."""
-    ends = [abs(row["low"] - best), abs(row["high"] - best)]
-    nearest = 0.0 if row["low"] <= best <= row["high"] else min(ends)
-    return bars(pd.DataFrame({"value": [distance], "low": [nearest], "high": [max(ends)]}))

@@ -11,17 +11,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tracelab.errors import cut, one_line
+from tracelab.errors import cut, one_line, require_choice
+from tracelab.figures.forest import CHANGE, VALUES, forest, unit
 from tracelab.figures.style import (
     BLUE,
     COLOURS,
     GREY,
-    MARKERS,
+    Figure,
     band,
-    bars,
     escape,
     finish,
+    look,
     model_name,
+    named,
+    wrapped,
 )
 from tracelab.metrics import UNEDITED, ideal, label
 
@@ -66,57 +69,31 @@ def log_probabilities(
     figure.update_xaxes(title="log-probability (nats)")
     first = f"the first {len(shown)} of " if len(shown) < len(table) else ""
     caption = f"{first}{len(table)} texts, {len(tokens)} tokens · {model_name(settings)}"
-    figure = finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
-    return figure.update_layout(margin_l=40 + 7 * max(map(len, names)))
+    return finish(figure, "How probable each text is", caption, height=210 + 24 * len(rows))
 
 
-def scores(table: pd.DataFrame, metrics: Sequence[str], *, title: str, caption: str) -> go.Figure:
-    """Each edit's scores with 95 % intervals, one panel a metric; the ideal value, where there is
-    one, in grey.
+def scores(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    *,
+    title: str,
+    caption: str,
+    values: str = "difference",
+) -> Figure:
+    """What each edit changes of some metrics, with paired 95 % intervals: one row a bias type, one
+    column a metric.
 
     Args:
         table: rows of :class:`~tracelab.evaluate.scores.BenchmarkScores` tables; a missing ``edit``
-            is the model as it is, drawn in grey like all names that end in "unedited".
+            is the model as it is, like all names that end in "unedited".
         metrics: which, in order.
-        title, caption: above the figure; name n and the model in the caption.
+        title, caption: above the figure; name the model in the caption.
+        values: ``"difference"``, or ``"level"``, which is drawn of a table without differences too.
     """
+    table = table[table["metric"].isin(metrics)]
     table = table.assign(edit=table["edit"].fillna(UNEDITED))
-    edits = list(dict.fromkeys(table["edit"]))
-    names = [escape(label(metric)) for metric in metrics]
-    figure = make_subplots(
-        rows=1, cols=len(metrics), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04
-    )
-    for column, metric in enumerate(metrics, start=1):
-        part = (
-            table[table["metric"] == metric]
-            .drop_duplicates("edit")
-            .set_index("edit")
-            .reindex(edits)
-        )
-        figure.add_scatter(
-            x=part["value"].to_numpy(np.float32),
-            y=list(range(len(edits))),
-            mode="markers",
-            error_x=bars(part),
-            marker={
-                "color": [GREY if e.endswith(UNEDITED) else COLOURS[0] for e in edits],
-                "size": 9,
-            },
-            showlegend=False,
-            hovertemplate="%{x:.3g}<extra></extra>",
-            row=1,
-            col=column,
-        )
-        if ideal(metric) is not None:
-            figure.add_vline(
-                x=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
-            )
-    ticks = {"tickvals": list(range(len(edits))), "ticktext": [escape(e) for e in edits]}
-    figure.update_yaxes(autorange="reversed", **ticks)
-    figure.update_xaxes(nticks=5)
-    figure.update_annotations(font_size=12 if len(metrics) > 4 else 16)
-    figure = finish(figure, title, caption, height=210 + 36 * len(edits), legend=False)
-    return figure.update_layout(margin_l=40 + 7 * max(map(len, edits)))
+    ordered = table.sort_values("metric", key=lambda s: s.map(list(metrics).index), kind="stable")
+    return forest(ordered, values=values, titles=(title, title), caption=caption)
 
 
 def sweep(
@@ -128,20 +105,45 @@ def sweep(
     title: str,
     caption: str,
     x_title: str = "",
-) -> go.Figure:
-    """Scores along a parameter, one panel a metric, one line with a 95 % band a series.
+    values: str = "difference",
+) -> Figure:
+    """Changes along a parameter, one panel a metric, one line with a 95 % band a series.
 
     Args:
-        table: columns ``x``, ``series``, ``metric, value, low, high``.
+        table: columns ``x``, ``series``, ``metric, value, low, high``, and what there is of
+            ``difference, difference_low, difference_high``; a row without difference, of a metric
+            that has some, is the unedited model, whose change is 0.
         x: name of the parameter's column.
         series: name of the column that tells lines apart.
+        values: ``"difference"``, or ``"level"``, which is drawn of metrics without differences too.
     """
-    names = [escape(label(metric)) for metric in metrics]
+    require_choice("values", values, VALUES)
+    table = table.reindex(columns=list(dict.fromkeys([*table, *CHANGE])))
+    paired = {
+        metric: values == "difference"
+        and bool(table.loc[table["metric"] == metric, "difference"].notna().any())
+        for metric in metrics
+    }
+    names = [
+        wrapped(f"change of {unit(metric, paired=True)}" if paired[metric] else label(metric), 38)
+        for metric in metrics
+    ]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=names, horizontal_spacing=0.07)
     lines = list(dict.fromkeys(table[series]))
     for column, metric in enumerate(metrics, start=1):
+        rows = table[table["metric"] == metric].sort_values(x)
+        best = ideal(metric)
+        if paired[metric]:
+            base = (rows["value"] - rows["difference"]).median()
+            best = None if best is None else best - base
+            ends = dict(
+                zip(
+                    ("value", "low", "high"), (rows[name].fillna(0) for name in CHANGE), strict=True
+                )
+            )
+            rows = rows.assign(**ends)
         for i, line in enumerate(lines):
-            part = table[(table["metric"] == metric) & (table[series] == line)].sort_values(x)
+            part = rows[rows[series] == line]
             if part.empty:
                 continue
             drawn = go.Figure()
@@ -150,16 +152,15 @@ def sweep(
                 x=part[x],
                 y=part["value"].to_numpy(np.float32),
                 mode="lines+markers",
-                name=escape(str(line)),
+                name=named(str(line)),
                 legendgroup=str(line),
                 showlegend=column == 1,
-                line={"color": COLOURS[i % len(COLOURS)]},
-                marker={"symbol": MARKERS[i % len(MARKERS)], "size": 7},
+                **look(i),
             )
             figure.add_traces(list(drawn.data), rows=[1, 1], cols=[column, column])
-        if ideal(metric) is not None:
-            figure.add_hline(
-                y=ideal(metric), line={"color": GREY, "dash": "dot"}, row=1, col=column
-            )
+        low, high = rows["low"].min(), rows["high"].max()
+        near = 0.5 * (high - low) if paired[metric] else np.inf
+        if best is not None and low - near <= best <= high + near:
+            figure.add_hline(y=best, line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title=escape(x_title or x))
     return finish(figure, title, caption)

@@ -1,115 +1,148 @@
-"""What all figures share: colours, the caption under a title, and writing them to disk.
+"""What all figures share: colours, one look that is legible on light and on dark, the caption under
+a title, and how a figure shows itself in a notebook.
 
 Colours are Okabe and Ito's, legible to the colour-blind; diverging scales are centred on 0; layers
-and heads count from 0; the caption under each title names n and the interval. :func:`save_figures`
-writes HTML, and PNG where a browser for kaleido is at hand.
+and heads count from 0; the caption under each title names n and the interval. On a screen the
+background is the page's own and text is of a grey that contrasts with white (4.5 : 1) and with
+JupyterLab's dark theme (4.2 : 1) alike; files for papers are black on white (:mod:`.saving`).
 """
 
 from __future__ import annotations
 
+import base64
 import html
-import shutil
-import sys
-import tempfile
+import json
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
+from os import environ
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.io import write_images
-from plotly.offline import get_plotlyjs
+from plotly import io
 
-from tracelab.storage.files import atomic_file, own_file
-from tracelab.storage.ownership import adopt, is_ours, require_folder, require_ours
+from tracelab.figures.pictures import NoPicture, picture
+from tracelab.metrics import paper_model, paper_name
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
-COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", GREY)
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")
+"""Of curves and edits, in order; grey is for controls and for the unedited model."""
 MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DIVERGING = "PuOr_r"
 SEQUENTIAL = "Blues"
 WIDTH = 900
-SCRIPT = "plotly.min.js"
-_BANNER = b"/**\n* plotly.js v"
+"""Of pictures, in pixels; on a screen a figure takes the width that there is."""
+CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+}
+"""What plotly's script is told wherever a figure is shown: it fits the width, and offers neither to
+upload the data nor to edit the figure elsewhere."""
+PAGE_STYLE = """:root { color-scheme: light dark }
+.js-plotly-plot text:not(.hoverlayer *) { fill: CanvasText !important }"""
+"""CSS of a page with figures: it is dark where its reader's system is, and text has full
+contrast."""
+_SMALL = 0.9
+"""Pixels of a notebook's PNG by pixel of the layout."""
+_CHOSEN_BY_PLOTLY = ("plotly_mimetype", "vscode", "nteract", "plotly_mimetype+notebook")
+_LINE = 115
 
 
-def save_figures(
-    figures: Mapping[str, go.Figure], folder: Path | str, *, png: bool = True
-) -> list[Path]:
-    """Write each figure as ``<name>.html`` and, where kaleido finds a browser, as ``<name>.png``.
+class Figure(go.Figure):
+    """Plotly's figure, which never offers to upload it, and in a notebook has a PNG beside it.
 
-    The HTML files share one ``plotly.min.js`` beside them, which is made to be plotly's own, and
-    need no network. Without kaleido or a browser one line on stderr says so and the HTML stays.
-
-    Returns:
-        The files written.
-
-    Raises:
-        TracelabError: a file of such a name is not tracelab's, or nothing can be written there.
+    Where plotly has chosen how a notebook shows figures (``plotly.io.renderers.default`` is what it
+    finds for Jupyter or VS Code), the output is :func:`mimebundle`'s. A renderer that you choose,
+    there or in the environment variable ``PLOTLY_RENDERER``, is yours: ``"jupyterlab"`` is the
+    bundle without PNG.
     """
-    folder = Path(folder)
-    require_folder(folder)
-    pages, pictures = (
-        [folder / f"{name}.{ending}" for name in figures] for ending in ("html", "png")
+
+    def show(self, *args: Any, **options: Any) -> None:
+        """As plotly's, with :data:`CONFIG`."""
+        if not args and not options and _chosen_by_plotly():
+            from IPython.display import display
+
+            display(mimebundle(self), raw=True)
+        else:
+            super().show(*args, **_configured(options))
+
+    def to_html(self, *args: Any, **options: Any) -> str:
+        """As plotly's, with :data:`CONFIG`."""
+        return str(super().to_html(*args, **_configured(options)))
+
+    def write_html(self, *args: Any, **options: Any) -> None:
+        """As plotly's, with :data:`CONFIG`."""
+        super().write_html(*args, **_configured(options))
+
+    def _ipython_display_(self) -> None:
+        self.show()
+
+    def _repr_mimebundle_(self, *args: Any, **options: Any) -> dict[str, Any]:
+        if _chosen_by_plotly():
+            return mimebundle(self)
+        return dict(super()._repr_mimebundle_(*args, **_configured(options)))
+
+
+def mimebundle(figure: go.Figure) -> dict[str, Any]:
+    """A figure for a notebook: plotly's JSON with :data:`CONFIG` and, where kaleido finds a
+    browser, a small PNG, which is what GitHub, nbconvert and a mail show (and JupyterLab until the
+    mouse is over it)."""
+    content = json.loads(figure.to_json()) | {"config": CONFIG}
+    bundle: dict[str, Any] = {"application/vnd.plotly.v1+json": content}
+    height = figure.layout.height or 450
+    with suppress(NoPicture):
+        drawn = picture(figure, "png", width=WIDTH, height=height, scale=_SMALL)
+        bundle["image/png"] = base64.b64encode(drawn).decode()
+    return bundle
+
+
+def template(ink: str, paper: str) -> go.layout.Template:
+    """The look of a figure with text of one colour on another."""
+    faint, line = "rgba(128,128,128,0.22)", "rgba(128,128,128,0.5)"
+    axis = {
+        "gridcolor": faint,
+        "zerolinecolor": line,
+        "linecolor": line,
+        "zerolinewidth": 1,
+        "automargin": True,
+        "title": {"standoff": 10, "font": {"size": 13}},
+    }
+    bar = {"outlinewidth": 0, "ticks": ""}
+    table = {
+        part: {"fill": {"color": fill}, "line": {"color": faint}}
+        for part, fill in (("header", faint), ("cells", "rgba(0,0,0,0)"))
+    }
+    return go.layout.Template(
+        layout={
+            "colorway": COLOURS,
+            "paper_bgcolor": paper,
+            "plot_bgcolor": paper,
+            "font": {"size": 12, "color": ink},
+            "xaxis": axis,
+            "yaxis": axis,
+            "coloraxis": {"colorbar": bar},
+            "hoverlabel": {"align": "left"},
+        },
+        data={"heatmap": [{"colorbar": bar}], "table": [table]},
     )
-    for file in (*pages, *(pictures if png else ())):
-        require_ours(file)
-    if figures:
-        require_script_place(folder)
-        _write_plotly_js(folder / SCRIPT)
-    for file, figure in zip(pages, figures.values(), strict=True):
-        with own_file(file) as path:
-            # plotly's "directory" would write the script half if it is interrupted, and never mend
-            # it.
-            figure.write_html(path, include_plotlyjs=SCRIPT, full_html=True)
-    if not png or not figures:
-        return pages
-    with tempfile.TemporaryDirectory() as made:
-        drawn = [Path(made) / f"{number}.png" for number in range(len(pictures))]
-        try:
-            write_images(  # one browser for all of them
-                list(figures.values()),
-                drawn,
-                scale=2,
-                width=[figure.layout.width for figure in figures.values()],
-                height=[figure.layout.height for figure in figures.values()],
-            )
-        except (ImportError, RuntimeError, ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"tracelab: no PNG figures, the HTML is there ({reason})", file=sys.stderr)
-            return pages
-        for file, source in zip(pictures, drawn, strict=True):
-            with own_file(file) as path:
-                shutil.copyfile(source, path)
-    return pages + pictures
 
 
-def require_script_place(folder: Path) -> None:
-    """Refuse to write plotly's script over somebody's own of that name; what an interrupted writer
-    left is nobody's.
-
-    Raises:
-        TracelabError: there is a text that is not listed as tracelab's and does not begin as
-            plotly's script does.
-    """
-    file = folder / SCRIPT
-    if is_ours(file) or not file.is_file():
-        return
-    with file.open("rb") as content:
-        beginning = content.read(len(_BANNER))
-    if not _BANNER.startswith(beginning) and beginning.isascii():
-        require_ours(file)
+SCREEN = template(GREY, "rgba(0,0,0,0)")
+PAPER = template("#222222", "white")
 
 
-def _write_plotly_js(file: Path) -> None:
-    """Plotly's script, unless it is there whole."""
-    script = get_plotlyjs().encode()
-    adopt([file])
-    if not (file.is_file() and file.stat().st_size == len(script) and file.read_bytes() == script):
-        with atomic_file(file) as path:
-            path.write_bytes(script)
+def look(number: int, size: float = 7) -> dict[str, Any]:
+    """Line and marker of the curve or edit of a number, another for each of the first 36."""
+    turn, place = divmod(number, len(COLOURS))
+    colour = COLOURS[place]
+    symbol = MARKERS[(place + turn) % len(MARKERS)]
+    return {
+        "line": {"color": colour},
+        "marker": {"symbol": symbol, "size": size, "color": colour},
+    }
 
 
 def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> None:
@@ -127,29 +160,43 @@ def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, colou
     )
 
 
-def bars(rows: pd.DataFrame) -> dict[str, Any]:
-    """Error bars from ``low`` to ``high`` about ``value``."""
-    return {
+def bars(rows: pd.DataFrame, of: str = "value", colour: str | None = None) -> dict[str, Any]:
+    """Error bars from ``low`` to ``high`` about a column.
+
+    Args:
+        colour: of the bars; needed where the markers of a trace have one each, as plotly's script
+            knows none that fits them all and takes black.
+    """
+    made = {
         "type": "data",
         "symmetric": False,
-        "array": (rows["high"] - rows["value"]).to_numpy(np.float32),
-        "arrayminus": (rows["value"] - rows["low"]).to_numpy(np.float32),
+        "array": (rows["high"] - rows[of]).to_numpy(np.float32),
+        "arrayminus": (rows[of] - rows["low"]).to_numpy(np.float32),
         "thickness": 1.5,
     }
+    return made | ({"color": colour} if colour else {})
 
 
 def finish(
     figure: go.Figure, title: str, caption: str, *, height: int = 460, legend: bool = True
-) -> go.Figure:
-    """Title, caption under it (n, interval, model), one font and width for all figures.
+) -> Figure:
+    """Title, caption under it (n, interval, model), one font and look for all figures.
 
     Both are texts: what they quote of models and data is no HTML.
+
+    Args:
+        height: in pixels, of which 185 are above and below the plot; with what the caption and the
+            legend need it is another.
     """
-    # Above the titles of panels, where there are any.
-    above = 1 + (28 if figure.layout.annotations else 4) / (height - 185)
+    lines = textwrap.wrap(caption, _LINE)
+    figure.for_each_annotation(_panel_title)
+    above = 28 if any(note.y == 1 for note in figure.layout.annotations) else 4
+    keys = legend_rows(figure, WIDTH - 100) * 20 + 8 if legend else 0
+    top = 52 + 16 * len(lines) + above + keys
+    inside = height - 185
+    height = inside + top + 60
     layout: dict[str, Any] = {
-        "template": "plotly_white",
-        "width": WIDTH,
+        "template": SCREEN,
         "height": height,
         "title": {
             "text": escape(title),
@@ -158,17 +205,41 @@ def finish(
             "y": 1 - 24 / height,
             "yanchor": "top",
             "font": {"size": 17},
-            "subtitle": {
-                "text": "<br>".join(map(escape, textwrap.wrap(caption, 140))),
-                "font": {"size": 12, "color": "#444"},
-            },
+            "subtitle": {"text": "<br>".join(map(escape, lines)), "font": {"size": 12}},
         },
-        "font": {"size": 12},
-        "margin": {"l": 70, "r": 30, "t": 125, "b": 60},
+        "margin": {"l": 60, "r": 30, "t": top, "b": 60},
         "showlegend": legend,
-        "legend": {"orientation": "h", "y": above, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        "legend": {
+            "orientation": "h",
+            "y": 1 + above / inside,
+            "yanchor": "bottom",
+            "x": 1,
+            "xanchor": "right",
+        },
     }
-    return figure.update_layout(layout)
+    return Figure(figure.update_layout(layout))
+
+
+def _panel_title(note: Any) -> None:
+    """What ``make_subplots`` writes, which is as large as the figure's own title, smaller."""
+    if note.font.size == 16:
+        note.font.size = 13
+
+
+def legend_rows(figure: go.Figure, width: float, letter: float = 7) -> int:
+    """Of a legend across the figure, whose columns are as wide as the longest name.
+
+    Args:
+        width: that there is, in pixels.
+        letter: width of one.
+    """
+    shapes = [shape for shape in figure.layout.shapes if shape.showlegend]
+    shown = [
+        each for each in figure.data if "showlegend" not in each or each.showlegend is not False
+    ]
+    names = [each.name for each in (*shown, *shapes) if each.name]
+    column = 48 + letter * max(map(len, names), default=0)
+    return -(-len(names) // max(1, int(width // column)))
 
 
 def escape(text: str) -> str:
@@ -177,12 +248,31 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def named(edit: str) -> str:
+    """An edit's name for titles, labels and legends."""
+    return escape(paper_name(edit))
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text in lines for the title of a panel or an axis."""
+    return "<br>".join(escape(line) for line in textwrap.wrap(text, width))
+
+
 def model_name(settings: dict[str, Any]) -> str:
     """What captions call the model."""
-    return str(settings["model"]["model_id"])
+    return paper_model(str(settings["model"]["model_id"]))
 
 
 def prompt_text(settings: dict[str, Any], number: int) -> str:
     """What captions call a prompt of ``inspect``: its end, if it is long."""
     text = settings["prompts"][number]
     return text if len(text) < 100 else f"… {text[-98:]}"
+
+
+def _chosen_by_plotly() -> bool:
+    """Whether this is a notebook whose user has chosen no renderer."""
+    return io.renderers.default in _CHOSEN_BY_PLOTLY and "PLOTLY_RENDERER" not in environ
+
+
+def _configured(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"config": CONFIG | (options.get("config") or {})}

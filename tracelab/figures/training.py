@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from tracelab.errors import TracelabError
 from tracelab.figures.style import BLUE, GREY, ORANGE, escape, finish
+from tracelab.metrics import paper_model, paper_name
 
 TITLES = {
     "debias": "debiasing loss",
@@ -32,7 +33,7 @@ TITLES = {
 }
 SMOOTHED = 10
 """Steps of the running mean."""
-_RAW = "#cccccc"
+_RAW = "rgba(128,128,128,0.4)"
 _ACROSS = 3
 
 
@@ -95,8 +96,8 @@ def training_curves(notes: Mapping[str, Any], *, name: str, made_for: str) -> go
         for key, what in (("n_train", "training"), ("n_dev", "development"))
         if key in notes
     ]
-    caption = " · ".join(filter(None, [", ".join(counts), made_for]))
-    return loss_curves(notes["curves"], title=f"Training of {name}", caption=caption)
+    caption = " · ".join(filter(None, [", ".join(counts), paper_model(made_for)]))
+    return loss_curves(notes["curves"], title=f"Training of {paper_name(name)}", caption=caption)
 
 
 def _kept_step(table: pd.DataFrame) -> int | None:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tracelab.figures.style import BLUE, GREY, ORANGE, bars, escape, finish, model_name
-from tracelab.metrics import UNEDITED, label
+from tracelab.metrics import UNEDITED, label, paper_name
 
 _KINDS = {"chosen": (ORANGE, "star"), "allowed": (BLUE, "circle"), "too dear": (GREY, "x")}
 
@@ -66,6 +66,5 @@ def tuning(table: pd.DataFrame, settings: dict[str, Any]) -> go.Figure:
         f"Held-out target terms, {settings['folds']} folds, n = {int(table['n'].iloc[0])}; "
         f"unedited {before:.3g}; bars: 95 % paired · {settings['bias']} · {model_name(settings)}"
     )
-    title = f"What {settings['method']} does, and what it costs"
-    figure = finish(figure, title, caption, height=230 + 34 * len(tried))
-    return figure.update_layout(margin_l=40 + 6 * max(map(len, tried["tried"])))
+    title = f"What {paper_name(settings['method'])} does, and what it costs"
+    return finish(figure, title, caption, height=230 + 34 * len(tried))

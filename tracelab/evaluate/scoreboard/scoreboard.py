@@ -136,21 +136,26 @@ class Scoreboard(Result):
                 parts.append(markdown_table(table, index=False, floatfmt=".3g"))
         return "\n\n".join(parts)
 
-    def plot(self) -> go.Figure:
-        """Every score with its interval, one panel a metric."""
-        return scoreboard(self.table, self.settings)
+    def plot(self, values: str = "difference") -> go.Figure:
+        """What each edit changes, with paired intervals: one row a bias type, one column a metric.
+
+        Args:
+            values: ``"difference"`` to the unedited model, or ``"level"``: every score with its own
+                interval.
+        """
+        return scoreboard(self.table, self.settings, values=values)
 
     def plot_tradeoff(
         self, bias_metric: str | None = None, capability: str = "perplexity"
     ) -> go.Figure:
-        """Distance of a bias metric from its ideal value against a capability metric, one point an
-        edit; default: the first of :data:`LEADING` that the table has."""
+        """Change of a bias metric against that of a capability metric, one point an edit; default:
+        the first of :data:`LEADING` that the table has."""
         there = set(self.table["metric"])
         leading = next((metric for metric in LEADING if metric in there), LEADING[-1])
         return tradeoff(self.table, self.settings, bias_metric or leading, capability)
 
     def figures(self) -> dict[str, go.Figure]:
-        """The dot plot and, where it can be drawn, bias against capability."""
+        """What changes and, where it can be drawn, bias against capability."""
         made = {"": self.plot()}
         there = set(self.table["metric"])
         if "perplexity" in there and there & set(LEADING):

@@ -122,21 +122,31 @@ class AttentionGap(Result):
         """The distributions of the gap on sensitive and on other positions."""
         return gap_distributions(self.pairs, self.summary, self.settings, selection=self.selection)
 
-    def plot_pair(self, pair: str | None = None) -> go.Figure:
+    def plot_pair(
+        self, pair: str | None = None, *, after: AttentionGap | None = None, edit: str = ""
+    ) -> go.Figure:
         """Attention maps of a kept pair (default: the first): stereotype, anti-stereotype,
-        difference.
+        difference; with ``after`` each of them before and under an edit, and the change.
+
+        Args:
+            after: the same measurement under an edit.
+            edit: what to call it.
 
         Raises:
             TracelabError: no map of this pair was kept.
         """
         known = list(dict.fromkeys(self.maps["pair"]))
-        pair = known[0] if pair is None else pair
+        if after is not None:
+            kept = set(after.maps["pair"])
+            known = [name for name in known if name in kept]
+        pair = known[0] if pair is None and known else pair
         if pair not in known:
             raise TracelabError(
                 f"no attention map of pair {pair!r} was kept: choose one of {known}"
             )
         maps, positions = (table[table["pair"] == pair] for table in (self.maps, self.positions))
-        return attention_maps(maps, positions, self.settings)
+        then = None if after is None else after.maps[after.maps["pair"] == pair]
+        return attention_maps(maps, positions, self.settings, after=then, edit=edit)
 
 
 def attention_gap(
