@@ -155,10 +155,16 @@ def continuations(table: pd.DataFrame, settings: dict[str, Any], prompt: int) ->
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> str:
-    return "".join(
-        f'<span style="color:{ORANGE}"><b>{escape(text)}</b></span>' if differs else escape(text)
-        for text, differs in pieces
-    ).replace("\n", " ⏎ ")
+    return (
+        "".join(
+            f'<span style="color:{ORANGE}"><b>{escape(text)}</b></span>'
+            if differs
+            else escape(text)
+            for text, differs in pieces
+        )
+        .strip()
+        .replace("\n", " ⏎ ")
+    )
 
 
 def _most(change: Float[np.ndarray, "head query key"]) -> list[int]:
