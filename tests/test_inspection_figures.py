@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 import numpy as np
 import pytest
 
@@ -268,3 +271,56 @@ def test_settings_and_page_tell_what_was_inspected(result):
     assert settings["model"]["model_id"] == "tiny-llama"
     assert settings["prepend_bos"] is False
     assert "&lt;i&gt;delta" in result._repr_html_()
+
+
+# --- where an edit acts
+# -----------------------------------------------------------------------------------------------
+
+
+def test_the_map_has_a_panel_an_edit_and_quantity_with_the_tables_values(result, model):
+    figure = result.plot("map", prompt=1)
+    assert len(figure.data) == 3 * 3  # without the lens
+    rows = result.moves.query("prompt == 1 and edit == 'mix'")
+    for heatmap, name in zip(figure.data[6:], ("resid_post", "mlp_out", "attn_out"), strict=True):
+        grid = rows.pivot(index="layer", columns="position", values=name).to_numpy()
+        np.testing.assert_allclose(heatmap.z, grid, rtol=1e-5)
+    lens = tracelab.inspect(model, random_delta(model), SHORT, lens=True)
+    panels = lens.plot("map").data
+    assert len(panels) == 4
+    assert panels[3].coloraxis != panels[0].coloraxis
+    np.testing.assert_allclose(panels[3].z.ravel(), lens.moves["lens_kl"], rtol=1e-5)
+
+
+def test_heads_are_drawn_before_after_and_their_change_with_the_first_key_apart(result):
+    figure = result.plot("heads", prompt=0, layer=2)
+    heads = result.heads
+    assert len(figure.data) == 3 * 4 * 3 * 2  # edits, heads, maps, the first key and the others
+    old, new = (heads[name][2, 1].float().numpy() for name in ("before/0", "after/0/0"))
+    for maps, want in zip(range(6, 12, 2), (old, new, new - old), strict=True):
+        first, others = figure.data[maps], figure.data[maps + 1]
+        drawn = np.concatenate([first.z, others.z], axis=1)
+        lower = np.tril(np.ones_like(drawn, dtype=bool))
+        np.testing.assert_allclose(drawn[lower], want[lower], atol=1e-6)
+        assert np.isnan(drawn[~lower]).all()
+        assert (first.coloraxis == others.coloraxis) == (maps == 10)
+    assert "layer 2" in figure.layout.title.text
+    assert figure.layout.coloraxis3.cmax == 1
+
+
+def test_the_layer_of_heads_is_by_default_the_one_that_moved_most(model):
+    result = tracelab.inspect(model, random_delta(model, layers=(2,)), PROMPT)
+    change = (result.heads["after/0/0"].float() - result.heads["before/0"].float()).numpy()
+    most = int(np.square(change).sum(axis=(1, 2, 3)).argmax())
+    assert f"layer {most}:" in result.plot("heads").layout.title.text
+    assert most == 3  # the only one after the edit
+
+
+def test_continuations_are_side_by_side_and_escaped(result):
+    (table,) = result.plot("text", prompt=0).data
+    edits, before, after = table.cells.values
+    assert list(edits) == ["&lt;i&gt;delta&lt;/i&gt;", "fairmed", "mix"]
+    rows = result.texts.query("prompt == 0")
+    for side, texts in (("before", before), ("after", after)):
+        for text, shown_text in zip(rows[side], texts, strict=True):
+            plain = re.sub(r"</?(span|b)[^>]*>", "", shown_text)
+            assert html.unescape(plain) == text.strip().replace("\n", " ⏎ ")

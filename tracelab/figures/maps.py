@@ -129,7 +129,7 @@ def head_panels(
                 )
     n = len(labels)
     ticks = {"tickvals": list(range(n)), "tickfont": {"size": 8}, "showgrid": False}
-    ticks |= {"zeroline": False, "ticktext": list(labels) if n <= 16 else [""] * n}
+    ticks |= {"zeroline": False, "ticks": "", "ticktext": list(labels) if n <= 16 else [""] * n}
     figure.update_xaxes(**ticks, tickangle=-90, range=[-0.5, n - 0.5])
     figure.update_yaxes(**ticks, range=[n - 0.5, -0.5])
     others = np.concatenate([values[:, 1:].ravel() for maps in rows for values in maps[:2]])

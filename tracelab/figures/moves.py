@@ -147,17 +147,22 @@ def continuations(table: pd.DataFrame, settings: dict[str, Any], prompt: int) ->
     return finish(
         figure,
         "What the model goes on to write",
-        f"after “{prompt_text(settings, prompt)}”, sampled with seed {settings['seed']} on both "
-        f"sides; words in colour differ; one sample is an illustration · {model_name(settings)}",
+        f"after “{prompt_text(settings, prompt)}”, seed {settings['seed']} on both sides; an "
+        f"illustration, no measurement · {model_name(settings)}",
         height=200 + (34 + longest // 5) * len(table),
         legend=False,
     )
 
 
 def _marked(pieces: Sequence[tuple[str, bool]]) -> str:
+    """The pieces of a text as HTML, those that differ in colour, without space around it."""
+    texts = [text for text, _ in pieces]
+    if texts:
+        texts[0] = texts[0].lstrip()
+        texts[-1] = texts[-1].rstrip()
     return "".join(
         f'<span style="color:{ORANGE}"><b>{escape(text)}</b></span>' if differs else escape(text)
-        for text, differs in pieces
+        for text, (_, differs) in zip(texts, pieces, strict=True)
     ).replace("\n", " ⏎ ")
 
 

@@ -344,6 +344,7 @@ class View {
     };
     const table = h("div", { class: "grid", role: "grid", "aria-label": `${QUANTITIES[quantity][0]}: how far each layer moved at each token` });
     table.style.gridTemplateColumns = `2.6em repeat(${tokens.length}, minmax(13px, 1fr))`;
+    table.style.setProperty("--cell", `${Math.min(Math.max(Math.round(340 / grid.length), 9), 24)}px`);
     for (let layer = grid.length - 1; layer >= 0; layer--) {
       const line = h("div", { role: "row", class: "line" });
       line.append(h("span", { class: "layer", role: "rowheader", text: layer % 5 === 0 || grid.length <= 12 ? layer : "" }));

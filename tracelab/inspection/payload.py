@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -23,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tracelab.figures.style import model_name
 from tracelab.inspection.before_after import BeforeAfter
 from tracelab.inspection.continuations import marked
 from tracelab.inspection.moves import MOVES, head_maps, layers_by_change
@@ -102,12 +102,12 @@ def page_of(result: BeforeAfter, *, most_bytes: int = 4_000_000) -> dict[str, An
         for prompt in prompts
         for name in names
     ]
-    return {"setup": setup_of(settings["model"]), "cases": cases}
+    return {"setup": setup_of(settings), "cases": cases}
 
 
-def setup_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What does not change with the prompt, of the model's settings."""
-    return {"model": model["model_id"], "n_layers": model["n_layers"]}
+def setup_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What does not change with the prompt, of a result's settings."""
+    return {"model": model_name(settings), "n_layers": settings["model"]["n_layers"]}
 
 
 def compact(value: Any) -> str:

@@ -68,7 +68,7 @@ class Session:
         edits = [
             {"name": name, **switch} for name, switch in zip(self.edits, self.switches, strict=True)
         ]
-        facts = setup_of(self.result.settings["model"])
+        facts = setup_of(self.result.settings)
         return facts | {"edits": edits, "new_tokens": self.new_tokens}
 
     def shown(self, layer: int | None = None) -> dict[str, Any]:
