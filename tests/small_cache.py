@@ -36,7 +36,8 @@ def make_small_cache(folder: Path) -> Path:
 def _model(source: Path, folder: Path) -> None:
     small = {"num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
     tiny_hf("llama", TOKENS, **small).save_pretrained(folder)
-    shutil.copy(source / "tokenizer_config.json", folder)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(source / name, folder)
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
     bpe = tokenizer["model"]
     bpe["vocab"] = {token: number for token, number in bpe["vocab"].items() if number < TOKENS}

@@ -238,7 +238,8 @@ def test_a_hub_repository_is_loaded_as_a_folder_with_a_local_fake_of_the_hub(
 
     monkeypatch.setattr(module, "snapshot_download", fake)
     back = load_intervention("me/edit", revision="abc")
-    assert asked == [("me/edit", {"revision": "abc", "allow_patterns": [MANIFEST, TENSORS]})]
+    patterns = {"allow_patterns": [MANIFEST, TENSORS]}
+    assert asked == [("me/edit", {"revision": "abc", "token": None} | patterns)]
     assert torch.equal(logits(model, back), logits(model, load_intervention(kept)))
 
 

@@ -386,13 +386,14 @@ def test_an_adapter_can_take_the_place_of_a_merged_checkpoint(model, tmp_path):
     assert set(contents(tmp_path / "there")) == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
         MARKER,
     }
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize(
-    "name", ["thesis.tex", "results.json", "notes.txt", "README.md", "other.safetensors"]
+    "name", ["thesis.tex", "results.json", "notes.txt", "notes.md", "other.safetensors"]
 )
 def test_a_folder_with_a_file_of_the_users_own_is_refused_and_left_as_it_was(
     model, tmp_path, exporter, name

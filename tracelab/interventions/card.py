@@ -8,6 +8,7 @@ folder is called by that folder's name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
@@ -18,6 +19,7 @@ from tracelab.interventions.manifest import Manifest, Part
 from tracelab.model.assets import MODEL
 
 _SHOWN = ("benchmark", "bias", "metric")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _EMBEDDED_LICENCE = "apache-2.0"
 
 
@@ -101,7 +103,7 @@ def _made_for(part: Part) -> tuple[str, str]:
 def _head(base: str, part: Part, tags: Sequence[str], library: str = "tracelab") -> str:
     """The metadata that the hub reads, as YAML; its values are JSON, which YAML takes."""
     fields: dict[str, Any] = {"library_name": library, "tags": list(tags)}
-    if base.count("/") == 1 and not base.startswith(("/", ".", "~")):
+    if _HUB_ID.fullmatch(base):
         fields["base_model"] = base
     if licence := _licence_of(part):
         fields["license"] = licence
