@@ -138,7 +138,7 @@ def test_one_state_of_the_residual_stream_is_no_window(parts):
 
 def test_probers_no_better_than_shuffled_labels_read_nothing_for_sure(parts):
     parts.probes.layers["selectivity_low"] = -0.01
-    assert "can be read in none for sure" in lead(parts)[0]
+    assert "can be read in no layer for sure" in lead(parts)[0]
     assert found(parts, "Where can the group be read?").endswith("cannot be told from 0")
 
 

@@ -16,7 +16,7 @@ from tests.browser import BROWSER, needs_browser
 from tests.interventions.edits import random_delta
 from tracelab.report.presets import PRESETS, Preset
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 COMMAND = "tracelab report --bias gender --out 'a <b> c'"
 RATIO = """
 ([foreground, background]) => {

@@ -253,7 +253,7 @@ def _reads(parts: Parts) -> str:
     if best["selectivity_low"] > 0:
         return f"the group that the model is about to name can be read best in {numbers}"
     return (
-        "the group that the model is about to name can be read in none for sure (best in "
+        "the group that the model is about to name can be read in no layer for sure (best in "
         f"{numbers})"
     )
 
