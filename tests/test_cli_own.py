@@ -248,6 +248,8 @@ def test_a_configuration_file_holds_options_and_the_command_line_wins(tmp_path):
     assert found.stack == [["a/", "b/"]]
     found = make_parser().parse_args(expanded("compare", f"--config={file}", "--edit", "c/"))
     assert found.edit == ["c/"]
+    file.write_text('stack = ["a/", "b/"]\n')  # one, as on the command line
+    assert make_parser().parse_args(expanded("compare", f"--config={file}")).stack == [["a/", "b/"]]
     as_json = tmp_path / "run.json"
     as_json.write_text('{"bias": "race", "no_png": false, "prompt": "He", "out": "r"}')
     found = make_parser().parse_args(expanded("report", "--config", str(as_json)))
@@ -266,6 +268,9 @@ def test_a_configuration_file_holds_options_and_the_command_line_wins(tmp_path):
         ("a.toml", "no-off-target = 'yes'", "no-off-target is true or false, not 'yes'"),
         ("a.toml", "limit = {a = 1}", "limit cannot be"),
         ("a.toml", None, "cannot read"),
+        ("a.toml", "trust-remote-code = true", "lets code of others run: say --trust-remote-code"),
+        ("a.json", '{"model": "--"}', "has no value"),
+        ("a.json", '{"model": "a\\u0000b"}', "is no text"),
     ],
 )
 def test_a_configuration_that_cannot_serve_is_one_sentence(tmp_path, name, content, message):
@@ -273,6 +278,11 @@ def test_a_configuration_that_cannot_serve_is_one_sentence(tmp_path, name, conte
         (tmp_path / name).write_text(content)
     with pytest.raises(TracelabError, match=message):
         expanded("compare", "--config", str(tmp_path / name))
+
+
+def test_an_option_cut_short_is_refused_so_that_no_file_is_passed_over(tmp_path):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["compare", "--conf", str(tmp_path / "a.toml"), "--edit", "e"])
 
 
 def test_a_configuration_is_what_a_command_is_run_with(run, place):

@@ -108,3 +108,12 @@ def test_a_sweep_with_differences_begins_at_0():
     (line,) = (trace for trace in figure.data if trace.mode == "lines+markers")
     assert list(line.y) == [0, 5.5]
     assert figure.layout.annotations[0].text == "change of StereoSet SS (points)"
+
+
+def test_a_sweep_draws_no_interval_where_a_difference_has_none():
+    table = with_differences(TABLE)
+    there = table["difference"].notna()
+    table.loc[there, ["difference_low", "difference_high"]] = float("nan")
+    figure = sweep(table, "alpha", ["ss"], series="model", title="t", caption="c")
+    (drawn,) = (trace for trace in figure.data if trace.mode == "lines" and trace.fill)
+    assert pd.isna(pd.Series(drawn.y)).sum() == 2

@@ -221,7 +221,8 @@ class Result:
 
     def _figure(self) -> go.Figure | None:
         with suppress(TracelabError):  # it says why there is nothing to draw, when asked to plot
-            return next(iter(self.figures().values()), None)
+            # the first of figures() without drawing the others
+            return None if type(self).plot is Result.plot else self.plot()
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from tests.tiny import tiny_hf
 from tracelab.cli import main as tracelab_main
 from tracelab.evaluate import lm_eval_scores
 from tracelab.evaluate.benchmarks.lm_eval import LmEvalTask
-from tracelab.evaluate.lm_eval import main
+from tracelab.evaluate.harness import main
 from tracelab.model.load import load
 
 ROWS = [
@@ -135,3 +136,14 @@ def test_the_chat_template_is_applied_on_request_and_the_settings_say_so(saved, 
     assert plain.settings["chat_template"] == "not applied"
     assert chat.settings["chat_template"] == "applied"
     assert plain.settings["documents"] == chat.settings["documents"]
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_is_there():
+    told = subprocess.run(
+        [sys.executable, "-m", "tracelab.evaluate.harness", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (told.returncode, "--tasks" in told.stdout) == (0, True), told.stderr

@@ -4,6 +4,7 @@ papers."""
 from __future__ import annotations
 
 import base64
+import threading
 
 import plotly.graph_objects as go
 import plotly.io
@@ -12,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from tests.browser import needs_browser
 from tracelab.errors import TracelabError
-from tracelab.figures import save_figures
+from tracelab.figures import pictures, save_figures
 from tracelab.figures import style as shared
 from tracelab.figures.paper import for_paper
 from tracelab.figures.pictures import NoPicture, picture
@@ -190,3 +191,24 @@ def test_a_grid_is_refused_in_a_column_and_takes_a_page(tmp_path):
     with pytest.raises(TracelabError, match="take width='page'"):
         save_figures({"a": side_by_side(2)}, tmp_path, formats="svg", width="column")
     assert for_paper(side_by_side(2), "page").layout.width == pytest.approx(6.9 * 96)
+
+
+def test_a_browser_that_cannot_be_started_is_tried_once_and_leaves_no_thread(monkeypatch):
+    kaleido, tried = pytest.importorskip("kaleido"), []
+
+    class Broken:
+        def __init__(self, **options):
+            tried.append(options)
+
+        async def open(self):
+            raise RuntimeError("no chrome here")
+
+    monkeypatch.setattr(kaleido, "Kaleido", Broken)
+    monkeypatch.setattr(pictures, "_FAILED", {})
+    pictures._browser.cache_clear()
+    before = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(pictures.NoPicture, match="no chrome here"):
+            pictures.picture(go.Figure(), "png", width=300, height=200)
+    assert len(tried) == 1
+    assert threading.active_count() == before

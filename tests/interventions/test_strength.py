@@ -77,7 +77,7 @@ def test_strength_zero_asks_nothing_of_an_edit_that_overflows(model):
 def test_a_change_of_shape_is_not_hidden_by_a_strength(model):
     edit = Replaced(Origin.of(model, [LAST]), 3.0)
     edit.edits = lambda hf_model: [PointEdit(LAST, lambda h: h[:1])]
-    edit.strength = 0.5
+    edit.set_strength(0.5)
     with pytest.raises(RuntimeError, match="the edit at .* made"):
         logits(model, edit)
 
@@ -140,7 +140,7 @@ def test_a_logit_that_is_ruled_out_stays_so_under_a_share_of_another_edit(model)
     share = random_experts(model).scaled(0.5)
     own = Replaced(Origin.of(model, [Point("logits")]), 0.0)
     own.edits = lambda hf_model: [PointEdit(Point("logits"), lambda z: z + 1.0)]
-    own.strength = 0.5
+    own.set_strength(0.5)
     found = logits(model, Stack([ruled_out, share, own]))
     assert torch.isneginf(found[..., 5]).all()
     assert not found.isnan().any()
@@ -247,3 +247,10 @@ def test_a_stack_with_a_strength_is_refused(kept):
     change(kept, lambda content: content["part"].update(strength=0.5))
     with pytest.raises(TracelabError, match="stack has a strength, which only its members do"):
         load_intervention(kept)
+
+
+def test_an_attribute_of_one_s_own_called_strength_is_refused(model):
+    for edit in (random_delta(model), Stack([random_delta(model)])):
+        with pytest.raises(TracelabError, match="call an attribute of your own by another name"):
+            edit.strength = 0.5
+        assert edit.strength == 1

@@ -105,10 +105,11 @@ def found(parts, question):
 def test_the_question_is_answered_in_two_sentences_the_second_of_what_is_uncertain(parts):
     where, uncertain = lead(parts)
     assert where == (
-        "Of the states put back to their clean value the outputs of the MLPs of 10 layers around "
-        "layer 4, at the words that name the group, undo most of what noise on the words that name "
-        "the group does: 73 % (95 % interval 46 to 91 %); the group that the model is about to "
-        "name can be read best in layer 8: F1 0.71, against 0.53 with shuffled labels."
+        "Of the windows of MLPs and attention layers put back to their clean value the outputs of "
+        "the MLPs of 10 layers around layer 4, at the words that name the group, undo the largest "
+        "share of what noise on the words that name the group does: 73 % (95 % interval 46 to 91 "
+        "%); the group that the model is about to name can be read best in layer 8: F1 0.71, "
+        "against 0.53 with shuffled labels."
     )
     assert uncertain.startswith("Uncertain is how far this holds (12 pairs were traced")
     assert len(answers(parts)) == 8
@@ -187,7 +188,13 @@ def test_without_edits_there_is_no_row_of_them(parts):
     failed = board(MOVED)
     failed.table.loc[failed.table["edit"] != "unedited", ["reason", "difference"]] = ("full", NONE)
     said = what_edits_did(replace(parts, scoreboard=failed))
-    assert said == "Of one edit none could be scored; the scoreboard says why."
+    assert said == "Of one edit none could be scored for bias; the scoreboard says why."
+
+
+def test_where_only_the_cost_could_be_scored_no_bias_score_is_judged(parts):
+    parts = replace(parts, scoreboard=board(DEARER))
+    assert "none could be scored for bias" in what_edits_did(parts)
+    assert found(parts, "Which edit moves it?").startswith("Not to be told")
 
 
 def test_the_scoreboard_names_benchmark_and_bias_type_where_the_score_does_not(parts):

@@ -66,3 +66,23 @@ def test_a_board_on_which_every_edit_failed_leads_with_nothing(board):
     board.table.loc[board.table["edit"] != "unedited", "reason"] = "out of memory"
     assert what_moved(board).empty
     assert sentences(what_moved(board)) == []
+
+
+def test_the_furthest_is_by_the_distance_from_the_ideal_value_that_is_gone(board):
+    gone = ("d", "stereoset", "gender", "ss", 50.5, -9.5, -12.0, -7.0, 1, 9, "")
+    names = ["edit", "benchmark", "bias", "metric", "value", "difference"]
+    names += ["difference_low", "difference_high", "up", "down", "difference_note"]
+    row = pd.DataFrame([gone], columns=names).assign(reason="", n=12, p_holm=0.5)
+    table = pd.concat([board.table[board.table["edit"] != "c"], row], ignore_index=True)
+    # of 10 points from 50 9.5 are gone, of a gap of .02 the half
+    assert (
+        what_moved(Scoreboard(board.settings, table, *[pd.DataFrame()] * 2))["edit"].iloc[0] == "d"
+    )
+
+
+def test_bias_types_that_an_edit_was_not_made_for_make_no_tradeoff(board):
+    assert board.has_tradeoff
+    other = board.table[(board.table["metric"] != "gap_group") & (board.table["metric"] != "ss")]
+    race = board.table[board.table["bias"] == "race"]
+    table = pd.concat([other, race], ignore_index=True)
+    assert not Scoreboard(board.settings, table, *[pd.DataFrame()] * 2).has_tradeoff

@@ -189,7 +189,7 @@ def test_every_method_is_fitted_kept_compared_and_shown(edited):
     page = (folder / "index.html").read_text()
     for name in ("scoreboard", "tradeoff", "before_after_0", "before_after_1"):
         assert f'id="{name}"' in page
-    assert ("were chosen on other data" in page, "None are\napplied together" in page) == (
+    assert ("were chosen on other data" in page, "No two\nwere stacked" in page) == (
         bool(stacked),
         not stacked,
     )

@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tracelab.cli.arguments import require_text
 from tracelab.cli.words_meant import Parser, bare
 from tracelab.errors import TracelabError, meant, quoted
 
 VERBS = ("compare", "report")
 FLAG = "--config"
+TRUST = "--trust-remote-code"
 
 
 def with_config(arguments: Sequence[str], parser: Parser) -> list[str]:
@@ -55,8 +57,13 @@ def with_config(arguments: Sequence[str], parser: Parser) -> list[str]:
             known = [name[2:] for name in verb.flags() if name.startswith("--")]
             near = meant(key, [name for name in known if name not in ("config", "help")])
             raise TracelabError(f"{path}: {found[0]} has no option {quoted(key)}{near}")
+        if flag == TRUST:
+            raise TracelabError(
+                f"{path}: {key} lets code of others run: say {TRUST} on the command line"
+            )
         if flag not in given:
             put_in += _words(flag, value, action, path)
+    require_text(put_in)
     return [found[0], *put_in, *rest]
 
 
@@ -71,6 +78,12 @@ def _words(flag: str, value: Any, action: Any, path: str) -> Iterator[str]:
     several = type(action).__name__ == "_AppendAction"
     if isinstance(value, list) and not several:
         raise TracelabError(f"{path}: {flag[2:]} takes one value, not a list")
+    if (
+        action.nargs == "+"
+        and isinstance(value, list)
+        and not any(isinstance(each, list) for each in value)
+    ):
+        value = [value]  # one stack, its members in a row as on the command line
     for each in value if isinstance(value, list) else [value]:
         if action.nargs == "+" and isinstance(each, list) and each:
             yield from [flag, *(_word(flag, word, path) for word in each)]

@@ -83,3 +83,13 @@ def row(
             f"two bundles are called {name!r}: rows take the folders' names, rename one"
         )
     return {name: load_edit(path, options, strength)}
+
+
+def require_default_source(options: argparse.Namespace) -> None:
+    """Refuse ``--source`` beside ``--data`` of one's own.
+
+    Raises:
+        TracelabError: both are given.
+    """
+    if options.source != "wheel":
+        raise TracelabError("--data is what is measured on: leave --source out")

@@ -42,6 +42,7 @@ def result_name(options: argparse.Namespace) -> str:
         parts[2] = Path(parts[2]).stem
     if options.verb_name in ("score", "generate") and options.edit:
         parts += ["under", *(Path(path).name for path in options.edit)]
+        parts += [f"x{each:g}" for each in options.strength or [] if each != 1]
     return file_name("-".join(part for part in parts if part))
 
 

@@ -16,7 +16,13 @@ _CHOICE = re.compile(
 
 
 class Parser(argparse.ArgumentParser):
-    """One line on stderr, and status 2, for words that are not understood."""
+    """One line on stderr, and status 2, for words that are not understood.
+
+    Options are written in full: of one that is cut short nobody could tell whether it is given.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> Any:
         """Print why, and end."""

@@ -32,6 +32,8 @@ def move_map(table: pd.DataFrame, settings: dict[str, Any], prompt: int) -> go.F
     table = table[table["prompt"] == prompt]
     edits = list(settings["edits"])
     shown = [name for name in QUANTITIES if name in table and table[name].notna().any()]
+    if not shown:
+        raise TracelabError("this architecture shows no activations that a map could compare")
     titles = [
         QUANTITIES[name] + (f"<br>{escape(edit)}" if len(edits) > 1 and not column else "")
         for edit in edits

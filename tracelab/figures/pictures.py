@@ -24,6 +24,8 @@ PATIENCE = 30.0
 """Seconds for a picture, the start of the browser among them."""
 
 _T = TypeVar("_T")
+_FAILED: dict[int, str] = {}
+"""Why no browser could be started, by process."""
 
 
 class NoPicture(Exception):
@@ -43,13 +45,16 @@ def picture(
     Raises:
         NoPicture: it cannot be drawn here.
     """
+    options = {"format": ending, "width": width, "height": height, "scale": scale}
     try:
-        return _browser(os.getpid()).draw(
-            figure.to_dict(),
-            {"format": ending, "width": width, "height": height, "scale": scale},
-        )
+        browser = _browser(os.getpid())
+        try:
+            return browser.draw(figure.to_dict(), options)
+        except BaseException:
+            _browser.cache_clear()  # the next picture has another browser
+            browser.close()
+            raise
     except Exception as error:  # whatever kaleido, its browser and the pipe between them raise
-        _browser.cache_clear()  # the next picture has another browser
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NoPicture(reason) from error
 
@@ -62,21 +67,37 @@ class _Browser:
 
         # It tells of every message that the browser's pipe cuts in two; what matters is raised.
         logging.getLogger("choreographer").setLevel(logging.CRITICAL)
+        self._process = os.getpid()
+        self._kaleido: Any = None
         self._loop = asyncio.new_event_loop()
-        Thread(target=self._loop.run_forever, name="tracelab pictures", daemon=True).start()
-        # mathjax would be fetched from the network
-        self._kaleido = self._run(_opened(Kaleido, n=1, timeout=PATIENCE, mathjax=False))
-        atexit.register(self._close)
+        self._thread = Thread(target=self._loop.run_forever, name="tracelab pictures", daemon=True)
+        self._thread.start()
+        try:
+            # mathjax would be fetched from the network
+            self._kaleido = self._run(_opened(Kaleido, n=1, timeout=PATIENCE, mathjax=False))
+        except BaseException:
+            self.close()
+            raise
+        atexit.register(self.close)
 
     def draw(self, figure: dict[str, Any], options: dict[str, Any]) -> bytes:
         return self._run(self._kaleido.calc_fig(figure, opts=options))
 
+    def close(self) -> None:
+        """End the browser, its loop and its thread; nothing in a fork, which has no such thread."""
+        atexit.unregister(self.close)
+        if self._process != os.getpid() or self._loop.is_closed():
+            return
+        if self._kaleido is not None:
+            with suppress(Exception):
+                self._run(self._kaleido.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1)
+        if not self._thread.is_alive():
+            self._loop.close()
+
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
-
-    def _close(self) -> None:
-        with suppress(Exception):
-            self._run(self._kaleido.close())
 
 
 async def _opened(kind: Any, **options: Any) -> Any:
@@ -88,5 +109,15 @@ async def _opened(kind: Any, **options: Any) -> Any:
 
 @cache
 def _browser(process: int) -> _Browser:
-    """The one of a process: a fork has none of its parent's threads."""
-    return _Browser()
+    """The one of a process: a fork has none of its parent's threads.
+
+    Raises:
+        NoPicture: none can be started, which is tried once.
+    """
+    if process in _FAILED:
+        raise NoPicture(_FAILED[process])
+    try:
+        return _Browser()
+    except Exception as error:
+        _FAILED[process] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise

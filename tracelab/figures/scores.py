@@ -138,7 +138,10 @@ def sweep(
             best = None if best is None else best - base
             ends = dict(
                 zip(
-                    ("value", "low", "high"), (rows[name].fillna(0) for name in CHANGE), strict=True
+                    ("value", "low", "high"),
+                    # the unedited model's own is 0; an edit's that has no interval is not
+                    (rows[name].where(rows["difference"].notna(), 0) for name in CHANGE),
+                    strict=True,
                 )
             )
             rows = rows.assign(**ends)

@@ -32,7 +32,7 @@ from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import before_after
 from tracelab.gradients import measuring
 from tracelab.inspection.continuations import marked, text_rows
-from tracelab.inspection.moves import head_maps, heads_of, layers_by_change, lens_kl, move_rows
+from tracelab.inspection.moves import head_maps, heads_of, lens_kl, most_moved_layer, move_rows
 from tracelab.inspection.passes import run_pass
 from tracelab.inspection.rows import (
     LAYER_MEASURES,
@@ -181,7 +181,8 @@ class BeforeAfter(Result):
     def _heads(self, prompt: int, layer: int | None) -> dict[str, Any]:
         """What the view of heads draws: the layer, and of each edit the maps before and after."""
         n_layers = self.settings["model"]["n_layers"]
-        layer = [*layers_by_change(self.heads, 0, prompt), 0][0] if layer is None else layer
+        if layer is None:
+            layer = most_moved_layer(self.heads, range(len(self.settings["edits"])), prompt)
         require_int("the layer of the view 'heads'", layer, 0, n_layers - 1)
         maps = {
             name: pair
@@ -198,6 +199,7 @@ class BeforeAfter(Result):
             "logits": "z_plus" not in self.tokens,
             "attention": self.attention.empty,
             "text": self.texts.empty,
+            "map": bool(self.moves[["resid_post", "mlp_out", "attn_out"]].isna().all(axis=None)),
             "weights": True,
         }
         drawn = {

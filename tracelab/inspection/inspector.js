@@ -96,6 +96,7 @@ const legend = (ramp, low, high, text) =>
 class View {
   constructor(root, source) {
     this.source = source;
+    this.pending = new Map();
     this.chosen = { position: null, layer: null, head: null, quantity: "resid_post" };
     this.root = h("div", { class: "tracelab-inspector", "data-lm-suppress-shortcuts": "true" });
     // a notebook's shortcuts are not for what is typed here
@@ -206,13 +207,13 @@ class View {
       prompt: this.input.value,
       edits: this.switches.map(({ box, slider }) => ({ on: box.checked, strength: Number(slider.value) })),
       lens: this.chosen.quantity === "lens_kl",
-      layer: this.layer,
+      layer: this.chosen.layer, // none: the one that this edit moves most
     });
   }
 
   ask(request) {
     if (this.waiting) {
-      this.pending = request; // of several that come meanwhile the last counts
+      this.pending.set(request.do, request); // of several of a kind that come meanwhile the last counts
       return;
     }
     this.waiting = Math.random().toString(36).slice(2);
@@ -230,9 +231,11 @@ class View {
       this.waiting = null;
       this.root.classList.remove("busy");
     }
-    if (this.pending) {
-      const request = this.pending;
-      this.pending = null;
+    if (this.pending.size) {
+      // a run first: what else was asked is of what it shows
+      const next = this.pending.has("run") ? "run" : this.pending.keys().next().value;
+      const request = this.pending.get(next);
+      this.pending.delete(next);
       this.ask(request);
       return;
     }
@@ -289,7 +292,7 @@ class View {
 
   drawTokens() {
     const { tokens, sensitive, kl, positions } = this.view;
-    const most = Math.max(...kl.filter(Number.isFinite), 1e-9);
+    const most = greatest(kl.filter(Number.isFinite), 1e-9);
     const row = h("div", { class: "strip", role: "group", "aria-label": "tokens of the prompt" });
     tokens.forEach((token, position) => {
       const known = positions.includes(position);
@@ -337,7 +340,7 @@ class View {
     }
     const grid = maps[quantity];
     const every = grid.flat().filter(Number.isFinite);
-    const top = quantile(every, 0.99) || Math.max(...every, 0) || 1;
+    const top = quantile(every, 0.99) || greatest(every, 0) || 1;
     const readout = h("p", { class: "readout", "aria-hidden": "true" });
     const tell = (layer, position) => {
       readout.textContent = `layer ${layer}, ${label(tokens[position])}: ${number(grid[layer][position])}`;
@@ -394,7 +397,7 @@ class View {
     const { top, tokens } = this.view;
     const rows = top[this.position] ?? { promoted: [], demoted: [] };
     const every = [...rows.promoted, ...rows.demoted];
-    const most = Math.max(...every.flatMap(([, before, after]) => [before, after]), 1e-9);
+    const most = greatest(every.flatMap(([, before, after]) => [before, after]), 1e-9);
     const table = h("table", {}, h("thead", {}, h("tr", {},
       h("th", { scope: "col", text: "next token" }), h("th", { scope: "col", class: "chart", text: "probability" }),
       h("th", { scope: "col", class: "number", text: "before" }), h("th", { scope: "col", class: "number", text: "after" }))));
@@ -446,14 +449,14 @@ class View {
     const maps = heads.before.map((before, head) => unpack(before, heads.change[head], n));
     const scale = scales(maps, n);
     const size = maps.map(({ change }) => Math.sqrt(change.flat().reduce((sum, value) => sum + value * value, 0)));
-    const largest = size.indexOf(Math.max(...size));
+    const largest = size.indexOf(greatest(size, 0));
     const head = this.chosen.head !== null && this.chosen.head < maps.length ? this.chosen.head : largest;
     const cards = h("div", { class: "cards" });
     maps.forEach((map, i) => {
       const canvas = h("canvas", { "aria-hidden": "true" });
       cards.append(h("button", {
         type: "button", class: "card", "aria-pressed": String(i === head), "data-key": `head${i}`,
-        "aria-label": `head ${i}: attention moved by up to ${number(Math.max(...map.change.flat().map(Math.abs)))}`,
+        "aria-label": `head ${i}: attention moved by up to ${number(greatest(map.change.flat().map(Math.abs), 0))}`,
         on: { click: () => { this.chosen.head = i; this.draw(); } },
       }, h("span", { class: "name", text: `head ${i}` }), canvas));
       this.paintCard(canvas, map, scale);
@@ -622,6 +625,11 @@ function unpack(before, change, n) {
   return made;
 }
 
+/** The greatest of as many numbers as there are, which `Math.max` takes only so many of. */
+function greatest(values, least) {
+  return values.reduce((most, value) => (value > most ? value : most), least);
+}
+
 /** The ends of the scales of a layer's heads; the first key has its own. */
 function scales(maps) {
   const every = (field, first) => maps.flatMap((map) => map[field].flatMap((row) => (first ? row.slice(0, 1) : row.slice(1))));
@@ -629,9 +637,9 @@ function scales(maps) {
   // one token alone attends to itself, which says nothing
   return {
     others: quantile([...every("before", false), ...every("after", false)], 0.99) || 1,
-    first: Math.max(...every("before", true), ...every("after", true)) || 1,
-    change: Math.max(...size(every("change", false)), 0) || 1,
-    firstChange: Math.max(...size(every("change", true)), 0) || 1,
+    first: greatest([...every("before", true), ...every("after", true)], 0) || 1,
+    change: greatest(size(every("change", false)), 0) || 1,
+    firstChange: greatest(size(every("change", true)), 0) || 1,
   };
 }
 

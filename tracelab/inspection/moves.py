@@ -14,7 +14,7 @@ A large relative norm says that a vector is another one, not that it matters to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.errors import TracelabError
 from tracelab.inspection.passes import Pass
 from tracelab.model.partial_forward import BlockRunner
 
@@ -70,6 +71,9 @@ def lens_kl(model: TransformerBridge, before: Pass, after: Pass) -> Float[Tensor
     """KL(before ‖ after), in nats, under the logit lens at each layer and position.
 
     Costs the unembedding of each residual that moved, twice; where none did the KL is 0.
+
+    Raises:
+        TracelabError: the architecture shows no residual stream.
     """
     runner, rows = BlockRunner(model), []
     for layer in before.layers("resid_post"):
@@ -82,6 +86,8 @@ def lens_kl(model: TransformerBridge, before: Pass, after: Pass) -> Float[Tensor
             each = kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
             kl[moved] = each.clamp(min=0)
         rows.append(kl)
+    if not rows:
+        raise TracelabError("this architecture shows no residual stream for a logit lens")
     return torch.stack(rows)
 
 
@@ -115,3 +121,13 @@ def layers_by_change(heads: Mapping[str, Tensor], edit: int, prompt: int) -> lis
         return []
     moved = (after.float() - before.float()).flatten(1).norm(dim=1)
     return moved.argsort(descending=True, stable=True).tolist()
+
+
+def most_moved_layer(heads: Mapping[str, Tensor], edits: Iterable[int], prompt: int) -> int:
+    """The layer whose heads the edits moved most, all together; 0 where there are no patterns."""
+    before = heads.get(f"before/{prompt}")
+    found = [after for edit in edits if (after := heads.get(f"after/{edit}/{prompt}")) is not None]
+    if before is None or not found:
+        return 0
+    moved = sum((after.float() - before.float()).flatten(1).norm(dim=1) for after in found)
+    return int(torch.as_tensor(moved).argmax())

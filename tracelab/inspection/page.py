@@ -55,8 +55,10 @@ def static_html(page: dict[str, Any]) -> str:
         "</noscript></div>\n"
         f'<script type="application/json" id="{name}-data">{data}</script>\n'
         f'<script type="module">\n{asset("inspector.js")}\n'
-        f'mountSaved(document.getElementById("{name}"), '
-        f'JSON.parse(document.getElementById("{name}-data").textContent));\n</script>\n'
+        f"for (const place of document.querySelectorAll('[id=\"{name}\"]:not([data-shown])')) {{\n"
+        "place.dataset.shown = true;\n"
+        f'mountSaved(place, JSON.parse(document.getElementById("{name}-data").textContent));\n'
+        "}\n</script>\n"
     )
 
 

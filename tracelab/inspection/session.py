@@ -27,6 +27,7 @@ from tracelab.inspection.moves import MAP_MOST, layers_by_change
 from tracelab.inspection.payload import heads_of_layer, page_of, pieces_of, setup_of, view_of
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.stack import Stack
+from tracelab.model.hooked import require_unedited
 from tracelab.model.texts import as_texts
 from tracelab.model.tokens import encode
 from tracelab.ranges import require_int, require_number, require_seed
@@ -157,6 +158,7 @@ class Session:
 
     @measuring()
     def _written(self, seed: int) -> dict[str, Any]:
+        require_unedited(self.model, "the inspector")
         (row,) = text_rows(
             self.model,
             {_EDITED: self._edit},

@@ -97,8 +97,24 @@ class Intervention(nn.Module, ABC):
         self.origin = origin
         self.notes = notes or {}
         self.allow_mismatch = False
-        self.strength = 1.0
+        self._strength = 1.0
         self._log: list[Told] | None = None
+
+    @property
+    def strength(self) -> float:
+        """The share of the change that is made, see :meth:`scaled`."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: object) -> None:
+        raise TracelabError(
+            f"{type(self).__name__}.strength is the share of an edit that is applied, which "
+            "edit.scaled(s) gives: call an attribute of your own by another name"
+        )
+
+    def set_strength(self, strength: float) -> None:
+        """For what makes an edit again, from a bundle or with another configuration."""
+        self._strength = strength
 
     @property
     def name(self) -> str:
@@ -143,7 +159,7 @@ class Intervention(nn.Module, ABC):
         """
         strength = require_number("the strength of an edit", strength)
         other = self._copied()
-        other.strength = require_number("the strength of an edit", strength * self.strength)
+        other.set_strength(require_number("the strength of an edit", strength * self.strength))
         if strength != 1:
             other.notes = {k: v for k, v in other.notes.items() if k not in self.measured}
         return other

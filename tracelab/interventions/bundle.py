@@ -220,7 +220,9 @@ def _build(part: Part, kinds: Mapping[str, type[Intervention]], depth: int = 0) 
         cast(Any, intervention).members.extend(members)
     elif members:
         raise TracelabError(f"a bundle of {part.kind} has no members, this one has {len(members)}")
-    intervention.notes, intervention.strength = part.notes, part.strength
+    intervention.notes = part.notes
+    if not cls.has_members:
+        intervention.set_strength(part.strength)
     return intervention
 
 

@@ -96,8 +96,9 @@ Configuration: {_json(part.spec.get("config", {}))}
 
 def _made_for(part: Part) -> tuple[str, str]:
     """Id and fingerprint of the model; "" where the edit fits any."""
-    origins = [p.origin for p in (part, *part.members) if p.origin is not None]
-    return (origins[0].model_id, origins[0].fingerprint) if origins else ("", "")
+    if part.origin is not None:
+        return part.origin.model_id, part.origin.fingerprint
+    return next(filter(any, map(_made_for, part.members)), ("", ""))
 
 
 def _head(base: str, part: Part, tags: Sequence[str], library: str = "tracelab") -> str:
@@ -153,7 +154,7 @@ def _argument(model: str) -> str:
 
 def _quoted(text: str) -> str:
     """A text in a line of Python that ends no block of Markdown."""
-    return json.dumps(one_line(text)).replace("`", "\\u0060")
+    return json.dumps(one_line(text), ensure_ascii=False).replace("`", "\\u0060")
 
 
 def _json(value: Any) -> str:

@@ -72,7 +72,9 @@ def _data(edit: Intervention) -> str:
     bias = getattr(edit, "bias", "") or ", ".join(
         spec.attribute for spec in getattr(edit, "attributes", ())
     )
-    counted = [f"{edit.notes[name]} {what}" for name, what in COUNTS.items() if name in edit.notes]
+    counts = {name: edit.notes[name] for name in COUNTS if name in edit.notes}
+    summed = {k: sum(n.values()) if isinstance(n, dict) else n for k, n in counts.items()}
+    counted = [f"{n} {COUNTS[name]}" for name, n in summed.items()]
     return ", ".join(filter(None, [bias, *counted]))
 
 

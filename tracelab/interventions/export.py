@@ -89,15 +89,22 @@ def to_peft(
             "is no checkpoint "
             "that another adapter could belong to; export the edit merged"
         )
+    facts = model_facts(model)
+    if facts.in_memory and base_model is None:
+        raise TracelabError(
+            "the model was given in memory, so its weights need not be those of "
+            f"{base_of(model)!r}: say base_model=, the folder or hub id that has them"
+        )
+    part = part_of(delta)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     lost: dict[str, float] = {}
     modules = _plain_modules(model, delta)
-    for path, _, part in modules:
-        require_finite_change(part.weight().detach(), path)
-        a, b = _factors(part, rank)
+    for path, _, of_map in modules:
+        require_finite_change(of_map.weight().detach(), path)
+        a, b = _factors(of_map, rank)
         ranks[path] = len(a)
-        whole = part.weight().detach()
+        whole = of_map.weight().detach()
         lost[path] = float((whole - b @ a).norm() / whole.norm().clamp_min(1e-12))
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous().cpu()
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous().cpu()
@@ -111,6 +118,7 @@ def to_peft(
         alpha_pattern=others,
         target_modules=list(ranks),
         base_model_name_or_path=base,
+        revision=facts.revision if base_model is None and not Path(base).is_dir() else None,
         task_type="CAUSAL_LM",
         inference_mode=True,
         fan_in_fan_out=all(isinstance(module, Conv1D) for _, module, _ in modules),
@@ -118,7 +126,7 @@ def to_peft(
     with _written(folder, delta, {"lost": lost} if rank is not None else {}) as made:
         config.save_pretrained(str(made))
         save_file(tensors, made / "adapter_model.safetensors")
-        text = adapter_card(delta.name, part_of(delta), base, Path(folder).name)
+        text = adapter_card(delta.name, part, base, Path(folder).name)
         (made / CARD).write_text(text, encoding="utf-8")
     return Path(folder)
 

@@ -93,7 +93,7 @@ class Method(Intervention):
         Raises:
             TracelabError: the file holds no such data.
         """
-        return pairs(file, bias=bias, limit=limit)
+        return pairs(file, bias=None if bias == "all" else bias, limit=limit)
 
     @classmethod
     def grid(cls, model: TransformerBridge) -> Any:

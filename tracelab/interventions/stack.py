@@ -65,7 +65,9 @@ class Stack(Intervention):
         :meth:`~tracelab.interventions.base.Intervention.scaled`)."""
         require_number("the strength of an edit", strength)
         other = Stack([member.scaled(strength) for member in self])
-        other.notes = {k: v for k, v in self.notes.items() if k not in self.measured}
+        other.notes = {
+            k: v for k, v in self.notes.items() if strength == 1 or k not in self.measured
+        }
         other.allow_mismatch = self.allow_mismatch
         return other
 

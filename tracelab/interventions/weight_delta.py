@@ -200,7 +200,7 @@ class WeightDelta(Intervention):
             return self
         other = copy.deepcopy(self)
         other.scale_(self.strength)
-        other.strength = 1.0
+        other.set_strength(1.0)
         return other
 
     @measuring()

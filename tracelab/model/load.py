@@ -48,6 +48,7 @@ class ModelFacts:
     )
     trust_remote_code: bool = False  # whether code that comes with the model was allowed to run
     quantization: str | None = None  # how transformers keeps its weights, if in fewer bits
+    in_memory: bool = False  # whether it was given as a model, not by a name
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ModelInfo(ModelFacts):
         return {key: value for key, value in plain.items() if value or key not in _SELDOM}
 
 
-_SELDOM = ("adapter", "trust_remote_code", "quantization", "training")
+_SELDOM = ("adapter", "trust_remote_code", "quantization", "in_memory", "training")
 
 _FACTS: WeakKeyDictionary[TransformerBridge, ModelFacts] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
@@ -159,10 +160,22 @@ def _in_memory(
         raise TracelabError("this model is loaded already: it is what tracelab.load() gives")
     _require_whole(hf_model, model_id)
     if isinstance(tokenizer, str | Path):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    if dtype is not None and not _keeps_its_place(hf_model):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise TracelabError(f"no tokenizer can be read from {tokenizer}: {reason}") from error
+    if _keeps_its_place(hf_model):
+        if dtype is not None or device is not None:
+            raise TracelabError(
+                f"{model_id} stays as transformers has placed or quantised it: leave dtype and "
+                "device out, or load it so"
+            )
+    elif dtype is not None:
         hf_model.to(dtype)
-    return from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
+    _FACTS[model] = replace(_FACTS[model], in_memory=True)
+    return model
 
 
 def _keeps_its_place(hf_model: Any) -> bool:

@@ -23,6 +23,12 @@ _STATES = {
     "attn": "the outputs of attention",
     "resid": "the residual stream",
 }
+_PUT_BACK = {
+    "mlp": "windows of MLPs and attention layers",
+    "attn": "windows of MLPs and attention layers",
+    "resid": "states of the residual stream",
+}
+"""What an effect is the largest of."""
 _AT = {
     "attribute": "the words that name the group",
     "before_filler": "the token before the word in which the sentences differ",
@@ -56,8 +62,8 @@ def what_edits_did(parts: Parts) -> str:
     moved = what_moved(parts.scoreboard)
     n_edits = len(parts.scoreboard.settings["edits"])
     tried = f"{n_edits} edits" if n_edits > 1 else "one edit"
-    if moved.empty:
-        return f"Of {tried} none could be scored; the scoreboard says why."
+    if moved[moved["role"] == "bias"].empty:
+        return f"Of {tried} none could be scored for bias; the scoreboard says why."
     told = moved.loc[moved["moved"] & (moved["role"] == "bias"), "edit"].unique()
     if not len(told):
         return (
@@ -180,6 +186,9 @@ def _edit(parts: Parts) -> list[Answer]:
     if parts.scoreboard is None:
         return []
     moved = what_moved(parts.scoreboard)
+    if moved[moved["role"] == "bias"].empty:
+        found = "Not to be told: none could be scored for bias, the scoreboard says why"
+        return [Answer("Which edit moves it?", found, _PERPLEXITY)]
     told = moved[moved["moved"] & (moved["role"] == "bias")]
     if told.empty:
         found = "None of those tried: no change of a bias score can be told from 0"
@@ -237,11 +246,12 @@ def _acts(parts: Parts) -> str:
             "Tracing tells no place, because noise on the words that name the group moved the "
             f"preference in none of {len(parts.trace.cases)} pairs"
         )
-    where = f"{_where(parts, peak)}, at {_AT[peak['role']]}"
+    where = f"{_where(parts, peak)}, at {_AT[peak['role']]}, undo the largest share"
     undone = f"of what noise on the words that name the group does: {_share(peak)}"
     if peak["nie_low"] > 0:
-        return f"Of the states put back to their clean value {where}, undo most {undone}"
-    return f"Tracing tells no place for sure: {where}, undo most {undone}"
+        back = _PUT_BACK[peak["component"]]
+        return f"Of the {back} put back to their clean value {where} {undone}"
+    return f"Tracing tells no place for sure: {where} {undone}"
 
 
 def _reads(parts: Parts) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
-from tracelab.metrics import ideal, label, paper_name
+from tracelab.metrics import BENCHMARKS, ideal, label, paper_name
 
 BIAS = ("gap_group", "gap", "hellinger", "ss", "crows_sum")
 COST = ("lms", "perplexity")
@@ -73,9 +73,11 @@ def what_moved(board: Scoreboard) -> pd.DataFrame:
 
 
 def _largest(rows: pd.DataFrame) -> float:
-    """By which share of what it was the bias score that changed most did, of those that did."""
+    """By which share of its distance from the ideal value the bias score that changed most did, of
+    those that did."""
     told = rows[(rows["role"] == "bias") & rows["moved"]]
-    return float((told["difference"] / told["before"]).abs().max()) if len(told) else 0.0
+    away = (told["before"] - told["metric"].map(ideal).fillna(0)).abs()
+    return float((told["difference"].abs() / away.where(away > 0)).max()) if len(told) else 0.0
 
 
 def sentences(moved: pd.DataFrame) -> list[str]:
@@ -118,3 +120,13 @@ def relative(row: dict[str, Any]) -> str:
     """A score's change as a share of what it was; what rounds to nothing has no sign."""
     share = 100 * (row["after"] / row["before"] - 1)
     return f"{0.0 if abs(share) < 0.05 else share:+.1f} %"
+
+
+def quantity(row: dict[str, Any], bias: str) -> str:
+    """A score with its benchmark where its name does not tell it, and a bias type that is not the
+    report's."""
+    name, benchmark = label(row["metric"]), str(row["benchmark"])
+    source = BENCHMARKS.get(benchmark, benchmark)
+    told = name.lower().startswith(source.lower())
+    other = "" if row["bias"] in (bias, "") else f", {row['bias']}"
+    return f"{name if told else f'{source}: {name}'}{other}"

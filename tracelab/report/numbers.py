@@ -9,8 +9,8 @@ import pandas as pd
 
 from tracelab.evaluate.scoreboard.scoreboard import UNEDITED, Scoreboard
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
-from tracelab.metrics import BENCHMARKS, label
-from tracelab.report.moved import what_moved
+from tracelab.metrics import label
+from tracelab.report.moved import quantity, what_moved
 from tracelab.report.parts import Parts
 from tracelab.report.sections import best_layer
 
@@ -95,22 +95,12 @@ def score_rows(board: Scoreboard) -> list[dict[str, Any]]:
             rows.append(
                 row
                 | {
-                    "quantity": _quantity(row, board.settings["bias"]),
+                    "quantity": quantity(row, board.settings["bias"]),
                     "before": before[tuple(row[name] for name in key)],
                     "moved": bool(low > 0 or high < 0),
                 }
             )
     return rows
-
-
-def _quantity(row: dict[str, Any], bias: str) -> str:
-    """A score with its benchmark where its name does not tell it, and a bias type that is not the
-    report's."""
-    name, benchmark = label(row["metric"]), str(row["benchmark"])
-    source = BENCHMARKS.get(benchmark, benchmark)
-    told = name.lower().startswith(source.lower())
-    other = "" if row["bias"] in (bias, "") else f", {row['bias']}"
-    return f"{name if told else f'{source}: {name}'}{other}"
 
 
 def cost_table(board: Scoreboard) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import plotly.graph_objects as go
 
-from tracelab.evaluate.scoreboard.scoreboard import LEADING, Scoreboard
+from tracelab.evaluate.scoreboard.scoreboard import Scoreboard
 from tracelab.figures.localize import COMPONENT_NAMES, ROLE_NAMES
 from tracelab.inspection.before_after import BeforeAfter
-from tracelab.metrics import label, paper_name
-from tracelab.report.moved import what_moved
+from tracelab.metrics import paper_name
+from tracelab.report.moved import quantity, what_moved
 from tracelab.report.parts import Parts
 
 NARROW, BROAD = 0, 680
@@ -106,8 +106,7 @@ def _compared(parts: Parts) -> list[Section]:
             ),
         )
     ]
-    scored = board.table.loc[board.table["reason"] == "", "metric"]
-    if {"perplexity"} <= set(scored) and set(scored) & set(LEADING):
+    if board.has_tradeoff:
         made.append(
             Section(
                 "tradeoff",
@@ -156,7 +155,10 @@ def _inside(seen: BeforeAfter, prompt: int) -> tuple[View, ...]:
     """
     edit = paper_name(next(iter(seen.settings["edits"])))
     moves = seen.moves[seen.moves["prompt"] == prompt]
-    most = moves.loc[moves["resid_post"].idxmax()]
+    told = moves[moves["resid_post"] > 0]
+    if told.empty:
+        return ()  # it acts on the logits, or not at all
+    most = told.loc[told["resid_post"].idxmax()]
     found = [
         View(
             f"map_{prompt}",
@@ -282,8 +284,9 @@ def _changes_in_words(board: Scoreboard) -> str:
     if told.empty:
         return f"{len(changed)} changes, none of which can be told from 0."
     named = [
-        f"{paper_name(row.edit)}: {label(row.metric)} {row.difference:+.3g}"
-        for row in told.head(_NAMED).itertuples()
+        f"{paper_name(row['edit'])}: {quantity(row, board.settings['bias'])} "
+        f"{row['difference']:+.3g}"
+        for row in told.head(_NAMED).to_dict("records")
     ]
     more = f", and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
     return (

@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> Result:
     if (read := READ.get(options.data)) is not None:
         records: Sequence[Any] = read(options.bias, source=options.source, limit=options.limit)
     else:
+        loading.require_default_source(options)
         records = pairs(options.data, bias=options.bias, limit=options.limit)
     more = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
     return attention_gap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from tracelab.cli import loading
@@ -36,6 +37,8 @@ def run(options: argparse.Namespace) -> Result:
         edits |= loading.row(path, options, strength, edits)
     for paths, strength in zip(stacks, scales[len(alone) :], strict=True):
         rows = [loading.row(path, options, strength) for path in paths]
+        for path in paths:
+            _require_one(path, alone)
         # A member that is a row too is the same edit, so that interference can be told.
         members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
         edits[" + ".join(name for row in rows for name in row)] = Stack(members)
@@ -79,3 +82,13 @@ def _benchmark(text: str) -> tuple[str, int | None]:
             f"--benchmark {shown(text)} is not understood ({error}): write NAME or NAME=N, at most "
             "so many records"
         ) from None
+
+
+def _require_one(path: str, others: Sequence[str]) -> None:
+    """Refuse a bundle of the same name as another's, as rows are told by names."""
+    for other in others:
+        if Path(other).name == Path(path).name and Path(other).resolve() != Path(path).resolve():
+            raise TracelabError(
+                f"two bundles are called {Path(path).name!r}, {other} and {path}: rows take the "
+                "folders' names, rename one"
+            )

@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> Result:
     if options.window is not None and options.component == "resid":
         raise TracelabError("--window is of mlp and attn: resid is restored a layer at a time")
     if options.data is not None:
+        loading.require_default_source(options)
         records = pairs(options.data, bias=options.bias)
     elif options.bias is None:
         raise TracelabError("trace needs a bias type: add --bias, or --data with pairs of your own")

@@ -149,16 +149,33 @@ class Scoreboard(Result):
         self, bias_metric: str | None = None, capability: str = "perplexity"
     ) -> go.Figure:
         """Change of a bias metric against that of a capability metric, one point an edit; default:
-        the first of :data:`LEADING` that the table has."""
-        there = set(self.table["metric"])
-        leading = next((metric for metric in LEADING if metric in there), LEADING[-1])
+        the first of :data:`LEADING` that the table has of the bias type it was made for.
+
+        Raises:
+            TracelabError: an unknown metric, or none of an edit and that bias type.
+        """
+        leading = next(iter(self._leading()), LEADING[-1])
         return tradeoff(self.table, self.settings, bias_metric or leading, capability)
+
+    @property
+    def has_tradeoff(self) -> bool:
+        """Whether bias can be drawn against capability."""
+        return "perplexity" in set(self._scored()["metric"]) and bool(self._leading())
+
+    def _scored(self) -> pd.DataFrame:
+        """Rows of edits, of the bias type that they were made for."""
+        own = [self.settings["bias"], ""]
+        of_it = self.settings["bias"] is None or self.table["bias"].isin(own)
+        return self.table[of_it & (self.table["reason"] == "") & self.table["difference"].notna()]
+
+    def _leading(self) -> list[str]:
+        there = set(self._scored()["metric"])
+        return [metric for metric in LEADING if metric in there]
 
     def figures(self) -> dict[str, go.Figure]:
         """What changes and, where it can be drawn, bias against capability."""
         made = {"": self.plot()}
-        there = set(self.table["metric"])
-        if "perplexity" in there and there & set(LEADING):
+        if self.has_tradeoff:
             made["tradeoff"] = self.plot_tradeoff()
         return made
 

@@ -184,7 +184,8 @@ class Erasure(ActivationEdit):
             paths = {point: path for point, path in origin.paths.items() if point in points}
             origin = origin.model_copy(update={"paths": paths})
         edit = type(self)(spec, origin, notes)
-        edit.allow_mismatch, edit.strength = self.allow_mismatch, self.strength
+        edit.allow_mismatch = self.allow_mismatch
+        edit.set_strength(self.strength)
         for layer in layers:
             edit.set_(layer, **{name: self.get_buffer(f"{name}_{layer}") for name in self.shape})
         return edit.to(self.get_buffer(f"mu_{self.layers[0]}").device)

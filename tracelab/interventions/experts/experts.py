@@ -178,7 +178,8 @@ class Experts(Method):
             notes=dict(self.notes),
         )
         other._bases, other._runners = list(self._bases), self._runners
-        other.allow_mismatch, other.strength = self.allow_mismatch, self.strength
+        other.allow_mismatch = self.allow_mismatch
+        other.set_strength(self.strength)
         return other
 
     def _copied(self) -> Experts:

@@ -230,7 +230,8 @@ class FairMed(Method):
         notes = {name: note for name, note in self.notes.items() if name not in self.measured}
         other = FairMed(config, self.attributes, self.origin, notes)
         other.load_state_dict(self.state_dict())
-        other.allow_mismatch, other.strength = self.allow_mismatch, self.strength
+        other.allow_mismatch = self.allow_mismatch
+        other.set_strength(self.strength)
         return other
 
     @property

@@ -1,6 +1,6 @@
 """EleutherAI's lm-evaluation-harness by its own command line, on any edit.
 
-    python -m tracelab.evaluate.lm_eval --model tracelab \\
+    python -m tracelab.evaluate.harness --model tracelab \\
         --model_args pretrained=HuggingFaceTB/SmolLM2-135M,edit=erasure-gender,strength=1 --tasks lambada_openai
 
 This is ``lm_eval`` with one model more, as the harness finds no model outside its own package: all
@@ -67,7 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # not of this module's copy called __main__, which a second import would register anew
-    from tracelab.evaluate.lm_eval import main as run
-
-    sys.exit(run())
+    sys.exit(main())
