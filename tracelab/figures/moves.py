@@ -93,7 +93,7 @@ def head_maps(
     maps, layer = heads["maps"], heads["layer"]
     if not maps:
         raise TracelabError(
-            "the view 'heads' needs attention patterns of a prompt of at most 64 tokens, and "
+            "the view 'heads' needs attention patterns, of few prompts of at most 64 tokens, and "
             f"there are none of prompt {prompt} on {model_name(settings)}"
         )
     texts = moves[moves["prompt"] == prompt].drop_duplicates("position")["token"]

@@ -32,7 +32,14 @@ from tracelab.errors import TracelabError, require_choice
 from tracelab.figures import before_after
 from tracelab.gradients import measuring
 from tracelab.inspection.continuations import marked, text_rows
-from tracelab.inspection.moves import head_maps, heads_of, lens_kl, most_moved_layer, move_rows
+from tracelab.inspection.moves import (
+    HEADS_MOST,
+    head_maps,
+    heads_of,
+    lens_kl,
+    most_moved_layer,
+    move_rows,
+)
 from tracelab.inspection.passes import run_pass
 from tracelab.inspection.rows import (
     LAYER_MEASURES,
@@ -125,7 +132,7 @@ class BeforeAfter(Result):
             :func:`~tracelab.inspection.weight_directions.weight_directions`.
         heads: attention patterns ``[layer, head, query, key]`` in half precision,
             ``before/<prompt>`` and ``after/<number of the edit>/<prompt>``; none of a prompt of
-            more than 64 tokens.
+            more than 64 tokens, nor of those after 256 MB of them.
     """
 
     tokens: pd.DataFrame
@@ -287,7 +294,8 @@ def inspect(
         require_finite_logits(before.logits[None], [number], "prompt")
         for name, after in runs.items():
             require_finite_logits(after.logits[None], [number], f"{name} and prompt")
-        heads[f"before/{number}"] = heads_of(before)
+        room = sum(each.nbytes for each in heads.values() if each is not None) < HEADS_MOST
+        heads[f"before/{number}"] = heads_of(before) if room else None
         for index, (name, after) in enumerate(runs.items()):
             for position in chosen:
                 where = {"edit": name, "prompt": number, "position": position}
@@ -299,7 +307,7 @@ def inspect(
             lensed = lens_kl(model, before, after) if lens else None
             rows["moves"] += move_rows(of_edit, texts, before, after, lensed)
             rows["attention"] += attention_rows(of_edit, texts, before, after)
-            heads[f"after/{index}/{number}"] = heads_of(after)
+            heads[f"after/{index}/{number}"] = heads_of(after) if room else None
     if new_tokens:
         rows["texts"] = text_rows(
             model, edits, prompts, new_tokens, seed=seed, prepend_bos=prepend_bos

@@ -29,6 +29,8 @@ from tracelab.model.partial_forward import BlockRunner
 
 MOVES = ("resid_post", "mlp_out", "attn_out")
 """Measures of the map by relative norm; ``lens_kl`` is there on request."""
+HEADS_MOST = 256 * 2**20
+"""Bytes of attention patterns that a result keeps, beyond which further prompts have none."""
 MAP_MOST = 64
 """Tokens of a prompt of which the heads' maps are kept: larger ones are not legible, and grow with
 its square."""
