@@ -113,8 +113,8 @@ def test_words_before_people_begin_with_a_consonant():
     ],
 )
 def test_an_exchanged_word_takes_its_article_and_case_along(text, expected):
-    assert _replaced(text, ["Irish"], "German") == expected
-    assert _replaced("a German town", ["German"], "Irish") == "an Irish town"
+    assert _replaced(text, {"Irish": "German"}) == expected
+    assert _replaced("a German town", {"German": "Irish"}) == "an Irish town"
 
 
 def test_terms_left_out_are_in_no_text_as_a_target_or_as_a_partner():

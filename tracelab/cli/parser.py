@@ -132,7 +132,7 @@ def make_parser() -> Parser:
     generate = add(
         "generate",
         "Continue prompts, before and under edits.",
-        'tracelab generate --prompt "The nurse said that" --edit erasure-gender/ --num 3',
+        'tracelab generate --prompt "The nurse said that" --edit mine/ --num 3',
         common,
         seeded,
     )

@@ -76,7 +76,7 @@ def _largest(rows: pd.DataFrame) -> float:
     """By which share of its distance from the ideal value the bias score that changed most did, of
     those that did."""
     told = rows[(rows["role"] == "bias") & rows["moved"]]
-    away = (told["before"] - told["metric"].map(ideal).fillna(0)).abs()
+    away = (told["before"] - [ideal(metric) or 0.0 for metric in told["metric"]]).abs()
     return float((told["difference"].abs() / away.where(away > 0)).max()) if len(told) else 0.0
 
 

@@ -141,12 +141,12 @@ def probe_layers(
         TracelabError: a group without a usable word, one group the most likely for every prompt, or
             a corpus too small to hold anything out.
     """
+    require_seed(seed)
     if not isinstance(corpus, Corpus):
         raise TracelabError(
             f"probe_layers takes a corpus, not {shown(corpus)}: datasets.templates has some, and "
             "makes one of your own word lists"
         )
-    require_seed(seed)
     require_choice("split", split, SPLITS)
     require_int("n_seeds", n_seeds, most=SEEDS_MOST)
     require_int("batch_tokens", batch_tokens)
