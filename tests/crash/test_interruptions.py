@@ -142,7 +142,7 @@ def test_on_a_disk_that_fills_up_it_ends_in_one_line_and_goes_on_when_there_is_r
 ):
     expected, _ = whole
     chance, out = random.Random(1), tmp_path / "out"
-    for _ in range(3):
+    for _ in range(2 * ROUNDS):
         assert command.run(out, largest_file=int(10 ** chance.uniform(1.5, 5))) in (0, 1, 2), (
             command.words(out)
         )
