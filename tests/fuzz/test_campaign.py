@@ -41,7 +41,7 @@ def test_the_campaign_finds_what_a_seal_would(campaign, monkeypatch):
 
 @pytest.mark.slow
 def test_the_campaign_finds_what_breaks_in_the_forward_pass(campaign, monkeypatch):
-    for check in ("_require_fit", "_require_plain_fit"):
+    for check in ("require_bridge_fits", "require_plain_fits"):
         monkeypatch.setattr(base, check, lambda *args: None)
     campaign.run(range(600))
     assert any(fault.startswith("broken") for fault in campaign.faults)
