@@ -22,8 +22,10 @@ test: $(VENV)/.installed
 	$(BIN)/tracelab fetch
 	HF_HUB_OFFLINE=1 $(BIN)/pytest $(PARALLEL)
 
+# Which of the slow tests; `.ci/run` leaves out the nightly ones.
+SLOW ?= slow
 test-all: test
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow $(PARALLEL)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "$(SLOW)" $(PARALLEL)
 	HF_HUB_OFFLINE=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 -n 2 analyses
 
 # Mutations of bundles; FUZZ=1000 makes a thousand of them.

@@ -18,7 +18,11 @@ import pytest
 from tests.crash.runs import Command, finish, half_made
 from tests.tiny import tiny_hf
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.nightly,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
 
 COMMON = ("--bias", "gender")
 VERBS = {

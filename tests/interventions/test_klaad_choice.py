@@ -135,6 +135,7 @@ def test_the_papers_settings_are_a_preset():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_on_the_embedded_model_the_state_kept_is_within_the_bounds(real_model):
     pairs = gender_twins(stereoset("gender", split="test", limit=40))
     records = [record for record, _ in pairs]

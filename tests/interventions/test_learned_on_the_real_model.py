@@ -26,6 +26,7 @@ def triples():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_direct_shift_closes_the_gap_of_the_sentences_it_was_trained_on(real_model, triples):
     before = fingerprint(real_model.original_model), logits(real_model)
     config = BiasEditConfig.direct(
