@@ -19,7 +19,10 @@ from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=pytest.mark.slow)])
+REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.nightly])
+
+
+@pytest.fixture(scope="module", params=["tiny", REAL])
 def model(request):
     """A tiny model for what a report does; the embedded one for what it is made for."""
     if request.param == "real":
