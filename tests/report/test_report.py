@@ -18,7 +18,6 @@ from tracelab.report import editing
 from tracelab.report import parts as report_parts
 from tracelab.report.presets import PRESETS, Preset, preset_of
 
-
 REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.nightly])
 
 
