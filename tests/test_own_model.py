@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import tracelab
 from tests.interventions.edits import random_delta
 from tests.tiny import tiny_hf
 from tracelab.errors import TracelabError
+from tracelab.interventions import to_peft
 from tracelab.model import assets, reading
 from tracelab.model.load import load, model_info
 
@@ -45,11 +47,22 @@ def test_a_model_in_memory_is_the_model_that_its_folder_gives(saved, own_tokeniz
     with torch.no_grad():
         assert torch.allclose(model(TOKENS), plain, atol=1e-5)
     read = model_info(load(saved))
-    assert model_info(model) == read
+    assert replace(model_info(model), in_memory=False) == read
+    assert (model_info(model).in_memory, read.in_memory) == (True, False)
     assert read.model_id == "mine"
     edit = random_delta(model)  # an edit of the one is an edit of the other
     with edit.applied(load(saved)):
         pass
+
+
+def test_an_adapter_of_a_model_in_memory_needs_the_base_that_has_its_weights(
+    saved, own_tokenizer, tmp_path
+):
+    pytest.importorskip("peft")
+    model = load(AutoModelForCausalLM.from_pretrained(saved), tokenizer=own_tokenizer)
+    with pytest.raises(TracelabError, match="given in memory.*say base_model="):
+        to_peft(model, random_delta(model), tmp_path / "adapter")
+    assert to_peft(model, random_delta(model), tmp_path / "adapter", base_model=str(saved))
 
 
 def test_a_model_in_memory_keeps_its_dtype_unless_told(saved, own_tokenizer):
