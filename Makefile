@@ -26,7 +26,7 @@ test: $(VENV)/.installed
 SLOW ?= slow
 test-all: test
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "$(SLOW)" $(PARALLEL)
-	HF_HUB_OFFLINE=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 -n 2 analyses
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TRACELAB_ANALYSES=small $(BIN)/pytest --nbmake --nbmake-timeout=900 -n 2 analyses
 
 # Mutations of bundles; FUZZ=1000 makes a thousand of them.
 FUZZ ?= 100000

@@ -1,8 +1,8 @@
 """Fixtures, and the switches that must come before any import of the package.
 
 The model hub is off, so no test waits for a network; jaxtyping checks every annotation of tracelab
-at run time with beartype; and torch keeps to one thread, as the tiny models' small products gain
-nothing from more.
+at run time with beartype; and torch keeps to one thread, in the processes that tests start too:
+small products gain nothing from more, and threads of several processes wait for each other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import jaxtyping
 
@@ -68,11 +69,6 @@ def tiny_model(tokenizer: Any) -> Callable[[str], TransformerBridge]:
         return made[kind]
 
     return make
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -248,6 +248,8 @@ def test_the_name_of_a_result_under_many_edits_is_cut_and_still_its_own():
     assert len(set(names)) == 3
     assert all(len(name) <= 180 for name in names)
     assert names[2] == "score-crows-pairs-age-under-an-edit-with-a-rather-long-name-0"
+    half = parser.parse_args([*SCORE, *edits[:2], "--strength", "0.5", "--out", "x"])
+    assert result_name(half) == names[2] + "-x0.5"
 
 
 def test_a_bias_type_with_a_slash_stays_in_the_folder():

@@ -102,6 +102,10 @@ def test_word_lists_of_a_file_are_probed(run):
             "--window is of mlp and attn",
         ),
         (["attention", "--data", "crowspairs"], "no pairs file at 'crowspairs'"),
+        (["trace", "--data", "mine.csv", "--source", "hub"], "leave --source out"),
+        (["attention", "--data", "mine.csv", "--source", "hub"], "leave --source out"),
+        (["compare", "--edit", "edit", "--edit", "./edit"], "two bundles are called 'edit'"),
+        (["compare", "--edit", "edit", "--stack", "edit", "x/edit"], "two bundles are called"),
         (
             ["fit", "klaad", "--bias", "x", "--out", "b", "--bounds", "kl=1"],
             "--bounds is of --tune",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import tracelab
 from tests.interventions.edits import random_delta, random_experts, random_fairmed
 from tracelab.errors import TracelabError
+from tracelab.inspection import before_after
 from tracelab.inspection.before_after import VIEWS, BeforeAfter
 from tracelab.interventions import FairMed, FairMedConfig, Stack
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
@@ -313,6 +315,23 @@ def test_the_layer_of_heads_is_by_default_the_one_that_moved_most(model):
     most = int(np.square(change).sum(axis=(1, 2, 3)).argmax())
     assert f"layer {most}:" in result.plot("heads").layout.title.text
     assert most == 3  # the only one after the edit
+
+
+def test_the_layer_of_heads_of_several_edits_is_where_all_together_moved_most(result):
+    heads = {name: maps.clone() for name, maps in result.heads.items()}
+    for number, (layer, by) in enumerate([(1, 0.1), (2, 0.4), (1, 0.2)]):
+        heads[f"after/{number}/0"] = heads["before/0"].clone()
+        heads[f"after/{number}/0"][layer] += by
+    assert "layer 2:" in replace(result, heads=heads).plot("heads").layout.title.text
+
+
+def test_patterns_beyond_the_bound_are_not_kept_and_the_view_says_so(model, monkeypatch):
+    monkeypatch.setattr(before_after, "HEADS_MOST", 1)
+    result = tracelab.inspect(model, random_delta(model), [PROMPT, SHORT])
+    assert {name.split("/")[-1] for name in result.heads} == {"0"}
+    assert result.plot("heads", prompt=0).data
+    with pytest.raises(TracelabError, match="the view 'heads' needs attention patterns"):
+        result.plot("heads", prompt=1)
 
 
 def test_continuations_are_side_by_side_and_escaped(result):

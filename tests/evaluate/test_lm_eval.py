@@ -237,6 +237,27 @@ def test_a_task_as_a_benchmark_has_the_figures_of_the_harness_before_and_under_a
     assert gap.loc["edited", "difference"] != 0
 
 
+def test_a_cell_is_of_the_task_files_as_they_are(tiny_model, harness, tmp_path):
+    model = tiny_model("llama")
+    rows = [
+        {"sent_more": r.sent_more, "sent_less": r.sent_less, "bias_type": r.bias_type}
+        for r in crows_pairs("age", limit=4)
+    ]
+    harness(model, "crows_pairs", rows)  # writes the task
+    task = lm_eval_benchmark("lm-eval/crows_pairs_local")
+    options = {task.name: {"include_path": str(harness.folder)}}
+
+    def cells():
+        board = evaluate(model, {}, [task], options=options, costs=False, folder=tmp_path / "cells")
+        assert not board.failures
+        return len(list((tmp_path / "cells").glob("*/")))
+
+    assert cells() == cells() == 1
+    (file,) = harness.folder.glob("crows_pairs*.yaml")
+    file.write_text(file.read_text() + "# another version\n")
+    assert cells() == 2
+
+
 def test_a_task_that_the_harness_does_not_have_is_told_in_its_cell(tiny_model):
     board = evaluate(tiny_model("llama"), {}, ["lm-eval/nonsense_task"], costs=False)
     assert "no task 'nonsense_task'" in board.failed["reason"].iloc[0]

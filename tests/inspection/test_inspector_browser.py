@@ -165,6 +165,30 @@ def test_what_cannot_be_shown_is_one_sentence_and_the_next_prompt_works(browser,
     page.close()
 
 
+def test_of_what_is_asked_while_an_answer_is_awaited_the_last_of_a_kind_is_answered(
+    browser, model, edits
+):
+    widget = tracelab.inspector(model, edits, FIRST, top=3, new_tokens=4)
+    page, complaints = watched(browser)
+    asked, answer = [], widget._handle_custom_msg
+    widget._handle_custom_msg = lambda request, _: (asked.append(request), answer(request, _))
+    show_live(page, widget)
+    page.evaluate("""() => {
+      const slider = document.querySelector("input[type=range]");
+      const slide = (value) => { slider.value = value; slider.dispatchEvent(new Event("change")); };
+      const sample = document.querySelector(".text button");
+      slide(0.2); sample.click(); slide(0.5); sample.click(); slide(0.75);
+    }""")
+    answered(page, 3)
+    runs = [each["edits"][0]["strength"] for each in asked if each["do"] == "run"]
+    assert ([each["do"] for each in asked], runs) == (["run", "run", "texts"], [0.2, 0.75])
+    delta, erasure = edits.values()
+    require_same(page, expected(model, [delta.scaled(0.75), erasure], FIRST), 3)
+    assert page.locator(".columns p").count() == 2  # texts of what is shown
+    assert complaints == []
+    page.close()
+
+
 def test_the_map_is_walked_by_arrow_keys_and_every_control_has_a_name(browser, model, edits):
     page, complaints = watched(browser, viewport={"width": 420, "height": 800})
     show_live(page, tracelab.inspector(model, edits, FIRST, top=3))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate import metrics_of
 from tracelab.evaluate.scoreboard.scoreboard import evaluate
 from tracelab.interventions.export import to_merged, to_peft
-from tracelab.model.load import load, model_facts
+from tracelab.model.load import _FACTS, load, model_facts
 
 TOKENS = torch.arange(40, 52)[None]
 
@@ -89,6 +90,27 @@ def test_what_cannot_be_pushed_is_one_sentence(edit):
         edit.push_to_hub("me/edit")
 
 
+def test_a_repository_of_something_else_keeps_its_card(edit, monkeypatch):
+    with local_hub(monkeypatch) as hub:
+        hub.repos["me/model"] = {"README.md": b"mine", ".gitattributes": b""}
+        with pytest.raises(TracelabError, match="'me/model' holds no bundle but .*README.md"):
+            edit.push_to_hub("me/model")
+        assert hub.repos["me/model"]["README.md"] == b"mine"
+        edit.push_to_hub("me/edit")
+        edit.push_to_hub("me/edit")  # its own is replaced
+
+
+def test_an_adapter_follows_its_base_to_the_commit(model, edit, tmp_path, monkeypatch):
+    facts = replace(model_facts(model), model_id="owner/base", revision="0f3c")
+    monkeypatch.setitem(_FACTS, model, facts)
+    monkeypatch.setattr(model.original_model.config, "name_or_path", "owner/base")
+    folder = to_peft(model, edit, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", "0f3c")
+    other = to_peft(model, edit, tmp_path / "other", base_model="me/copy")
+    assert json.loads((other / "adapter_config.json").read_text("utf-8"))["revision"] is None
+
+
 def test_the_code_of_a_card_runs_as_it_stands(home, model, edit, monkeypatch, capsys):
     edit.save(home / "edit")
     monkeypatch.chdir(home)
@@ -118,6 +140,9 @@ def test_the_metadata_of_a_card_names_base_model_and_licence(model, edit, tmp_pa
         "license": "cc-by-4.0",
     }
     assert 'tracelab.load("owner/base-1B")' in code(card)
+    at = edit.origin.model_copy(update={"model_id": "owner/base-1B", "revision": "0f3c"})
+    card = (type(edit)(edit.spec(), at).save(tmp_path / "c") / "README.md").read_text()
+    assert 'tracelab.load("owner/base-1B", revision="0f3c")' in code(card)
     plain = metadata((edit.save(tmp_path / "b") / "README.md").read_text())
     assert not {"base_model", "license"} & plain.keys()  # "base" is a folder, no hub id
 

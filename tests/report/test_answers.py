@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.interventions.edits import random_delta, random_experts
+from tracelab import inspect
 from tracelab.evaluate.benchmarks.crows_pairs import CrowsPairsScores
 from tracelab.evaluate.benchmarks.stereoset import StereoSetScores
 from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard
@@ -17,6 +19,7 @@ from tracelab.localize.tracing.result import CausalTrace
 from tracelab.report.answers import answers, lead, what_edits_did
 from tracelab.report.numbers import cost_table, score_rows, written
 from tracelab.report.parts import Parts
+from tracelab.report.sections import _inside
 
 NONE = np.nan
 EMPTY = pd.DataFrame()
@@ -217,3 +220,12 @@ def test_edits_that_write_the_same_as_the_unedited_model_are_only_named():
     )
     [(prompt, rows, same)] = written(table)
     assert (prompt, [row["edit"] for row in rows], same) == ("He", ["unedited", "b"], ["a"])
+
+
+def test_of_an_edit_that_moves_no_residual_the_page_shows_no_map(tiny_model):
+    model = tiny_model("llama")
+    assert _inside(inspect(model, random_experts(model), "The nurse"), 0) == ()
+    seen = inspect(model, random_delta(model), "The nurse")
+    assert [view.name for view in _inside(seen, 0)] == ["map_0", "heads_0"]
+    without = replace(seen, heads={})
+    assert [view.name for view in _inside(without, 0)] == ["map_0"]

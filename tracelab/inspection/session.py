@@ -30,6 +30,7 @@ from tracelab.interventions.stack import Stack
 from tracelab.model.hooked import require_unedited
 from tracelab.model.texts import as_texts
 from tracelab.model.tokens import encode
+from tracelab.model.weights import held
 from tracelab.ranges import require_int, require_number, require_seed
 
 STRONGEST = 2.0
@@ -117,6 +118,7 @@ class Session:
         made["cases"][0]["texts"] = self.texts
         return made
 
+    @held()
     def _done(self, request: Mapping[str, Any]) -> dict[str, Any]:
         kind = request.get("do")
         if kind == "run":

@@ -16,6 +16,7 @@ from typing import Any
 from tracelab.errors import one_line
 from tracelab.escaping import code_for_markdown, for_markdown
 from tracelab.interventions.manifest import Manifest, Part
+from tracelab.interventions.origin import Origin
 from tracelab.model.assets import MODEL
 
 _SHOWN = ("benchmark", "bias", "metric")
@@ -30,9 +31,9 @@ def card(name: str, manifest: Manifest, place: str) -> str:
         place: folder or hub id that it is loaded from.
     """
     part = manifest.part
-    model, weights = _made_for(part)
-    named = f" (weights {for_markdown(weights)})" if weights else ""
-    load = f"tracelab.load({_argument(model)})" if model else "tracelab.load()"
+    origin = _origin(part)
+    model = origin.model_id if origin else ""
+    named = f" (weights {for_markdown(origin.fingerprint)})" if origin else ""
     return f"""{_head(model, part, ["tracelab", part.kind, "bias"])}
 # {for_markdown(name)}
 
@@ -41,7 +42,7 @@ An edit of {for_markdown(model or "any model")}{named}, as TransformerLens hooks
 ```python
 import tracelab
 
-model = {load}
+model = tracelab.load({_arguments(origin)})
 edit = tracelab.load_intervention({_quoted(place)})
 with edit.applied(model):
     print(tracelab.generate(model, "The nurse said that").frame)
@@ -94,11 +95,9 @@ Configuration: {_json(part.spec.get("config", {}))}
 """
 
 
-def _made_for(part: Part) -> tuple[str, str]:
-    """Id and fingerprint of the model; "" where the edit fits any."""
-    if part.origin is not None:
-        return part.origin.model_id, part.origin.fingerprint
-    return next(filter(any, map(_made_for, part.members)), ("", ""))
+def _origin(part: Part) -> Origin | None:
+    """The model it was made for; None where the edit fits any."""
+    return part.origin or next(filter(None, map(_origin, part.members)), None)
 
 
 def _head(base: str, part: Part, tags: Sequence[str], library: str = "tracelab") -> str:
@@ -116,7 +115,8 @@ def _licence_of(part: Part) -> str:
     named = part.notes.get("license")
     if isinstance(named, str) and named:
         return named
-    return _EMBEDDED_LICENCE if _made_for(part)[0] == MODEL.folder else ""
+    origin = _origin(part)
+    return _EMBEDDED_LICENCE if origin and origin.model_id == MODEL.folder else ""
 
 
 def _licence(part: Part) -> str:
@@ -148,8 +148,12 @@ def _interval(row: Mapping[str, Any], name: str, ends: str) -> str:
     return f"{found[0]} [{found[1]}, {found[2]}]" if len(found) == 3 else "".join(found[:1])
 
 
-def _argument(model: str) -> str:
-    return "" if model == MODEL.folder else _quoted(model)
+def _arguments(origin: Origin | None) -> str:
+    """What loads the model that an edit was made for: of a hub repository, at its commit."""
+    if origin is None or origin.model_id == MODEL.folder:
+        return ""
+    commit = origin.revision if _HUB_ID.fullmatch(origin.model_id) else None
+    return _quoted(origin.model_id) + (f", revision={_quoted(commit)}" if commit else "")
 
 
 def _quoted(text: str) -> str:

@@ -1,8 +1,8 @@
-"""A bundle on the hub: a model repository that holds a bundle's files and nothing else of ours."""
+"""A bundle on the hub: a model repository of its own, so that its card replaces no other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from tracelab.errors import TracelabError, quoted
+from tracelab.interventions.names import MANIFEST
+from tracelab.ranges import shown
 
 
 def push(
@@ -30,7 +32,8 @@ def push(
         revision: branch; default: ``main``.
 
     Raises:
-        TracelabError: no such repository can be made or written to, or no hub can be reached.
+        TracelabError: no such repository can be made or written to, no hub can be reached, or the
+            repository holds other files than a bundle's.
     """
     if repo_id.count("/") != 1:
         raise TracelabError(f"{quoted(repo_id)} is no repository of the hub: write OWNER/NAME")
@@ -40,12 +43,15 @@ def push(
         try:
             api = HfApi(token=token)
             api.create_repo(repo_id, private=private, exist_ok=True)
+            _require_ours(repo_id, api.list_repo_files(repo_id))
             done = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 revision=revision,
                 commit_message="An edit made with tracelab",
             )
+        except TracelabError:
+            raise
         except (
             OSError,
             ValueError,
@@ -56,3 +62,12 @@ def push(
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise TracelabError(f"cannot push to {quoted(repo_id)}: {reason}") from error
     return str(done.commit_url)
+
+
+def _require_ours(repo_id: str, files: Sequence[str]) -> None:
+    """Refuse a repository of something else, whose card a bundle's would replace."""
+    if MANIFEST not in files and (others := set(files) - {".gitattributes"}):
+        raise TracelabError(
+            f"{quoted(repo_id)} holds no bundle but {shown(sorted(others))}: push to a "
+            "repository of its own"
+        )

@@ -36,9 +36,9 @@ def run(options: argparse.Namespace) -> Result:
     for path, strength in zip(alone, scales, strict=False):
         edits |= loading.row(path, options, strength, edits)
     for paths, strength in zip(stacks, scales[len(alone) :], strict=True):
-        rows = [loading.row(path, options, strength) for path in paths]
         for path in paths:
             _require_one(path, alone)
+        rows = [loading.row(path, options, strength) for path in paths]
         # A member that is a row too is the same edit, so that interference can be told.
         members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
         edits[" + ".join(name for row in rows for name in row)] = Stack(members)

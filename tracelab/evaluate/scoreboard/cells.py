@@ -23,6 +23,7 @@ from tracelab.evaluate.registry import BIAS_TYPES
 from tracelab.evaluate.scores import Benchmark, BenchmarkScores
 from tracelab.interventions import Intervention
 from tracelab.model.settings import request_of
+from tracelab.storage.cache import file_hash
 from tracelab.storage.checkpoint import resumed
 from tracelab.storage.ownership import file_name
 
@@ -138,7 +139,7 @@ def measure_cell(
             ],
             benchmark=benchmark.name,
             bias=question.bias,
-            options={key: repr(value) for key, value in question.options.items()},
+            options={key: _told(value) for key, value in question.options.items()},
             edit=None if edit is None else edit.identity(),
             seed=seed,
         )
@@ -148,6 +149,15 @@ def measure_cell(
         return Cell(resumed(folder, name_of_cell, benchmark.kind.load, request, make))
     except FAILURES as error:
         return Cell(None, _reason(error))
+
+
+def _told(value: Any) -> str:
+    """An option as a key holds it: of a folder of task files also what they say."""
+    told = repr(value)
+    if isinstance(value, str | Path) and Path(value).is_dir():
+        files = [file for kind in ("yaml", "py") for file in Path(value).rglob(f"*.{kind}")]
+        told += "".join(map(file_hash, sorted(files)))
+    return told
 
 
 def _reason(error: BaseException) -> str:
