@@ -1,4 +1,4 @@
-"""The weights of a model inside a bridge, under the names that they have in plain ``transformers``.
+"""A plain ``transformers`` model with the weights of one that is inside a bridge.
 
 A bridge puts ``_original_component`` into names and adds components of its own, so a second, plain
 model is made from the configuration and given the weights by name.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from tracelab.errors import TracelabError
+from tracelab.gradients import measuring
 
 
 def plain_weights(hf_model: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,3 +51,24 @@ def plain_weights(hf_model: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tens
                 "adapters merged into it"
             )
     return {name: found[name] for name in wanted}
+
+
+@measuring()
+def plain_twin(hf_model: Any) -> Any:
+    """A second ``transformers`` model with the same weights (shared, not copied) and modules of its
+    own.
+
+    ``hf_model`` may have been wrapped by a bridge, which renames its parameters.
+
+    Raises:
+        TracelabError: its weights are not those of its configuration (adapters, quantised or
+            exchanged modules).
+    """
+    config = type(hf_model.config).from_dict(hf_model.config.to_dict())
+    config._attn_implementation = hf_model.config._attn_implementation
+    with init_empty_weights(include_buffers=False):
+        # the class at hand: nothing is looked up, and no code fetched
+        twin = type(hf_model)._from_config(config)
+    twin.load_state_dict(plain_weights(hf_model, twin.state_dict()), strict=True, assign=True)
+    twin.tie_weights()
+    return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
@@ -24,28 +23,7 @@ from tracelab.interventions.sizes import require_layer, require_map
 from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.forward_pass import Call
 from tracelab.model.hook_points import Point
-from tracelab.model.plain import plain_weights
-
-
-@measuring()
-def plain_twin(hf_model: Any) -> Any:
-    """A second ``transformers`` model with the same weights (shared, not copied) and modules of its
-    own.
-
-    ``hf_model`` may have been wrapped by a bridge, which renames its parameters.
-
-    Raises:
-        TracelabError: its weights are not those of its configuration (adapters, quantised or
-            exchanged modules).
-    """
-    config = type(hf_model.config).from_dict(hf_model.config.to_dict())
-    config._attn_implementation = hf_model.config._attn_implementation
-    with init_empty_weights(include_buffers=False):
-        # the class at hand: nothing is looked up, and no code fetched
-        twin = type(hf_model)._from_config(config)
-    twin.load_state_dict(plain_weights(hf_model, twin.state_dict()), strict=True, assign=True)
-    twin.tie_weights()
-    return twin.to(next(hf_model.parameters()).device).eval().requires_grad_(False)
+from tracelab.model.plain import plain_twin
 
 
 class ExpertRunner:
