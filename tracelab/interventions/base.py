@@ -248,24 +248,26 @@ class Intervention(nn.Module, ABC):
         """
         self.require_plain(hf_model)
 
-        def put_on() -> ExitStack:
-            require_off(hf_model, self)
-            self.to(next(hf_model.parameters()).device)
-            edits = [
-                (edit, self.module(hf_model, edit.point)) for edit in self.scaled_edits(hf_model)
-            ]
-            for edit, module in edits:
-                require_plain_fits(hf_model, edit, module, self.paths().get(str(edit.point), ""))
-            with ExitStack() as stack:
-                for edit, module in edits:
-                    stack.callback(
-                        module.register_forward_hook(mark(forward_hook(edit), self)).remove
-                    )
-                watch(hf_model)  # after them: see there
-                stack.callback(unwatch, hf_model)
-                return stack.pop_all()
+        return attached(hf_model, InForce(self, lambda: self.on_twin(hf_model)))
 
-        return attached(hf_model, InForce(self, put_on))
+    def on_twin(self, hf_model: nn.Module) -> ExitStack:
+        """The edit put on a plain model that is known to have the weights it was made for; closing
+        what is returned, or leaving it as a block, takes it off.
+
+        Raises:
+            TracelabError: as :meth:`attach`, or this edit is on it already.
+        """
+        require_off(hf_model, self)
+        self.to(next(hf_model.parameters()).device)
+        edits = [(edit, self.module(hf_model, edit.point)) for edit in self.scaled_edits(hf_model)]
+        for edit, module in edits:
+            require_plain_fits(hf_model, edit, module, self.paths().get(str(edit.point), ""))
+        with ExitStack() as stack:
+            for edit, module in edits:
+                stack.callback(module.register_forward_hook(mark(forward_hook(edit), self)).remove)
+            watch(hf_model)  # after them: see there
+            stack.callback(unwatch, hf_model)
+            return stack.pop_all()
 
     def module(self, hf_model: nn.Module, point: Point) -> nn.Module:
         """The module of a plain ``transformers`` model whose output is the point.

@@ -144,7 +144,13 @@ def _plain(
     owners = [number for number, prompt in enumerate(prompts) for _ in prompt.sequences]
     values = iter(
         logprobs_within(
-            model, sequences, firsts, batch_tokens=batch_tokens, owners=owners, what="prompt"
+            model,
+            sequences,
+            firsts,
+            batch_tokens=batch_tokens,
+            owners=owners,
+            what="prompt",
+            by_tree=False,
         )
     )
     return [[next(values) for _ in prompt.sequences] for prompt in prompts]

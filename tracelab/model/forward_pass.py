@@ -37,12 +37,12 @@ class Reading:
     """Which logits of the forward passes to come are read.
 
     Attributes:
-        first: first column (padding and cached tokens counted) whose logits are read, one a row or
-            one for all.
+        first: first column (padding and cached tokens counted) whose logits are read, one for all,
+            one a row, or one a token where a row holds several texts.
         generating: whether tokens are being sampled; else given ones are scored.
     """
 
-    first: Int[Tensor, "batch"] | int
+    first: Int[Tensor, "batch"] | Int[Tensor, "batch pos"] | int
     generating: bool = False
 
 
@@ -50,7 +50,9 @@ _READING: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
 @contextmanager
-def reading(first: Int[Tensor, "batch"] | int, *, generating: bool = False) -> Iterator[None]:
+def reading(
+    first: Int[Tensor, "batch"] | Int[Tensor, "batch pos"] | int, *, generating: bool = False
+) -> Iterator[None]:
     """Within the block, say from which column on logits are read; without it, all of them are."""
     token = _READING.set(Reading(first, generating))
     try:
@@ -101,18 +103,26 @@ class Call:
         real = self.real(shape, device)
         if self.reading is None:
             return real
-        columns = self.past_length + torch.arange(shape[1], device=device)
-        first = torch.as_tensor(self.reading.first, device=device).reshape(-1, 1)
-        return real & (columns >= first + shift)
+        columns = self._columns(shape, device)
+        first = torch.as_tensor(self.reading.first, device=device)
+        return real & (columns >= (first if first.ndim == 2 else first.reshape(-1, 1)) + shift)
 
     def index(self, shape: torch.Size, device: torch.device) -> Int[Tensor, "batch pos"]:
         """Each new column's place in its text, from 0, padding before it not counted."""
         batch, pos = shape[:2]
-        columns = (self.past_length + torch.arange(pos, device=device)).expand(batch, pos)
         if self.attention_mask is None or self.attention_mask.ndim != 2:
-            return columns
+            return self._columns(shape, device)
         places = (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         return places[:, -pos:].to(device).expand(batch, pos)
+
+    def _columns(self, shape: torch.Size, device: torch.device) -> Int[Tensor, "batch pos"]:
+        """Each new column's number; where a mask a token lets a row hold several texts, that of its
+        own text."""
+        batch, pos = shape[:2]
+        several = self.attention_mask is not None and self.attention_mask.ndim == 4
+        if several and self.position_ids is not None:
+            return self.position_ids.to(device).expand(batch, pos)
+        return (self.past_length + torch.arange(pos, device=device)).expand(batch, pos)
 
 
 @dataclass

@@ -4,12 +4,13 @@
 
 Sequences are batched by length and padded on the right, the normaliser is summed in fp32 at the
 needed positions only, and the result does not depend on the batch a sequence fell into. Hooks that
-are on the model are in force, so an edited model is scored by the same call.
+are on the model are in force, so an edited model is scored by the same call. What sequences begin
+with in common is run once where that gives the same (:mod:`.packed`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
+from tracelab.model.packed import logprobs_by_tree, tree_batches
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context, token_texts
@@ -216,32 +218,56 @@ def logprobs_within(
     batch_tokens: int,
     owners: Sequence[int] | None = None,
     what: str = "text",
+    by_tree: bool | None = None,
 ) -> list[Float[Tensor, "_scored"]]:
     """:func:`token_logprobs` of sequences that are known to be within the context.
 
     Args:
+        by_tree: whether what sequences begin with in common is run once; default: if that gives
+            the same.
         owners, what: number and kind of what each sequence is of, for the message; default: the
             text itself.
     """
     owners = range(len(sequences)) if owners is None else owners
     results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
     lengths = [len(ids) for ids in sequences]
+
+    def one_a_row(batch: Sequence[int]) -> list[Tensor]:
+        return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
+
+    run: Callable[[Sequence[int]], list[Tensor]] = one_a_row
+    batches = length_batches(lengths, batch_tokens)
+    if by_tree is not False and len(sequences) > 1:
+        quick = logprobs_by_tree(model, sequences, firsts, one_a_row)
+        if quick is not None:
+            run, batches = quick, tree_batches(sequences, firsts, batch_tokens)
     with progress(total=sum(lengths), unit="token", what="scoring") as bar:
-        for batch in length_batches(lengths, batch_tokens):
-            tokens, mask = pad(model, [sequences[i] for i in batch])
-            with reading(torch.tensor([firsts[i] - 1 for i in batch])):
-                logits = model(tokens, attention_mask=mask)
-            scored = [(row, j) for row, i in enumerate(batch) for j in range(firsts[i], lengths[i])]
-            if not scored:  # texts of one token, which nothing predicts
-                continue
-            index, position = torch.tensor(scored).T
-            values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
-            pieces = values.split([lengths[i] - firsts[i] for i in batch])
+        for batch in batches:
+            pieces = run(batch)
             require_finite(pieces, [owners[i] for i in batch], what)
             for i, piece in zip(batch, pieces, strict=True):
                 results[i] = piece
                 bar.update(lengths[i])
     return results
+
+
+def row_logprobs(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
+) -> list[Float[Tensor, "_scored"]]:
+    """:func:`token_logprobs` of one batch, a sequence a row: the plain way, on the model itself."""
+    tokens, mask = pad(model, sequences)
+    with reading(torch.tensor([first - 1 for first in firsts])):
+        logits = model(tokens, attention_mask=mask)
+    scored = [
+        (row, j)
+        for row, (ids, first) in enumerate(zip(sequences, firsts, strict=True))
+        for j in range(first, len(ids))
+    ]
+    if not scored:  # texts of one token, which nothing predicts
+        return [torch.empty(0, dtype=torch.float32) for _ in sequences]
+    index, position = torch.tensor(scored).T
+    values = target_logprobs(logits, index, position - 1, tokens[index, position]).cpu()
+    return list(values.split([len(i) - first for i, first in zip(sequences, firsts, strict=True)]))
 
 
 def target_logprobs(

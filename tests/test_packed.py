@@ -1,0 +1,174 @@
+"""Scoring by the tree of what sequences share: equal to one sequence a row, and left where not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from tests.interventions.edits import (
+    bridged,
+    random_delta,
+    random_erasure,
+    random_experts,
+    random_fairmed,
+)
+from tests.tiny import MORE_KINDS, tiny_hf
+from tracelab.datasets import stereoset
+from tracelab.interventions import Stack
+from tracelab.model import assets
+from tracelab.model.load import from_hf
+from tracelab.model.packed import logprobs_by_tree, tree_batches, tree_of
+from tracelab.model.scoring import logprobs_within, row_logprobs
+from tracelab.model.tokens import encode
+
+SEQUENCES = [
+    (9, 40, 41, 42, 43),
+    (9, 40, 41, 52, 53, 54, 55),
+    (9, 40, 41, 52, 53, 64),
+    (7, 8),
+    (9,),
+    (9, 40, 41, 42, 43),
+    (70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81),
+]
+FIRSTS = [1] * len(SEQUENCES)
+
+
+def both_ways(model, sequences=SEQUENCES, firsts=FIRSTS, *, batch_tokens=1024):
+    return (
+        logprobs_within(model, sequences, firsts, batch_tokens=batch_tokens, by_tree=way)
+        for way in (None, False)
+    )
+
+
+def by_tree(model, sequences=SEQUENCES, firsts=FIRSTS):
+    """What scores by the tree, or None where it does not give the same."""
+
+    def one_a_row(batch):
+        return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
+
+    return logprobs_by_tree(model, sequences, firsts, one_a_row)
+
+
+def require_equal(found, expected, *, atol=1e-5):
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=atol)
+
+
+def test_a_tree_has_a_node_a_beginning_and_attends_to_what_came_before():
+    order = next(tree_batches(SEQUENCES, FIRSTS, 1000))
+    sequences = [SEQUENCES[i] for i in order]
+    tree = tree_of(sequences, [1] * len(sequences))
+    beginnings = {ids[:n] for ids in SEQUENCES for n in range(1, len(ids))}
+    assert len(tree.tokens) == len(beginnings)
+    for ids, path in zip(sequences, tree.paths, strict=True):
+        assert [tree.tokens[node] for node in path] == list(ids[:-1])
+        assert [tree.depths[node] for node in path] == list(range(len(path)))
+        for depth, node in enumerate(path):
+            assert tree.sees[node].nonzero()[0].tolist() == sorted(path[: depth + 1])
+
+
+@pytest.mark.parametrize("most", [1, 6, 9, 1000])
+def test_batches_hold_every_sequence_once_and_no_more_nodes_than_asked(most):
+    batches = list(tree_batches(SEQUENCES, FIRSTS, most))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(SEQUENCES)))
+    for batch in batches:
+        tree = tree_of([SEQUENCES[i] for i in batch], [1] * len(batch))
+        assert len(tree.tokens) <= most or len({SEQUENCES[i] for i in batch}) == 1
+
+
+@pytest.mark.parametrize("kind", MORE_KINDS)
+@pytest.mark.parametrize("batch_tokens", [6, 1024])
+def test_the_tree_gives_what_one_sequence_a_row_gives(tokenizer, kind, batch_tokens):
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    model = from_hf(tiny_hf(kind, len(tokenizer)), own, model_id=f"own-{kind}")
+    require_equal(*both_ways(model, batch_tokens=batch_tokens))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_common_architectures_are_scored_by_the_tree(tiny_model, kind):
+    assert by_tree(tiny_model(kind)) is not None
+
+
+@pytest.mark.parametrize("firsts", [FIRSTS, [3, 3, 2, 1, 1, 4, 6]])
+@pytest.mark.parametrize(
+    "make",
+    [
+        random_delta,
+        random_erasure,
+        random_fairmed,
+        lambda model: random_fairmed(model, positions="published", lam=3.0),
+        lambda model: random_fairmed(model, positions="predictive", lam=3.0),
+        lambda model: Stack([random_delta(model), random_erasure(model)]),
+        lambda model: random_delta(model).scaled(0.3),
+    ],
+)
+def test_an_edit_is_on_the_tree_as_on_the_model(tiny_model, make, firsts):
+    model = tiny_model("llama")
+    unedited, _ = both_ways(model, firsts=firsts)
+    with make(model).applied(model):
+        assert by_tree(model, firsts=firsts) is not None
+        found, expected = both_ways(model, firsts=firsts)
+    require_equal(found, expected)
+    assert max((a - b).abs().max() for a, b in zip(found, unedited, strict=True) if len(a)) > 1e-3
+    again, _ = both_ways(model, firsts=firsts)
+    assert all(torch.equal(a, b) for a, b in zip(unedited, again, strict=True))
+
+
+def test_experts_and_edits_within_each_other_are_scored_a_sequence_a_row(tiny_model):
+    model = tiny_model("llama")
+    with random_experts(model, alpha=0.7).applied(model):
+        require_equal(*both_ways(model))
+    with random_delta(model).applied(model), random_erasure(model).applied(model):
+        assert by_tree(model) is None
+        require_equal(*both_ways(model))
+
+
+def test_a_hook_of_ones_own_acts(tiny_model):
+    model = tiny_model("llama")
+    unedited, _ = both_ways(model)
+    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: value * 2)]):
+        assert by_tree(model) is None
+        found, expected = both_ways(model)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.allclose(found[0], unedited[0], atol=1e-3)
+
+
+def test_a_part_of_an_edits_hooks_is_not_taken_for_the_edit(tiny_model):
+    model = tiny_model("llama")
+    hooks = random_delta(model).hooks(model)
+    with model.hooks(fwd_hooks=hooks[: len(hooks) // 2]):
+        assert by_tree(model) is None
+
+
+class _Nothing(nn.Module):
+    """In the place of an MLP."""
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_weights_that_change_and_modules_that_are_exchanged_are_seen(tokenizer):
+    model = bridged(len(tokenizer), 5, "changing")
+    unchanged, _ = both_ways(model)
+    with torch.no_grad():
+        model.blocks[0].mlp.out.weight.mul_(3)
+    found, expected = both_ways(model)
+    require_equal(found, expected)
+    assert not torch.allclose(found[0], unchanged[0], atol=1e-3)
+    model.to(torch.bfloat16)
+    require_equal(*both_ways(model), atol=0.1)
+    model.to(torch.float32)
+    model.original_model.model.layers[1].mlp = _Nothing()
+    assert by_tree(model) is None
+    require_equal(*both_ways(model))
+
+
+def test_on_the_real_model_records_are_scored_as_a_sentence_a_row(real_model):
+    records = stereoset("gender", limit=8)
+    texts = [s.text for r in records for s in (r.stereotype, r.anti_stereotype, r.unrelated)]
+    sequences = [encode(real_model, text, prepend_bos=True).ids for text in texts]
+    firsts = [1] * len(sequences)
+    assert by_tree(real_model, sequences, firsts) is not None
+    require_equal(*both_ways(real_model, sequences, firsts), atol=1e-4)
