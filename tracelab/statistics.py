@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
 from scipy.special import expit, logit
+from statsmodels.stats.multitest import multipletests
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from tracelab.gradients import measuring
@@ -168,3 +170,12 @@ def two_sided_p(null: Float[np.ndarray, "flips"]) -> float:
         return float("nan")
     rounding = 1e-9 * np.abs(null).max()
     return float((np.abs(null) >= abs(null[0]) - rounding).mean())
+
+
+def holm(p: pd.Series) -> np.ndarray:
+    """Holm's correction of the p-values that are there."""
+    corrected = np.full(len(p), np.nan)
+    there = p.notna().to_numpy()
+    if there.any():
+        corrected[there] = multipletests(p[there], method="holm")[1]
+    return corrected

@@ -38,7 +38,7 @@ from tracelab.model.tokens import encode, length_batches
 
 
 def sentences(bias: str, limit: int | None) -> list[str]:
-    """Stereotype and anti-stereotype of each record, one after the other, then what is unrelated."""
+    """Stereotype and anti-stereotype of each record in turn, then what is unrelated."""
     records, pairs = stereoset(bias, limit=limit), crows_pairs(bias, limit=limit)
     made = [s.text for r in records for s in (r.stereotype, r.anti_stereotype)]
     made += [text for pair in pairs for text in (pair.sent_more, pair.sent_less)]

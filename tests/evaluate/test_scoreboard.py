@@ -16,9 +16,10 @@ from tracelab.errors import TracelabError
 from tracelab.evaluate import crows_pairs_scores, edited_scores
 from tracelab.evaluate.registry import BENCHMARKS
 from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
-from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard, _holm, evaluate
+from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard, evaluate
 from tracelab.figures.style import BLUE, GREY, ORANGE
-from tracelab.interventions.base import tensors_hash
+from tracelab.statistics import holm
+from tracelab.storage.data_hash import tensors_hash
 
 
 def delta(model, seed: int, scale: float = 3.0) -> WeightDelta:
@@ -93,16 +94,16 @@ def test_holm_is_the_step_down_of_the_p_values_that_are_there():
     for rank, value in enumerate(known):
         highest = max(highest, min(1.0, (len(known) - rank) * value))
         expected[value] = highest
-    found = _holm(p)
+    found = holm(p)
     assert np.isnan(found[1])
     assert [found[i] for i in (0, 2, 3, 4)] == pytest.approx([expected[p[i]] for i in (0, 2, 3, 4)])
-    assert np.isnan(_holm(pd.Series([np.nan]))).all()
+    assert np.isnan(holm(pd.Series([np.nan]))).all()
 
 
 def test_the_correction_covers_all_comparisons_of_the_table(board):
     _, _, made = board
     table = made.frame
-    np.testing.assert_array_equal(table["p_holm"], _holm(table["p_paired"]))
+    np.testing.assert_array_equal(table["p_holm"], holm(table["p_paired"]))
     assert (table["p_holm"] >= table["p_paired"])[table["p_paired"].notna()].all()
 
 
@@ -352,7 +353,7 @@ def test_an_edit_of_another_model_is_refused(tiny_model):
 def test_the_hash_of_tensors_tells_two_edits_apart(tiny_model):
     model = tiny_model("llama")
     assert (
-        tensors_hash(delta(model, 1))
-        == tensors_hash(delta(model, 1))
-        != tensors_hash(delta(model, 2))
+        tensors_hash(delta(model, 1).state_dict())
+        == tensors_hash(delta(model, 1).state_dict())
+        != tensors_hash(delta(model, 2).state_dict())
     )

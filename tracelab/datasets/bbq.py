@@ -48,6 +48,7 @@ from tracelab.datasets.sources import (
     file_in,
     folder_at,
     json_objects_of,
+    number_or_name,
     table_of,
 )
 from tracelab.errors import TracelabError, require_choice
@@ -377,7 +378,7 @@ def _item(
     return BBQItem(
         id=key,
         bias_type=category,
-        question_index=_number_or_name(row["question_index"]),
+        question_index=number_or_name(row["question_index"]),
         question_polarity=require_choice("question_polarity", row["question_polarity"], POLARITIES),
         context_condition=condition,
         context=text_in(row, "context"),
@@ -388,13 +389,6 @@ def _item(
         target_loc=target,
         named=named,
     )
-
-
-def _number_or_name(value: Any) -> int | str:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return str(value)
 
 
 def _require_answer(key: str, what: str, value: Any, possible: Iterable[int]) -> None:

@@ -293,3 +293,11 @@ def _numbers(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _names(header: str, mark: str) -> list[str]:
     return [name.strip().lower() for name in next(csv.reader([header], delimiter=mark), [])]
+
+
+def number_or_name(value: Any) -> int | str:
+    """A cell as a number, if it is one."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return str(value)

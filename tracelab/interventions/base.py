@@ -13,7 +13,6 @@ edit was made for is its :class:`Origin`; another model is refused.
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,6 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -50,6 +48,7 @@ from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_number
+from tracelab.storage.data_hash import tensors_hash
 
 
 @dataclass(frozen=True)
@@ -358,7 +357,7 @@ class Intervention(nn.Module, ABC):
             "spec": spec,
             "strength": self.strength,
             "made_for": made_for,
-            "tensors": tensors_hash(self),
+            "tensors": tensors_hash(self.state_dict()),
         }
 
     def same_as(self, other: Intervention) -> bool:
@@ -405,11 +404,3 @@ class Intervention(nn.Module, ABC):
 
     def _repr_html_(self) -> str:
         return display.html(self)
-
-
-def tensors_hash(edit: Intervention) -> str:
-    """16 hexadecimal digits that change when any value of the edit's tensors changes."""
-    tensors = {
-        name: value.detach().cpu().contiguous().clone() for name, value in edit.state_dict().items()
-    }
-    return hashlib.sha256(save(tensors)).hexdigest()[:16]

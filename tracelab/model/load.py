@@ -20,11 +20,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import leave_inference_mode, measuring
-from tracelab.model.bridge import require_bridge
+from tracelab.model.bridge import keeps_its_place, quantization, require_bridge, require_whole
 from tracelab.model.forward_pass import watch
 from tracelab.model.hook_points import check_hook_points, hook_name
 from tracelab.model.hooked import hook_keys, in_training
@@ -158,14 +158,14 @@ def _in_memory(
     model_id = Path(named).name if Path(named).is_dir() else named
     if isinstance(hf_model, TransformerBridge):
         raise TracelabError("this model is loaded already: it is what tracelab.load() gives")
-    _require_whole(hf_model, model_id)
+    require_whole(hf_model, model_id)
     if isinstance(tokenizer, str | Path):
         try:
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise TracelabError(f"no tokenizer can be read from {tokenizer}: {reason}") from error
-    if _keeps_its_place(hf_model):
+    if keeps_its_place(hf_model):
         if dtype is not None or device is not None:
             raise TracelabError(
                 f"{model_id} stays as transformers has placed or quantised it: leave dtype and "
@@ -176,20 +176,6 @@ def _in_memory(
     model = from_hf(hf_model, tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos)
     _FACTS[model] = replace(_FACTS[model], in_memory=True)
     return model
-
-
-def _keeps_its_place(hf_model: Any) -> bool:
-    """Whether transformers has put the parts of a model where they are, or its weights in few
-    bits: it can be neither moved nor converted."""
-    return bool(getattr(hf_model, "hf_device_map", None) or _quantization(hf_model))
-
-
-def _quantization(hf_model: Any) -> str | None:
-    if getattr(hf_model, "hf_quantizer", None) is None:
-        return None
-    config = hf_model.hf_quantizer.quantization_config
-    bits = [f" {n}-bit" for n in (4, 8) if getattr(config, f"load_in_{n}bit", False)]
-    return f"{getattr(config.quant_method, 'value', config.quant_method)}{''.join(bits)}"
 
 
 def _usable_device(device: str | torch.device | None) -> str:
@@ -224,13 +210,13 @@ def from_hf(
             model, adapters that are not merged, or an architecture that the bridge does not
             support.
     """
-    _require_whole(hf_model, model_id)
+    require_whole(hf_model, model_id)
     if not callable(tokenizer):
         raise TracelabError(
             f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads"
         )
     first = next(hf_model.parameters())
-    if device is None or _keeps_its_place(hf_model):
+    if device is None or keeps_its_place(hf_model):
         device = str(first.device)
     device = _usable_device(device)
     if prepend_bos is None:  # of the tokenizer as given, not as TransformerLens has it
@@ -242,7 +228,7 @@ def from_hf(
     if not config.architectures:  # empty on a model read from GGUF
         config.architectures = [type(hf_model).__name__]
     hf_model.eval()
-    if not _keeps_its_place(hf_model):
+    if not keeps_its_place(hf_model):
         hf_model.to(device)
     try:
         model = TransformerBridge.boot_transformers(
@@ -283,30 +269,6 @@ def _adding_bos(tokenizer: Any) -> Any:
         {"name_or_path": made.name_or_path} | made.init_kwargs | {"add_bos_token": True}
     )
     return made
-
-
-def _require_whole(hf_model: Any, model_id: str) -> None:
-    """Refuse what wraps a model, or parts of it: its weights are not where its configuration
-    says."""
-    if not isinstance(hf_model, torch.nn.Module):
-        raise TracelabError(
-            f"a {type(hf_model).__name__} is no transformers model: tracelab.load takes those, "
-            "names, folders and .gguf files"
-        )
-    adapted = sum(
-        type(module).__module__.startswith("peft.tuners") for module in hf_model.modules()
-    )
-    if adapted or type(hf_model).__module__.startswith("peft."):
-        raise TracelabError(
-            f"{model_id!r} holds PEFT adapters: give the merged model, model.merge_and_unload(), "
-            "or load the adapter's "
-            "folder by name"
-        )
-    if not isinstance(hf_model, PreTrainedModel):
-        raise TracelabError(
-            f"{model_id!r} is a {type(hf_model).__name__}, not a transformers model: give the "
-            "model inside it"
-        )
 
 
 def model_facts(model: TransformerBridge) -> ModelFacts:
@@ -407,5 +369,5 @@ def _describe(model: TransformerBridge, model_id: str, prepend_bos: bool) -> Mod
         prepend_bos=prepend_bos,
         n_layers=model.cfg.n_layers,
         faults=faults,
-        quantization=_quantization(model.original_model),
+        quantization=quantization(model.original_model),
     )

@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from statsmodels.stats.multitest import multipletests
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
@@ -48,6 +46,7 @@ from tracelab.model.settings import run_settings
 from tracelab.progress import progress
 from tracelab.ranges import require_limit, require_seed
 from tracelab.results import Result
+from tracelab.statistics import holm
 from tracelab.storage.ownership import require_folder
 
 DEFAULT = ("stereoset", "crows-pairs", "local-bias", "perplexity")
@@ -275,7 +274,7 @@ def evaluate(
                 rows.append(_rows(question, cells[name], before, name, seed))
             interactions += _interactions(question, before, cells, edits, seed)
     table = pd.concat(rows, ignore_index=True).reindex(columns=COLUMNS)
-    table["p_holm"] = _holm(table["p_paired"])
+    table["p_holm"] = holm(table["p_paired"])
     notes = ["note", "difference_note"]
     table[notes] = table[notes].fillna("")
     settings = run_settings(
@@ -377,15 +376,6 @@ def _interactions(
         rows = _headline(interference(known[0], known[1:-1], known[-1], seed=seed), question)
         found.append(rows.assign(edit=name, benchmark=question.benchmark.name, bias=question.bias))
     return found
-
-
-def _holm(p: pd.Series) -> np.ndarray:
-    """Holm's correction of the p-values that are there."""
-    corrected = np.full(len(p), np.nan)
-    there = p.notna().to_numpy()
-    if there.any():
-        corrected[there] = multipletests(p[there], method="holm")[1]
-    return corrected
 
 
 def _costs(
