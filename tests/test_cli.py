@@ -61,6 +61,7 @@ def test_crows_pairs_takes_race_for_race_color(tmp_path, tiny_folder):
     assert {row["bias"] for row in written["results"]} == {"race-color"}
 
 
+@pytest.mark.slow
 def test_every_localiser_runs_on_other_architectures(tmp_path, tiny_folder):
     common = ["--model", tiny_folder, "--bias", "gender"]
     trace = ["trace", *common, "--limit", "2", "--samples", "2"]
@@ -301,6 +302,7 @@ def test_a_failed_cell_exits_1_and_keeps_the_rest(tmp_path, bundles, capsys):
     assert sum(row["metric"] == "ss" for row in rows) == 2
 
 
+@pytest.mark.slow
 def test_inspect_prints_tokens_and_draws_every_view(tmp_path, bundles, capsys):
     edits = ["--edit", bundles["fairmed"], "--edit", bundles["experts"]]
     prompts = ["--prompt", "The nurse said that", "--prompt", "He"]

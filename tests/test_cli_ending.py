@@ -260,6 +260,7 @@ def test_a_bias_type_with_a_slash_stays_in_the_folder():
 
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
+@pytest.mark.slow
 def test_the_json_of_an_export_is_its_note(model, tmp_path, to):
     fit = [
         "fit",

@@ -64,6 +64,7 @@ def run(place, monkeypatch, capsys):
 # --- files of one's own ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pairs_of_a_file_are_scored_traced_attended_to_and_fitted_on(run, place):
     for name in ("crows-pairs", "stereoset", "attention"):
         rows = run("score", name, "--data", "mine.csv")["results"]
@@ -165,6 +166,7 @@ def test_generate_continues_before_and_under_an_edit_from_one_seed(run, place):
     assert [row["continuation"] for row in off[4:]] == [row["continuation"] for row in plain]
 
 
+@pytest.mark.slow
 def test_generate_passes_its_sampling_on(run):
     words = ["generate", "--prompt", "The nurse said", "--max-new-tokens", "4"]
     settings = run(*words, "--top-k", "1", "--temperature", "0.7", "--top-p", "1")["settings"]
@@ -289,6 +291,7 @@ def test_an_option_cut_short_is_refused_so_that_no_file_is_passed_over(tmp_path)
         make_parser().parse_args(["compare", "--conf", str(tmp_path / "a.toml"), "--edit", "e"])
 
 
+@pytest.mark.slow
 def test_a_configuration_is_what_a_command_is_run_with(run, place):
     (place / "compare.toml").write_text(
         'edit = "edit"\nbenchmark = ["crows-pairs=6"]\nbias = "gender"\nmodel = "model"\n'

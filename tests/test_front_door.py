@@ -83,6 +83,7 @@ def test_every_public_name_is_there_and_listed_for_type_checkers():
         _ = tracelab.nothing
 
 
+@pytest.mark.slow
 def test_functions_stay_functions_after_the_packages_of_their_names_are_loaded():
     code = """
 import tracelab, tracelab.evaluate.paired, tracelab.report.page

@@ -21,6 +21,7 @@ def test_a_module_of_0_1_is_the_one_of_today(old):
     assert today.__spec__.name == today.__name__ == f"tracelab.{MOVED[old]}"
 
 
+@pytest.mark.slow
 def test_names_of_modules_that_became_packages_are_there():
     code = """
 from tracelab import assets

@@ -236,6 +236,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_what_is_no_bridge_is_one_sentence_at_every_function(tmp_path):
     """In a process of its own, where nothing checks annotations, as at a user's."""
     done = subprocess.run(

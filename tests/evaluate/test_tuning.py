@@ -69,6 +69,7 @@ def test_cross_fitted_scores_carry_paired_differences(tiny_model):
     assert edited.loc["gap_group", "difference"] != 0
 
 
+@pytest.mark.slow
 def test_everything_tried_is_told_and_the_best_within_the_bounds_is_fitted(tiny_model, tmp_path):
     model = tiny_model("llama")
     grid = {"rank": [1, 2], "layers": [[0], range(2)]}

@@ -258,6 +258,7 @@ def test_what_cannot_be_fitted_is_one_sentence(model):
         group_pairs("profession")
 
 
+@pytest.mark.slow
 def test_the_pairs_name_women_first_and_share_no_text_with_what_perplexity_is_measured_on():
     data = group_pairs("gender")
     assert len(data.pairs) > 400

@@ -192,6 +192,7 @@ def test_a_fit_on_a_corpus_notes_how_far_both_are_from_even(
     assert all(row["n"] >= 4 for row in rows)
 
 
+@pytest.mark.slow
 def test_on_the_embedded_model_balance_makes_an_unseen_prompts_choice_even(real_model):
     few = templates("gender", limit=6)
     edit = FairMed.fit(real_model, few, target="balance")

@@ -85,6 +85,7 @@ def learns_the_same(model, fit):
 
 @pytest.mark.filterwarnings("ignore:.*changes nothing")
 @pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+@pytest.mark.slow
 def test_a_fit_learns_the_same_whatever_is_set_around_it(tiny, fit):
     learns_the_same(tiny("llama"), fit)
 

@@ -75,6 +75,7 @@ def test_it_is_the_state_whose_figures_the_curves_tell(model, monkeypatch):
 
 
 @pytest.mark.parametrize("choose", ["association", "loss"])
+@pytest.mark.slow
 def test_a_state_beyond_the_bounds_is_never_kept_whatever_it_gains(model, choose):
     wide = fit(model, **{**CHOICE, **WIDE, "choose": choose})
     costs = sorted(row["kl"] for row in looks(wide) if row["step"])

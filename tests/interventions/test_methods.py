@@ -164,6 +164,7 @@ def test_it_stands_in_a_stack_and_is_inspected(model, edit):
     assert set(found.told.columns) >= {"layer", "quantity", "label", "before", "after"}
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_the_same_fit_gives_the_same_edit(model, method, edit):
     board = tracelab.evaluate(
         model, {"it": edit}, ["stereoset"], bias="gender", limit=3, off_target=False, costs=False

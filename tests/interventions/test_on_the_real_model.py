@@ -68,6 +68,7 @@ def probers_kl(model, edit, corpus):
     }
 
 
+@pytest.mark.slow
 def test_fairmed_makes_the_probers_more_even_at_every_layer_on_unseen_prompts_and_random_does_not(
     real_model, probes, fairmed, corpus
 ):

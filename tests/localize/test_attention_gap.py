@@ -168,6 +168,7 @@ def test_summary_equals_scipy_and_counts_by_hand(tiny_model):
     assert again["value"].tolist() == pytest.approx(gap.summary["value"].tolist(), nan_ok=True)
 
 
+@pytest.mark.slow
 def test_on_the_real_model_sensitive_positions_stand_out(real_model):
     gap = attention_gap(real_model, crows_pairs("gender", limit=80))
     assert gap.value("hit_rate").low > gap.value("chance").value
