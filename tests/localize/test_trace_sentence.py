@@ -6,12 +6,12 @@ import torch
 from tests.tiny import KINDS, N_LAYERS, tiny_hf
 from tracelab.datasets import stereoset
 from tracelab.localize.tracing.cases import make_cases
+from tracelab.localize.tracing.fast import fast_trace
 from tracelab.localize.tracing.sentence import (
     COMPONENTS,
     Noise,
     SentenceTrace,
-    _noise_hook,
-    fast_trace,
+    noising,
     plain_trace,
     window_layers,
 )
@@ -204,12 +204,12 @@ def test_restoring_every_position_equals_clean(tiny_model, cases, kind):
     names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)]
     with torch.no_grad():
         clean, cache = model.run_with_cache(ids[None], names_filter=names)
-    noising = _noise_hook(model, noise)
-    assert (gap_of_hooks(model, ids, [noising]) - clean).abs().max() > 0.5
+    noise_hook = ("hook_embed", lambda value, hook: noising(noise)(value))
+    assert (gap_of_hooks(model, ids, [noise_hook]) - clean).abs().max() > 0.5
     for name in names:
         restoring = (name, lambda value, hook, name=name: cache[name].expand_as(value).clone())
         assert torch.allclose(
-            gap_of_hooks(model, ids, [noising, restoring]), clean.expand(2, -1, -1), atol=1e-5
+            gap_of_hooks(model, ids, [noise_hook, restoring]), clean.expand(2, -1, -1), atol=1e-5
         )
 
 
