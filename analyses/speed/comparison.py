@@ -25,15 +25,12 @@ def compare(
     *,
     rounds: int,
     close: float,
-    share: float = 1.0,
 ) -> dict[str, Any]:
     """Time both in turn, after one round that is not counted; returns the facts of the last line.
 
     Args:
         difference: the largest difference between a result of ours and one of the reference.
         close: the largest that is let pass.
-        share: the part of the work that the reference does, where all its parts are alike; its
-            seconds are divided by it.
     """
     found = difference(ours(), reference())
     if not found <= close:
@@ -45,7 +42,6 @@ def compare(
             started = time.perf_counter()
             way()
             taken[way] = time.perf_counter() - started
-        taken[reference] /= share
         ratios.append(taken[reference] / taken[ours])
         seconds.append((taken[ours], taken[reference]))
         print(

@@ -398,7 +398,7 @@ def _head_scores(
 
 def _few(
     resid: Float[Tensor, "rows part d_model"], d_vocab: int
-) -> Iterable[Float[Tensor, "rows part d_model"]]:
+) -> Iterable[Float[Tensor, "_rows part d_model"]]:
     """Rows whose logits fit into memory that is at hand."""
     return resid.split(max(1, LOGIT_BYTES // (4 * d_vocab * resid.shape[1])))
 
