@@ -26,8 +26,9 @@ import torch
 import tracelab
 from tracelab.localize.tracing.cases import Case, make_cases
 from tracelab.localize.tracing.causal_trace import attribute_embedding_std
+from tracelab.localize.tracing.fast import fast_trace
 from tracelab.localize.tracing.result import effect_table
-from tracelab.localize.tracing.sentence import Noise, fast_trace
+from tracelab.localize.tracing.sentence import Noise
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.statistics import mean_interval
 

@@ -115,7 +115,7 @@ def test_where_caches_cannot_be_shared_the_slow_way_gives_the_same_numbers(
         raise TypeError("this architecture's blocks take other arguments")
 
     expected = causal_trace(model, pairs[:1], **CHEAP)
-    monkeypatch.setattr(module, "fast_trace", broken)
+    monkeypatch.setattr(module, "fast_traces", broken)
     with pytest.warns(UserWarning, match="caches cannot be shared on this model"):
         slow = causal_trace(model, pairs[:1], **CHEAP)
     assert np.allclose(slow.states["gap"], expected.states["gap"], rtol=0, atol=3e-5)
@@ -356,13 +356,13 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(own_model, pairs, run, n)
 def traced(monkeypatch):
     """The sentences that the fast tracer was run on."""
     seen = []
-    real = module.fast_trace
+    real = module.fast_traces
 
-    def spy(runner, ids, *rest):
-        seen.append(tuple(ids.tolist()))
-        return real(runner, ids, *rest)
+    def spy(runner, sentences, *rest):
+        seen.extend(tuple(sentence.ids.tolist()) for sentence in sentences)
+        return real(runner, sentences, *rest)
 
-    monkeypatch.setattr(module, "fast_trace", spy)
+    monkeypatch.setattr(module, "fast_traces", spy)
     return seen
 
 
@@ -390,7 +390,7 @@ def test_a_real_interruption_keeps_the_finished_cases(
 ):
     stored = tmp_path / CASES
     settings = {**CHEAP, "run": "fast", "checkpoint": stored.parent}
-    counted = module.fast_trace
+    counted = module.fast_traces
 
     def stop(*args):
         if stored.is_file() and len(stored.read_text().splitlines()) == 2:
@@ -398,7 +398,7 @@ def test_a_real_interruption_keeps_the_finished_cases(
         return counted(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(module, "fast_trace", stop)
+        patch.setattr(module, "fast_traces", stop)
         causal_trace(model, pairs, **settings)
     traced.clear()
     same_tables(causal_trace(model, pairs, **settings), cheap_trace)

@@ -15,8 +15,8 @@ by layer needs is :class:`LayerStates`, which runs each block once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -58,14 +58,14 @@ class _Return(nn.Module):
         return self.output
 
 
-@contextmanager
-def replaced_blocks(
-    model: TransformerBridge, block: nn.Module, stop: int | None = None
-) -> Iterator[None]:
-    """Within the ``with`` block every block before ``stop`` (None: every one) is ``block``;
-    afterwards as before."""
+def _blocks_of(model: TransformerBridge) -> nn.ModuleList:
+    """The list in which the ``transformers`` model inside a bridge has its blocks."""
     path = model.adapter.translate_transformer_lens_path("blocks")
-    blocks = cast(nn.ModuleList, model.original_model.get_submodule(path))
+    return cast(nn.ModuleList, model.original_model.get_submodule(path))
+
+
+@contextmanager
+def _replaced(blocks: nn.ModuleList, block: nn.Module, stop: int | None = None) -> Iterator[None]:
     kept = list(blocks)[:stop]
     try:
         for index in range(len(kept)):
@@ -74,6 +74,14 @@ def replaced_blocks(
     finally:
         for index, old in enumerate(kept):
             blocks[index] = old
+
+
+def replaced_blocks(
+    model: TransformerBridge, block: nn.Module, stop: int | None = None
+) -> AbstractContextManager[None]:
+    """Within the ``with`` block every block before ``stop`` (None: every one) is ``block``;
+    afterwards as before."""
+    return _replaced(_blocks_of(model), block, stop)
 
 
 class SuffixRunner:
@@ -209,17 +217,27 @@ class LayerStates:
 
 _CACHE_NAMES = {"past_key_values", "layer_past"}  # what architectures call a block's cache
 
+Watcher = Callable[[Tensor], Tensor | None]
+"""What is done with an activation: look at it, or return another in its place."""
+
 
 class _PrefixCache:
-    """Keys and values of earlier positions, put before a block's own; nothing is stored."""
+    """Keys and values of earlier positions, put before a block's own.
+
+    Attributes:
+        whole: the prefix with the block's own behind it, once the block has run.
+    """
 
     def __init__(self, prefix: KeyValues) -> None:
         self.prefix = prefix
+        self.whole: KeyValues | None = None
 
     def update(
         self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.prefix[0], key], dim=2), torch.cat([self.prefix[1], value], dim=2)
+        keys, values = self.prefix
+        self.whole = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        return self.whole
 
 
 class BlockRunner:
@@ -239,13 +257,36 @@ class BlockRunner:
 
     def __init__(self, model: TransformerBridge) -> None:
         self.model = model
+        self.runs: Any = model
+        """What runs: the bridge, or a model of the same blocks."""
+        self.blocks = _blocks_of(model)
         self._calls: dict[tuple[int, int], list[dict[str, Any]]] = {}
         self._blocks_return_tuples = False  # known once a call has been recorded
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], cache: DynamicCache | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """The whole model's, with what is on it and within :meth:`watching`."""
+        return self.runs(tokens) if cache is None else self.runs(tokens, past_key_values=cache)
+
+    @contextmanager
+    def watching(self, watchers: Iterable[tuple[str, int | None, Watcher]]) -> Iterator[None]:
+        """Within the block, watchers are at hook points: (kind, layer, function)."""
+
+        def hooked(function: Watcher) -> Callable[..., Tensor | None]:
+            return lambda value, hook: function(value)
+
+        hooks = [
+            (require_hook(self.model, kind, layer), hooked(function))
+            for kind, layer, function in watchers
+        ]
+        with self.model.hooks(fwd_hooks=hooks):
+            yield
 
     def key_values(self, tokens: Int[Tensor, "batch pos"]) -> list[KeyValues]:
         """Run the model (hooks in force) and return each block's keys and values."""
         cache = DynamicCache()
-        self.model(tokens, past_key_values=cache)
+        self.logits(tokens, cache)
         return [(layer.keys, layer.values) for layer in cast(list[Any], cache.layers)]
 
     def run(
@@ -256,6 +297,7 @@ class BlockRunner:
         start: int,
         length: int,
         prefix: KeyValues,
+        watchers: Sequence[tuple[str, int | None, Watcher]] = (),
     ) -> Float[Tensor, "rows suffix d_model"]:
         """Residuals after block ``layer``, given those before it at positions ``start`` to ``length
         - 1``.
@@ -263,20 +305,40 @@ class BlockRunner:
         Args:
             prefix: the block's keys and values at positions 0 to ``start - 1``, one row a row of
                 ``resid``.
+            watchers: as of :meth:`watching`, while the block runs.
         """
+        return self.extend(
+            layer, resid, start=start, length=length, prefix=prefix, watchers=watchers
+        )[0]
+
+    def extend(
+        self,
+        layer: int,
+        resid: Float[Tensor, "rows suffix d_model"],
+        *,
+        start: int,
+        length: int,
+        prefix: KeyValues,
+        watchers: Sequence[tuple[str, int | None, Watcher]] = (),
+    ) -> tuple[Float[Tensor, "rows suffix d_model"], KeyValues]:
+        """As :meth:`run`, and the keys and values at positions 0 to ``length - 1``: the prefix of
+        what follows."""
         kwargs = dict(self._arguments(start, length)[layer])
+        cache = _PrefixCache(prefix)
         for name in _CACHE_NAMES & kwargs.keys():
-            kwargs[name] = _PrefixCache(prefix)
-        output = self.model.blocks[layer](resid, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+            kwargs[name] = cache
+        with self.watching(watchers):
+            output = self.blocks[layer](resid, **kwargs)
+        assert cache.whole is not None, "the block took no cache"
+        return (output[0] if isinstance(output, tuple) else output), cache.whole
 
     def head(self, resid: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows pos vocab"]:
         """The model's logits for residuals after the last block: all that comes after the
         blocks."""
         self._arguments(0, 1)
         tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
-        with replaced_blocks(self.model, _Return(resid, self._blocks_return_tuples)):
-            return self.model(tokens)
+        with _replaced(self.blocks, _Return(resid, self._blocks_return_tuples)):
+            return self.logits(tokens)
 
     def _arguments(self, start: int, length: int) -> list[dict[str, Any]]:
         """The keyword arguments with which the model calls each block for positions ``start`` on.
@@ -284,32 +346,40 @@ class BlockRunner:
         Recorded once a (start, length) on arbitrary tokens: they do not depend on the text.
         """
         if (start, length) not in self._calls:
-            calls: list[dict[str, Any]] = []
-
-            def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-                names = list(inspect.signature(module.original_component.forward).parameters)
-                calls.append({**dict(zip(names[1:], args[1:], strict=False)), **kwargs})
-
-            def note_form(module: nn.Module, args: tuple, output: Any) -> None:
-                self._blocks_return_tuples = isinstance(output, tuple)
-
-            tokens = torch.zeros((1, length), dtype=torch.long, device=self.model.cfg.device)
-            cache = DynamicCache()
-            if start:
-                self.model(tokens[:, :start], past_key_values=cache)
-            handles = [
-                block.register_forward_pre_hook(record, with_kwargs=True)
-                for block in self.model.blocks
-            ]
-            handles.append(self.model.blocks[0].register_forward_hook(note_form))
-            try:
-                self.model(tokens[:, start:], past_key_values=cache)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            calls = self._recorded(start, length)
             for call in calls:
                 call.pop("hidden_states", None)
                 for name in _CACHE_NAMES & call.keys():
-                    call[name] = None  # `run` puts its own there: do not keep this one alive
+                    call[name] = None  # `extend` puts its own there: do not keep this one alive
             self._calls[start, length] = calls
         return self._calls[start, length]
+
+    def _recorded(self, start: int, length: int) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def record(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            calls.append(_named(module, args, kwargs))
+
+        tokens = torch.zeros((1, length), dtype=torch.long, device=self.model.cfg.device)
+        cache = DynamicCache()
+        if start:
+            self.logits(tokens[:, :start], cache)
+        handles = [
+            block.register_forward_pre_hook(record, with_kwargs=True) for block in self.blocks
+        ]
+        handles.append(self.blocks[0].register_forward_hook(self._note_form))
+        try:
+            self.logits(tokens[:, start:], cache)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def _note_form(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._blocks_return_tuples = isinstance(output, tuple)
+
+
+def _named(block: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a block's call by name, the residual's position left out."""
+    names = list(inspect.signature(getattr(block, "original_component", block).forward).parameters)
+    return {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,13 @@ from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.tracing.fast import fast_traces
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
-from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Tracer, fast_trace, plain_trace
+from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Sentence, Tracer, plain_traces
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
+from tracelab.model.plain_blocks import block_runner
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
@@ -170,7 +173,7 @@ def causal_trace(
         order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
         cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
     draws = _draws(model, cases, noise, noise_std, n_samples, seed)
-    runner = BlockRunner(model)
+    runner = BlockRunner(model) if run == "plain" else block_runner(model)
     if run == "auto":
         longest = max(cases, key=lambda case: len(case.stereotype.ids))
         same = _fast_is_exact(
@@ -179,7 +182,7 @@ def causal_trace(
         run = "fast" if same else "plain"
         if run == "plain":
             warn("caches cannot be shared on this model: tracing the slow way")
-    tracer: Tracer = fast_trace if run == "fast" else plain_trace
+    tracer: Tracer = fast_traces if run == "fast" else plain_traces
     settings = run_settings(
         model,
         pairs,
@@ -245,33 +248,39 @@ def _trace_case(
     """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by
     component."""
     columns = _restored_columns(case, positions)
-    traces = []
-    for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
-        noise = Noise(tuple(case.columns[c][side] for c in case.noised), values)
-        where = [case.columns[c][side] for c in columns]
-        unique = sorted(set(where))  # a short filler's last token stands for several columns
-        ids = torch.tensor(encoding.ids)
-        traces.append(
-            (
-                tracer(runner, ids, noise, case.first, unique, layers, components, window),
-                where,
-                unique,
-            )
-        )
-    (stereo, where, unique), (anti, anti_where, anti_unique) = traces
-    restored = {
-        component: (
-            stereo.restored[component][[unique.index(p) for p in where]]
-            - anti.restored[component][[anti_unique.index(p) for p in anti_where]]
-        ).tolist()
-        for component in components
-    }
+    sentences = _sentences(case, values, columns)
+    traces = tracer(runner, sentences, case.first, layers, components, window)
+
+    def of_columns(side: int, component: str) -> Float[Tensor, "columns layers"]:
+        where = sentences[side].positions
+        rows = [where.index(case.columns[c][side]) for c in columns]
+        return traces[side].restored[component][rows]
+
+    restored = {c: (of_columns(0, c) - of_columns(1, c)).tolist() for c in components}
+    stereo, anti = traces
     high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
     if not np.isfinite(
         [high, low, *(gap for table in restored.values() for row in table for gap in row)]
     ).all():
         raise TracelabError(f"the log-probabilities of pair {case.id} are not finite: {CAUSE}")
     return {"high": high, "low": low, "columns": columns, "gap": restored}
+
+
+def _sentences(
+    case: Case, values: Float[Tensor, "samples noised d_model"], columns: Sequence[int]
+) -> list[Sentence]:
+    """The stereotype and its opposite, with states restored in some columns.
+
+    A short filler's last token stands for several columns, and is restored once.
+    """
+    return [
+        Sentence(
+            torch.tensor(encoding.ids),
+            Noise(tuple(case.columns[c][side] for c in case.noised), values),
+            sorted({case.columns[c][side] for c in columns}),
+        )
+        for side, encoding in enumerate((case.stereotype, case.anti_stereotype))
+    ]
 
 
 def _tables(
@@ -368,7 +377,7 @@ def _fast_is_exact(
     layers: Sequence[int],
     window: int,
 ) -> bool:
-    """Whether one sentence has the same scores both ways here, in the shapes of the real run.
+    """Whether a pair has the same scores both ways here, in the shapes of the real run.
 
     Several noise samples and layers make a batch of rows: some models (BLOOM, Falcon with ALiBi)
     put the number of rows into what they give their blocks. The longest sentence is beyond a
@@ -376,20 +385,26 @@ def _fast_is_exact(
     the shortest suffix that is run; and restored at the first of the layers, the sentence runs
     through all later ones, of whatever kind they are.
     """
-    noise = Noise(tuple(case.columns[c][0] for c in case.noised), values[:CHECKED_SAMPLES])
-    ids = torch.tensor(case.stereotype.ids)
-    restored = {case.columns[c][0] for c in _restored_columns(case, positions)}
-    where = sorted(p for p in restored if min(noise.positions) <= p < len(ids) - 1)
+    stereo, anti = _sentences(case, values[:CHECKED_SAMPLES], _restored_columns(case, positions))
+    where = [p for p in stereo.positions if min(stereo.noise.positions) <= p < len(stereo.ids) - 1]
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    args = (ids, noise, case.first, sorted({where[0], where[-1]}), chosen, components, window)
-    plain = plain_trace(runner, *args).restored
+    sentences = [
+        replace(stereo, positions=sorted({where[0], where[-1]})),
+        replace(anti, positions=where[:1]),  # the same up to the filler
+    ]
+    args = (sentences, case.first, chosen, components, window)
+    plain = plain_traces(runner, *args)
     try:
-        fast = fast_trace(runner, *args).restored
+        fast = fast_traces(runner, *args)
     except Exception:  # whatever it is, the plain way has just been seen to work
         return False
     # Half-precision logits are themselves rounded to eighths of a nat.
     tolerance = 1e-3 if runner.model.cfg.dtype == torch.float32 else 0.5
-    return all(torch.allclose(fast[c], plain[c], atol=tolerance) for c in components)
+    return all(
+        torch.allclose(ours.restored[c], theirs.restored[c], atol=tolerance)
+        for ours, theirs in zip(fast, plain, strict=True)
+        for c in components
+    )
 
 
 def _restored_columns(case: Case, positions: str) -> list[int]:

@@ -1,0 +1,417 @@
+"""Restored runs that share what they have in common: the same numbers as one full pass a state.
+
+A restored run is the corrupted run with one state put back to its clean value. These facts make all
+of them cheap and change no number:
+
+* Restoring at position t and layer l leaves every layer before l, and every position before t, as
+  in the corrupted run. A restored run computes positions t, t+1, … of later layers, attending to
+  cached keys of the corrupted run before t.
+* In layer l itself it changes position t only, whatever else is restored there. So one run of the
+  block with clean values at *every* position gives what it leaves at each, for all t at once.
+* A pair's sentences are the same up to the filler: a run that is restored before it computes the
+  positions up to there once, and only then goes on with either sentence.
+* All layers l of one t run as one batch that grows: the run restored at l joins after block l.
+  Windows that begin at the same layer are the same run until the shorter one ends: it forks off
+  there. Equal windows are one.
+* Tokens before ``first`` are not scored, and the last one predicts nothing and is not run.
+* Blocks run on the plain twin where it is the same (:mod:`tracelab.model.plain_blocks`), with a
+  hook only where a state is put back.
+
+What is left is bounded by what the blocks and the unembedding of so many positions take:
+:func:`block_positions` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracelab.gradients import measuring
+from tracelab.localize.tracing.sentence import (
+    HOOKED,
+    Noise,
+    Sentence,
+    SentenceTrace,
+    noising,
+    window_layers,
+)
+from tracelab.model.load import model_facts
+from tracelab.model.partial_forward import BlockRunner, KeyValues, Watcher
+
+BATCH_POSITIONS = 1024
+"""Positions run at once: enough for matrix products, few enough for a CPU's cache."""
+LOGIT_BYTES = 24 * 2**20
+"""Logits made at once; beyond 32 MB a C library asks the kernel for new pages each time."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The clean and the corrupted run of one sentence, its last token left out.
+
+    Attributes:
+        clean: by component and layer, the clean states.
+        before: the corrupted residuals before each block and after the last.
+        key_values: the corrupted keys and values of each block.
+        left: by component and layer, what the block leaves of the corrupted run if its states are
+            clean at every position.
+        logprobs: of the scored tokens in the corrupted run.
+    """
+
+    ids: Int[Tensor, "pos"]
+    clean_score: float
+    clean: dict[str, dict[int, Float[Tensor, "1 run d_model"]]]
+    before: dict[int, Float[Tensor, "samples run d_model"]]
+    key_values: list[KeyValues]
+    left: dict[str, dict[int, Tensor]]
+    logprobs: Float[Tensor, "samples scored"]
+
+    @property
+    def length(self) -> int:
+        """Positions that are run."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Positions ``start`` to ``stop - 1`` of a sentence, which restored runs compute."""
+
+    base: _Base
+    start: int
+    stop: int
+
+    def corrupted(self, layer: int) -> Float[Tensor, "samples part d_model"]:
+        """Residuals before a block."""
+        return self.base.before[layer][:, self.start : self.stop]
+
+
+@measuring()
+def fast_traces(
+    runner: BlockRunner,
+    sentences: Sequence[Sentence],
+    first: int,
+    layers: Sequence[int],
+    components: Sequence[str],
+    window: int,
+) -> list[SentenceTrace]:
+    """Trace sentences that are the same before ``first``, noise included.
+
+    Args:
+        first: first scored token, at least 1.
+        layers: at which states are restored, one layer (or window around it) at a time.
+        components: of ``COMPONENTS``.
+        window: layers restored together for ``mlp`` and ``attn``.
+    """
+    bases = [
+        _shared_runs(runner, sentence, first, layers, components, window) for sentence in sentences
+    ]
+    traces = []
+    for base, sentence in zip(bases, sentences, strict=True):
+        corrupted = base.logprobs.sum(dim=1).mean()
+        restored = {
+            c: corrupted.cpu().repeat(len(sentence.positions), len(layers)) for c in components
+        }
+        traces.append(SentenceTrace(base.clean_score, float(corrupted), restored))
+    for position, whose in _changing(sentences, first):
+        parts = _parts([bases[i] for i in whose], position, first)
+        for component in components:
+            windows = [_window(component, layer, window, len(base.key_values)) for layer in layers]
+            scores = _restored_scores(runner, component, parts, first, windows)
+            for i, values in zip(whose, scores, strict=True):
+                if position in sentences[i].positions:
+                    row = list(sentences[i].positions).index(position)
+                    traces[i].restored[component][row] = values.mean(dim=1).cpu()
+    return traces
+
+
+def fast_trace(
+    runner: BlockRunner,
+    ids: Int[Tensor, "pos"],
+    noise: Noise,
+    first: int,
+    positions: Sequence[int],
+    layers: Sequence[int],
+    components: Sequence[str],
+    window: int,
+) -> SentenceTrace:
+    """One sentence alone."""
+    sentence = Sentence(ids, noise, positions)
+    return fast_traces(runner, [sentence], first, layers, components, window)[0]
+
+
+def block_positions(
+    sentences: Sequence[Sentence],
+    first: int,
+    layers: Sequence[int],
+    component: str,
+    window: int,
+    n_layers: int,
+) -> tuple[int, int]:
+    """How many (position, layer, sample) blocks, and how many positions of the head, the restored
+    runs of sentences compute."""
+    blocks = heads = 0
+    joining, _ = _joining([_window(component, n, window, n_layers) for n in layers], n_layers)
+    passes = sum(n_layers - after for after, windows in joining.items() for _ in windows)
+    runs = sum(map(len, joining.values()))
+    for position, whose in _changing(sentences, first):
+        lengths = [len(sentences[i].ids) - 1 for i in whose]
+        fork = _fork(lengths, position, first)
+        behind = sum(length - fork for length in lengths) if len(lengths) > 1 else 0
+        samples = len(sentences[0].noise.values)
+        blocks += samples * passes * (fork - position + behind)
+        heads += samples * runs * (fork - max(first - 1, position) + behind)
+    return blocks, heads
+
+
+def _changing(sentences: Sequence[Sentence], first: int) -> Iterator[tuple[int, list[int]]]:
+    """Positions at which restoring changes something, and of which sentences.
+
+    A state before any noise is clean already, and the last token is not run.
+    """
+    for position in sorted({p for sentence in sentences for p in sentence.positions}):
+        found = [
+            i
+            for i, s in enumerate(sentences)
+            if position in s.positions and min(s.noise.positions) <= position < len(s.ids) - 1
+        ]
+        if position < first and found:
+            yield position, found
+        else:
+            yield from ((position, [i]) for i in found)
+
+
+def _fork(lengths: Sequence[int], position: int, first: int) -> int:
+    """Where the runs of sentences part."""
+    return first if len(lengths) > 1 else lengths[0]
+
+
+def _parts(bases: Sequence[_Base], position: int, first: int) -> list[_Part]:
+    """What a run restored at a position computes: what is common to the sentences, then the rest of
+    each."""
+    fork = _fork([base.length for base in bases], position, first)
+    common = _Part(bases[0], position, fork)
+    return [common, *(_Part(base, fork, base.length) for base in bases if len(bases) > 1)]
+
+
+def _window(component: str, layer: int, window: int, n_layers: int) -> range:
+    return (
+        range(layer, layer + 1) if component == "resid" else window_layers(layer, window, n_layers)
+    )
+
+
+def _shared_runs(
+    runner: BlockRunner,
+    sentence: Sentence,
+    first: int,
+    layers: Sequence[int],
+    components: Sequence[str],
+    window: int,
+) -> _Base:
+    model, n_layers = runner.model, model_facts(runner.model).n_layers
+    ids = sentence.ids.to(model.cfg.device)
+    noise, targets, context = sentence.noise.before(len(ids) - 1), ids[first:], ids[None, :-1]
+    samples = len(noise.values)
+    clean: dict[str, dict[int, Tensor]] = {component: {} for component in components}
+    with runner.watching(
+        (HOOKED[component], layer, _keep(clean[component], layer))
+        for component in components
+        for layer in range(n_layers)
+    ):
+        clean_logits = runner.logits(context)[:, first - 1 :]
+    before: dict[int, Tensor] = {}
+    after = ((n, _keep(before, n + 1)) for n in range(n_layers))
+    with runner.watching(
+        [
+            ("embed", None, noising(noise)),
+            ("resid_pre", 0, _keep(before, 0)),
+            *(("resid_post", n, keep) for n, keep in after),
+        ]
+    ):
+        key_values = runner.key_values(context.expand(samples, -1))
+    return _Base(
+        ids=ids,
+        clean_score=float(_logprobs_at(clean_logits, targets[None]).sum()),
+        clean=clean,
+        before=before,
+        key_values=key_values,
+        left={c: {} for c in components},
+        logprobs=torch.cat(
+            [
+                _logprobs_at(runner.head(part), targets[None])[:, 0]
+                for part in _few(before[n_layers][:, first - 1 :], model.cfg.d_vocab)
+            ]
+        ),
+    )
+
+
+def _left(runner: BlockRunner, base: _Base, component: str, layer: int) -> Tensor:
+    """What block ``layer`` leaves of the corrupted run with clean states at every position."""
+    if component == "resid":
+        return base.clean["resid"][layer].expand_as(base.before[layer + 1])
+    if layer not in base.left[component]:
+        clean, nothing = base.clean[component][layer], [t[:, :, :0] for t in base.key_values[layer]]
+        base.left[component][layer] = runner.run(
+            layer,
+            base.before[layer],
+            start=0,
+            length=base.length,
+            prefix=(nothing[0], nothing[1]),
+            watchers=[(HOOKED[component], layer, clean.expand_as)],
+        )
+    return base.left[component][layer]
+
+
+def _restored_scores(
+    runner: BlockRunner,
+    component: str,
+    parts: Sequence[_Part],
+    first: int,
+    windows: Sequence[range],
+) -> list[Float[Tensor, "layers samples"]]:
+    """Of each sentence, the scores with each window restored at the first position of the parts."""
+    samples, position = len(parts[0].base.logprobs), parts[0].start
+    sentences = parts[1:] or parts[:1]
+    distinct = list(dict.fromkeys(windows))
+    size = max(1, BATCH_POSITIONS // (samples * max(part.stop - part.start for part in parts)))
+    found: list[list[Tensor]] = [[] for _ in sentences]
+    for begin in range(0, len(distinct), size):
+        chosen = distinct[begin : begin + size]
+        final = _final_residuals(runner, component, parts, chosen)
+        skipped = max(first - 1 - position, 0)  # what they predict is not scored
+        common = final[0][:, skipped:]
+        if len(parts) == 1:
+            new = [_head_scores(runner, common, parts[0].base.ids[None, position + skipped + 1 :])]
+        else:  # one position predicts the first scored token of each
+            nexts = torch.stack([part.base.ids[first : first + 1] for part in sentences])
+            new = list(_head_scores(runner, common, nexts).split(1))
+            for i, (part, resid) in enumerate(zip(sentences, final[1:], strict=True)):
+                new[i] = new[i] + _head_scores(runner, resid, part.base.ids[None, first + 1 :])
+        for kept, values in zip(found, new, strict=True):
+            kept.append(rearrange(values[0], "(window sample) -> window sample", sample=samples))
+    rows = [distinct.index(window) for window in windows]
+    unchanged = max(first, position + 1) - first  # these are predicted before the change
+    return [
+        torch.cat(values)[rows] + part.base.logprobs[:, :unchanged].sum(dim=1)
+        for values, part in zip(found, sentences, strict=True)
+    ]
+
+
+def _joining(
+    windows: Sequence[range], n_layers: int
+) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """Before which block each distinct window joins, and from which it forks off (if from any).
+
+    A window is restored in the shared runs' corrupted run at its first layer, and joins after it.
+    """
+    joining: dict[int, list[int]] = {}
+    origin: dict[int, int] = {}
+    longest: dict[int, int] = {}
+    distinct = list(dict.fromkeys(windows))
+    for index in sorted(range(len(distinct)), key=lambda i: -distinct[i].stop):
+        window = distinct[index]
+        if window.start in longest:
+            origin[index] = longest[window.start]
+        else:
+            longest[window.start] = index
+        joining.setdefault(window.stop if index in origin else window.start + 1, []).append(index)
+    return joining, origin
+
+
+def _final_residuals(
+    runner: BlockRunner, component: str, parts: Sequence[_Part], windows: Sequence[range]
+) -> list[Float[Tensor, "rows part d_model"]]:
+    """Of each part, the residuals after the last block; rows are (window, sample), window-major."""
+    base, start, n_layers = parts[0].base, parts[0].start, len(parts[0].base.key_values)
+    samples = len(base.logprobs)
+    joining, origin = _joining(windows, n_layers)
+    order: list[int] = []  # windows as rows
+    resids = [part.corrupted(0)[:0] for part in parts]  # no rows yet
+    for layer in range(n_layers + 1):
+        for index in joining.get(layer, ()):
+            new = [part.corrupted(layer) for part in parts]
+            if index in origin:
+                row = order.index(origin[index]) * samples
+                new = [resid[row : row + samples] for resid in resids]
+            else:
+                restored = _left(runner, base, component, layer - 1)[:, start : start + 1]
+                new[0] = torch.cat([restored, new[0][:, 1:]], dim=1)
+            resids = [torch.cat(both) for both in zip(resids, new, strict=True)]
+            order.append(index)
+        if not order or layer == n_layers:
+            continue
+        inside = [row for row, index in enumerate(order) if layer in windows[index]]
+        watchers = []
+        if inside:
+            state = base.clean[component][layer][0, start]
+            watchers.append((HOOKED[component], layer, _put_back(state, inside, samples)))
+        prefix = _repeated(base.key_values[layer], start, len(order))
+        resids[0], prefix = runner.extend(
+            layer, resids[0], start=start, length=parts[0].stop, prefix=prefix, watchers=watchers
+        )
+        for i, part in enumerate(parts[1:], start=1):
+            if part.stop > part.start:
+                resids[i] = runner.run(
+                    layer, resids[i], start=part.start, length=part.stop, prefix=prefix
+                )
+    rows = torch.tensor([order.index(index) for index in range(len(windows))])
+    return [
+        rearrange(resid, "(w s) p d -> w s p d", s=samples)[rows].flatten(0, 1) for resid in resids
+    ]
+
+
+def _repeated(key_values: KeyValues, stop: int, times: int) -> KeyValues:
+    keys, values = (repeat(t[:, :, :stop], "s h p d -> (w s) h p d", w=times) for t in key_values)
+    return keys, values
+
+
+def _put_back(state: Float[Tensor, "d_model"], inside: Sequence[int], samples: int) -> Watcher:
+    """Puts a clean state at the first position of the rows of some windows."""
+    rows = torch.tensor([row * samples + sample for row in inside for sample in range(samples)])
+
+    def put_back(value: Float[Tensor, "rows part d_model"]) -> Tensor:
+        value = value.clone()
+        value[rows, 0] = state
+        return value
+
+    return put_back
+
+
+def _head_scores(
+    runner: BlockRunner,
+    resid: Float[Tensor, "rows part d_model"],
+    targets: Int[Tensor, "sentences part"],
+) -> Float[Tensor, "sentences rows"]:
+    """Summed log-probabilities of what each sentence has after these positions."""
+    if not targets.numel():
+        return torch.zeros(len(targets), len(resid), dtype=torch.float32, device=resid.device)
+    return torch.cat(
+        [
+            _logprobs_at(runner.head(part), targets).sum(dim=2)
+            for part in _few(resid, runner.model.cfg.d_vocab)
+        ]
+    ).T
+
+
+def _few(
+    resid: Float[Tensor, "rows part d_model"], d_vocab: int
+) -> Iterable[Float[Tensor, "_rows part d_model"]]:
+    """Rows whose logits fit into memory that is at hand."""
+    return resid.split(max(1, LOGIT_BYTES // (4 * d_vocab * resid.shape[1])))
+
+
+def _logprobs_at(
+    logits: Float[Tensor, "rows part vocab"], targets: Int[Tensor, "sentences part"]
+) -> Float[Tensor, "rows sentences part"]:
+    places = torch.arange(logits.shape[1], device=logits.device)
+    return logits.float().log_softmax(dim=-1)[:, places, targets]
+
+
+def _keep(store: dict[int, Tensor], key: int) -> Watcher:
+    def keep(value: Tensor) -> None:
+        store[key] = value.detach()
+
+    return keep
