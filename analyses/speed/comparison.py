@@ -3,17 +3,24 @@
 Every script here runs both sides on the same work, checks that their results agree, and prints as
 its last line one of JSON: ``ratio`` is the seconds of the reference over ours (median, smallest and
 largest over the rounds), ``agreement`` the largest difference of a result, ``goal`` the ratio that
-was aimed at.
+was aimed at. Where ours must do more than the reference (a harvest beside a bare forward pass), the
+goal is below 1: a cost of at most 1.15 times is a ratio of at least 1 / 1.15 = 0.87. A script of
+several comparisons says the others under ``more`` of that line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def compare(
@@ -57,11 +64,46 @@ def compare(
         "seconds": round(statistics.median(s for s, _ in seconds), 3),
         "reference_seconds": round(statistics.median(s for _, s in seconds), 3),
         "agreement": found,
-        "goal": goal,
+        "goal": round(goal, 3),
         "command": " ".join(["python", *sys.argv]),
     }
 
 
-def say(facts: dict[str, Any]) -> None:
+def options(
+    doc: str | None, *, rounds: int, parent: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """``--quick``, ``--rounds`` and what ``parent`` adds; one thread from here on."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[parent] if parent else [],
+    )
+    parser.add_argument("--quick", action="store_true", help="less work, under two minutes")
+    parser.add_argument("--rounds", type=int, help=f"default {rounds}, or 2 if quick")
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # work of a process of its own
+    found = parser.parse_args()
+    found.rounds = found.rounds or (min(2, rounds) if found.quick else rounds)
+    return found
+
+
+def in_a_process(work: str) -> dict[str, Any]:
+    """What this script prints as ``--child WORK`` in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, sys.argv[0], "--child", work], capture_output=True, text=True
+    )
+    if run.returncode:
+        raise SystemExit(f"{work}: {run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far (Linux). ``getrusage`` would give that of the
+    process which started this one, if it is larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def say(facts: dict[str, Any], *more: dict[str, Any]) -> None:
     """Print the last line."""
-    print(json.dumps(facts))
+    print(json.dumps(facts | ({"more": list(more)} if more else {})))
