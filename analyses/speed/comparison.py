@@ -3,7 +3,8 @@
 Every script here runs both sides on the same work, checks that their results agree, and prints as
 its last line one of JSON: ``ratio`` is the seconds of the reference over ours (median, smallest and
 largest over the rounds), ``agreement`` the largest difference of a result, ``goal`` the ratio that
-was aimed at. Where ours must do more than the reference (a harvest beside a bare forward pass), the
+was aimed at. ``cpu_ratio`` is the same of processors' seconds (to a hundredth), which other work on
+the machine moves less. Where ours must do more than the reference (a harvest beside a bare forward pass), the
 goal is below 1: a cost of at most 1.15 times is a ratio of at least 1 / 1.15 = 0.87. A script of
 several comparisons says the others under ``more`` of that line.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -42,14 +44,16 @@ def compare(
     found = difference(ours(), reference())
     if not found <= close:
         raise SystemExit(f"{name}: the results differ by {found:.3g}, more than {close:g}")
-    ratios, seconds = [], []
+    ratios, of_cpu, seconds = [], [], []
     for round_number in range(rounds):
-        taken = {}
+        taken, cpu = {}, {}
         for way in (ours, reference) if round_number % 2 else (reference, ours):
-            started = time.perf_counter()
+            before, started = sum(os.times()[:4]), time.perf_counter()
             way()
             taken[way] = time.perf_counter() - started
+            cpu[way] = sum(os.times()[:4]) - before
         ratios.append(taken[reference] / taken[ours])
+        of_cpu.append(cpu[reference] / max(cpu[ours], 0.01))
         seconds.append((taken[ours], taken[reference]))
         print(
             f"{name} {round_number + 1}/{rounds}: ours {taken[ours]:.2f} s, reference "
@@ -61,6 +65,7 @@ def compare(
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
+        "cpu_ratio": round(statistics.median(of_cpu), 3),
         "seconds": round(statistics.median(s for s, _ in seconds), 3),
         "reference_seconds": round(statistics.median(s for _, s in seconds), 3),
         "agreement": found,
