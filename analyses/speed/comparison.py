@@ -78,7 +78,6 @@ def options(
     doc: str | None, *, rounds: int, parent: argparse.ArgumentParser | None = None
 ) -> argparse.Namespace:
     """``--quick``, ``--rounds`` and what ``parent`` adds; one thread from here on."""
-    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,6 +87,7 @@ def options(
     parser.add_argument("--rounds", type=int, help=f"default {rounds}, or 2 if quick")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # work of a process of its own
     found = parser.parse_args()
+    torch.set_num_threads(1)
     found.rounds = found.rounds or (min(2, rounds) if found.quick else rounds)
     return found
 
