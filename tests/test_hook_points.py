@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -42,6 +44,29 @@ def test_a_hook_points_shape_is_what_its_kind_says(tiny_model, kind):
     assert shapes.pop("logits", logits.shape) == logits.shape
     assert shapes.pop("pattern") == (1, 4, 7, 7)
     assert set(shapes.values()) == {(1, 7, D_MODEL)}
+
+
+@pytest.mark.parametrize(("kind", "one_by_one"), [("llama", 0), ("gpt_neox", len(HOOKS))])
+def test_all_points_are_read_in_one_forward_pass_where_none_is_missing(
+    tiny_model, monkeypatch, kind, one_by_one
+):
+    model = tiny_model(kind)
+    passes = []
+    monkeypatch.setattr(
+        model.original_model, "forward", _counted(model.original_model.forward, passes)
+    )
+    check_hook_points(model)
+    n_missing = len(model_info(model).faults)
+    assert len(passes) == 1 + len(EDITED) + max(0, one_by_one - n_missing)
+
+
+def _counted(forward, passes):
+    @functools.wraps(forward)
+    def counted(*args, **kwargs):
+        passes.append(1)
+        return forward(*args, **kwargs)
+
+    return counted
 
 
 def test_edits_that_the_architecture_discards_are_reported(tiny_model, monkeypatch):

@@ -14,6 +14,7 @@ from scipy.stats import norm as normal
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from tracelab.interventions.fairmed import neutraliser
 from tracelab.interventions.fairmed.neutraliser import (
     FairMedConfig,
     LayerProber,
@@ -88,6 +89,7 @@ def gradients(seed: int, groups: int) -> tuple[Tensor, Tensor]:
     prober, a = random_prober(seed, groups), random_activations(seed + 50).requires_grad_()
     (expected,) = torch.autograd.grad(slow_kl(prober, a).sum(), a)
     kl, gradient = prober.kl_and_gradient(a.detach())
+    gradient = gradient()
     torch.testing.assert_close(kl, slow_kl(prober, a.detach()), atol=1e-6, rtol=1e-5)
     assert expected.abs().max() > 0.1
     return gradient, expected
@@ -361,6 +363,36 @@ def test_a_row_does_not_depend_on_its_batch(config, seed):
         torch.testing.assert_close(whole.delta[one], alone.delta, atol=1e-8, rtol=1e-6)
         assert torch.equal(whole.steps[one], alone.steps)
     assert whole.delta.any()
+
+
+@pytest.mark.parametrize("n_probers", [1, 2])
+@pytest.mark.parametrize("init", ["zero", "random"])
+@pytest.mark.parametrize("radius", ["fixed", "adaptive"])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_one_activation_alone_is_neutralised_as_one_among_others(
+    monkeypatch, n_probers, init, radius, value
+):
+    # In fp64: a search that bends many times makes a rounding error of fp32 large.
+    config = FairMedConfig(init=init, radius=radius, steps=12)
+    probers = [
+        LayerProber(*(w.double() for w in vars(random_prober(seed)).values()))
+        for seed in range(n_probers)
+    ]
+    moved = 0
+    for seed in range(6):
+        a = random_activations(seed)[:1, :1].double()
+        if value is not None:
+            a[0, 0, 0] = value
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        noise = random_activations(seed + 50)[:1, :1].double()
+        alone = neutralise(a, mask, probers, 2.0, config, noise)
+        with monkeypatch.context() as patch:
+            patch.setattr(neutraliser, "_is_one", lambda *_: False)
+            among = neutralise(a, mask, probers, 2.0, config, noise)
+        torch.testing.assert_close(alone.delta, among.delta, atol=1e-8, rtol=1e-6)
+        assert torch.equal(alone.steps, among.steps)
+        moved += int(alone.steps)
+    assert (moved > 10) == (value is None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

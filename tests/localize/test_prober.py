@@ -58,6 +58,17 @@ def test_batched_training_equals_training_one_layer_alone(data, layer):
     assert (untrained(inputs) - expected).abs().max() > 0.02
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_how_many_layers_are_trained_together_changes_nothing(data, monkeypatch, at_once):
+    activations, labels, train = data
+    together = train_probers(activations, labels, train, config=CONFIG, seed=5)
+    size = 4 * D_MODEL * CONFIG.hidden
+    monkeypatch.setattr("tracelab.localize.probing.prober._GROUP_BYTES", at_once * size)
+    parted = train_probers(activations, labels, train, config=CONFIG, seed=5)
+    for name, value in together.state_dict().items():
+        torch.testing.assert_close(parted.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+
+
 def test_without_standardising_the_network_reads_what_it_is_given(data):
     activations, labels, train = data
     config = ProberConfig(hidden=16, epochs=4, batch_size=8, standardise=False)

@@ -159,6 +159,23 @@ def test_losses_under_an_edit_and_their_gradients_are_those_of_edited_weights(
         torch.testing.assert_close(parameter.grad.T, expected, atol=tolerance, rtol=1e-3)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_each_sentence_goes_through_the_edited_model_once_a_step(tiny, monkeypatch, config):
+    model, group = tiny("llama"), [2, 11, 6, 0]
+    trained, delta, seen = triple_model(model, config), dense_delta(model), []
+    run = trained.runner
+
+    def counted(rows):
+        if torch.is_grad_enabled():
+            seen.extend(rows)
+        return run(rows)
+
+    monkeypatch.setattr(trained, "runner", counted)
+    trained.backward(delta, group)
+    assert len(seen) == len(set(seen))
+    assert {row // 3 for row in seen} == set(group)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_measured_figures_are_those_of_edited_weights_sentence_by_sentence(tiny, folder, kind):
     model, group = tiny(kind), [0, 3, 5, 1]

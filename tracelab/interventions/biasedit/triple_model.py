@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -33,7 +33,7 @@ from tracelab.interventions.training.triple_losses import (
     scored,
     token_logprobs,
 )
-from tracelab.interventions.training.triples import LABELS, Triples
+from tracelab.interventions.training.triples import Triples
 from tracelab.interventions.weight_delta import MapShape, WeightDelta
 from tracelab.model.partial_forward import SuffixRunner
 
@@ -42,7 +42,25 @@ N_RETAINED = 200
 TRIPLES_A_SENTENCE = 4
 """For so many triples of a step one neutral sentence is looked at: each costs as much as two."""
 
+ORDER = ("anti_stereotype", "stereotype", "unrelated")
+"""Of the sentences of a chunk of triples in a forward pass: the reference's."""
+
 Cached = tuple[list[Float[Tensor, "n _d_k"]], list[Float[Tensor, "n _d_v"]]]
+
+
+class Seen(NamedTuple):
+    """A forward pass of sentences: their numbers, and what the model made of them."""
+
+    rows: Sequence[int]
+    tokens: Int[Tensor, "rows pos"]
+    mask: Int[Tensor, "rows pos"]
+    logits: Float[Tensor, "rows pos vocab"]
+
+    def part(self, rows: slice) -> Seen:
+        """Of some of the rows, no wider than the longest of them."""
+        width = int(self.mask[rows].sum(dim=1).max())
+        cut = (each[rows, :width] for each in self[1:])
+        return Seen(self.rows[rows], *cut)
 
 
 class Editors(nn.Module):
@@ -140,11 +158,12 @@ class TripleModel:
         seen: dict[str, Tensor] = {}
         names = [str(shape.point) for shape in self.shapes]
         with frozen(self.model), self.model.hooks(fwd_hooks=self._recorders(seen)):
-            loss, _, mask = self._debias(chunk)
+            seen_pair = self._run(chunk, ORDER[:2])
+            loss, _ = self._debias(seen_pair)
             grads = torch.autograd.grad(
                 loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names]
             )
-        chosen = _positions(mask, self.config.positions)
+        chosen = _positions(seen_pair.mask, self.config.positions)
         for row, i in enumerate(chunk):
             # the anti-stereotype, then the stereotype
             own = [(r, chosen[r]) for r in (row, row + len(chunk))]
@@ -179,10 +198,14 @@ class TripleModel:
 
         def accumulate(chunk: Sequence[int]) -> None:
             before = self._retained_logits(chunk) if self.config.lam else None
+            others = before is not None and self._neutral is None
             with frozen(self.model), delta.applied(self.model):
-                debias, _, _ = self._debias(chunk)
+                seen = self._run(chunk, ORDER if others else ORDER[:2])
+                debias, _ = self._debias(seen.part(slice(2 * len(chunk))))
                 retention = (
-                    torch.zeros_like(debias) if before is None else self._retention(chunk, before)
+                    torch.zeros_like(debias)
+                    if before is None
+                    else self._retention(chunk, seen, before)
                 )
                 ((debias + self.config.lam * retention).sum() / self.config.batch_size).backward()
             totals[:] += debias.detach().sum().item(), retention.detach().sum().item()
@@ -204,8 +227,10 @@ class TripleModel:
         def add(chunk: Sequence[int]) -> None:
             before = self._retained_logits(chunk)
             with _perhaps(delta, self.model):
-                debias, lbar, _ = self._debias(chunk)
-                retention, unrelated = self._retention(chunk, before), self._unrelated(chunk)
+                seen, n = self._run(chunk), len(chunk)
+                debias, lbar = self._debias(seen.part(slice(2 * n)))
+                retention = self._retention(chunk, seen, before)
+                unrelated = self._lbar(seen.part(slice(2 * n, None)))
             totals[:] += debias.sum().item(), retention.sum().item()
             lbars.append(torch.stack([*lbar, unrelated]))
 
@@ -222,21 +247,20 @@ class TripleModel:
     def _rows(self, chunk: Sequence[int], label: str) -> list[int]:
         return [self.triples.index(i, label) for i in chunk]
 
-    def _debias(self, chunk: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """The debiasing loss of each triple, both mean log-probabilities, and the mask of [anti;
-        stereo] rows."""
-        anti_rows, stereo_rows = (
-            self._rows(chunk, "anti_stereotype"),
-            self._rows(chunk, "stereotype"),
-        )
-        rows = [*anti_rows, *stereo_rows]  # the reference's order
-        tokens, mask, logits = self.runner(rows)
-        logprobs = token_logprobs(logits, tokens)
+    def _run(self, chunk: Sequence[int], labels: Sequence[str] = ORDER) -> Seen:
+        """One forward pass of all that is needed of a chunk: each sentence once."""
+        rows = [row for label in labels for row in self._rows(chunk, label)]
+        return Seen(rows, *self.runner(rows))
+
+    def _debias(self, seen: Seen) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The debiasing loss of each triple and both mean log-probabilities, of [anti; stereo]
+        rows."""
+        logprobs = token_logprobs(seen.logits, seen.tokens)
         every, chosen = (
-            scored(mask, [self.triples.scored(i, span) for i in rows])
+            scored(seen.mask, [self.triples.scored(i, span) for i in seen.rows])
             for span in ("sentence", self.config.span)
         )
-        n = len(chunk)
+        n = len(seen.rows) // 2
         loss = debias_loss(
             self.config.loss,
             logprobs[n:],
@@ -247,14 +271,14 @@ class TripleModel:
             margin=self.config.margin,
         )
         lbar = mean_over(logprobs, every)
-        return loss, (lbar[n:], lbar[:n]), mask
+        return loss, (lbar[n:], lbar[:n])
 
     def _retained(self, chunk: Sequence[int]) -> tuple[Callable[..., Any], list[int]]:
         """What must not change while a chunk of triples is trained on, and what runs it."""
         if self._neutral is not None:
             every = len(self._neutral.sequences)
             return self._neutral, [i % every for i in chunk[::TRIPLES_A_SENTENCE]]
-        labels = LABELS if self.config.retain_on == "all" else ("unrelated",)
+        labels = ORDER if self.config.retain_on == "all" else ("unrelated",)
         return self.runner, [i for label in labels for i in self._rows(chunk, label)]
 
     @measuring()
@@ -262,21 +286,25 @@ class TripleModel:
         runner, rows = self._retained(chunk)
         return runner(rows)[2]
 
-    def _retention(self, chunk: Sequence[int], before: Tensor) -> Tensor:
-        """The retention loss of each triple; of neutral text the mean over the chunk's."""
+    def _retention(self, chunk: Sequence[int], seen: Seen, before: Tensor) -> Tensor:
+        """The retention loss of each triple; of neutral text the mean over the chunk's.
+
+        Args:
+            seen: the three sentences of each triple, unless neutral text is retained.
+        """
         runner, rows = self._retained(chunk)
-        tokens, mask, after = runner(rows)
-        each = retention_loss(self.config.retention, before, after, tokens, mask)
         if self._neutral is not None:
+            tokens, mask, after = runner(rows)
+            each = retention_loss(self.config.retention, before, after, tokens, mask)
             return each.mean().expand(len(chunk))
+        _, tokens, mask, after = seen.part(slice(-len(rows), None))
+        each = retention_loss(self.config.retention, before, after, tokens, mask)
         return each.reshape(-1, len(chunk)).mean(dim=0)
 
-    def _unrelated(self, chunk: Sequence[int]) -> Tensor:
-        """The mean log-probability of each triple's unrelated sentence."""
-        rows = self._rows(chunk, "unrelated")
-        tokens, mask, logits = self.runner(rows)
-        places = scored(mask, [self.triples.scored(i) for i in rows])
-        return mean_over(token_logprobs(logits, tokens), places)
+    def _lbar(self, seen: Seen) -> Tensor:
+        """The mean log-probability of each sentence."""
+        places = scored(seen.mask, [self.triples.scored(i) for i in seen.rows])
+        return mean_over(token_logprobs(seen.logits, seen.tokens), places)
 
 
 def _figures(means: np.ndarray, config: BiasEditConfig) -> dict[str, float]:

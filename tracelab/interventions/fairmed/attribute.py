@@ -118,9 +118,10 @@ class AttributeProbers(nn.Module):
         """The prober of a layer; among some groups only, its distribution is the softmax of their
         logits."""
         row, chosen = self.spec.layers.index(layer), self.spec.among(groups)
-        return LayerProber(
-            self.w1[row], self.b1[row], self.w2[row][:, chosen], self.b2[row][:, chosen]
-        )
+        w1, b1, w2, b2 = (each[row] for each in (self.w1, self.b1, self.w2, self.b2))
+        if len(chosen) < len(self.spec.groups):  # else no copy at each token
+            w2, b2 = w2[:, chosen], b2[:, chosen]
+        return LayerProber(w1, b1, w2, b2)
 
     def std(self, layer: int) -> float:
         """Standard deviation of the layer's activation norm over training prompts."""

@@ -24,9 +24,9 @@ over a sequence's positions with one stop for all, and starts from noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, isfinite, isnan, log, nan
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,12 +63,17 @@ class LayerProber:
 
     def kl_and_gradient(
         self, a: Float[Tensor, "*rows d"]
-    ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows d"]]:
-        """``KL(U ‖ p)`` and its gradient with respect to ``a``."""
+    ) -> tuple[Float[Tensor, "*rows"], Callable[[], Float[Tensor, "*rows d"]]]:
+        """``KL(U ‖ p)``, and what computes its gradient with respect to ``a``: half of the work,
+        which the last candidate of a search does not need."""
         h = a @ self.w1 + self.b1[0]
         log_p = (h.relu() @ self.w2 + self.b2[0]).log_softmax(dim=-1)
-        residual = log_p.exp() - 1 / log_p.shape[-1]
-        return _kl(log_p), ((residual @ self.w2.T) * (h > 0)) @ self.w1.T
+
+        def gradient() -> Tensor:
+            residual = log_p.exp() - 1 / log_p.shape[-1]
+            return ((residual @ self.w2.T) * (h > 0)) @ self.w1.T
+
+        return _kl(log_p), gradient
 
 
 def _kl(log_p: Float[Tensor, "*rows groups"]) -> Float[Tensor, "*rows"]:
@@ -159,17 +164,17 @@ class _Problem:
     def select(self, rows: Tensor) -> _Problem:
         return _Problem(self.a[rows], self.mask[rows], self.probers, self.slack)
 
-    def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per sequence: the summed KL, the largest of an attribute over its slack; and the
-        gradient."""
+    def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        """Per sequence: the summed KL, the largest of an attribute over its slack; and what
+        computes the gradient."""
         found = [prober.kl_and_gradient(self.a + delta) for prober in self.probers]
         kl = torch.stack([self._summed(kl) for kl, _ in found])
-        gradient = torch.stack([slope for _, slope in found]).sum(dim=0)
-        return (
-            kl.sum(dim=0),
-            self._largest(kl),
-            gradient.where(self.mask[..., None], torch.zeros_like(gradient)),
-        )
+
+        def gradient() -> Tensor:
+            slopes = torch.stack([slope() for _, slope in found]).sum(dim=0)
+            return slopes.where(self.mask[..., None], torch.zeros_like(slopes))
+
+        return kl.sum(dim=0), self._largest(kl), gradient
 
     def worst(self, delta: Tensor) -> Tensor:
         """Per sequence the largest KL of an attribute over its slack."""
@@ -203,37 +208,87 @@ def _descend(
 ) -> tuple[Tensor, Tensor]:
     """Best perturbation of each sequence along at most ``config.steps`` steps, and the steps
     taken."""
-    best, gradients = torch.zeros_like(delta), torch.zeros_like(delta)
-    best_kl = torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device)
-    share = torch.ones_like(best_kl)  # of Polyak's step
+    if _is_one(problem, config):
+        return _descend_one(problem, delta, epsilon, config)
+    ended = torch.zeros_like(delta)
     taken = torch.zeros(delta.shape[0], dtype=torch.long, device=delta.device)
     active = torch.arange(delta.shape[0], device=delta.device)
+    # Of those that go on, in their order.
+    best, slopes = torch.zeros_like(delta), torch.zeros_like(delta)
+    best_kl = torch.full(delta.shape[:1], float("inf"), dtype=delta.dtype, device=delta.device)
+    share = torch.ones_like(best_kl)  # of Polyak's step
     # From zero, the first evaluation is of the activation as it is.
     evaluations = config.steps + (config.init == "zero")
     for number in range(1, evaluations + 1):
-        kl, worst, gradient = problem.select(active).evaluate(delta[active])
+        kl, worst, gradient = problem.evaluate(delta)
         # Never true of a KL that is not a number. Neutral for all attributes is best even if the
         # sum was lower before.
-        better = (kl < best_kl[active]) | (worst < config.tol)
-        fell = kl < best_kl[active] * (1 - _LEAST_FALL)
-        share[active] = torch.where(fell, 1.0, share[active] / 2)
-        rows = active[better]
-        best_kl[rows], best[rows], gradients[rows] = kl[better], delta[rows], gradient[better]
-        going = (worst >= config.tol) & best_kl[active].isfinite()
+        better = (kl < best_kl) | (worst < config.tol)
+        fell = kl < best_kl * (1 - _LEAST_FALL)
+        share = torch.where(fell, 1.0, share / 2)
+        best_kl = torch.where(better, kl, best_kl)
+        best = torch.where(better[:, None, None], delta, best)
+        going = (worst >= config.tol) & best_kl.isfinite()
         if config.step == "fixed":  # from here on, be it better or not
             going &= kl.isfinite()
-        active, gradient = active[going], gradient[going]
-        if not len(active) or number == evaluations:
+        n_going = 0 if number == evaluations else int(going.sum())
+        if not n_going:
+            ended[active] = best
             break
+        slope = gradient()
+        slopes = torch.where(better[:, None, None], slope, slopes)
+        if n_going < len(going):
+            ended[active[~going]] = best[~going]
+            kept = (active, delta, best, slopes, slope, best_kl, share)
+            active, delta, best, slopes, slope, best_kl, share = (each[going] for each in kept)
+            problem = problem.select(going)
         if config.step == "fixed":
-            stepped = delta[active] - epsilon * config.step_frac * _direction(gradient, config)
+            stepped = delta - epsilon * config.step_frac * _direction(slope, config)
         else:
-            stepped = best[active] - share[active, None, None] * _to_zero(
-                best_kl[active], gradients[active], epsilon, config
-            )
-        delta[active] = _project(stepped, epsilon, config)
+            step = _to_zero(best_kl, slopes, epsilon, config)
+            stepped = best - share[:, None, None] * step
+        delta = _project(stepped, epsilon, config)
         taken[active] += 1
-    return best, taken
+    return ended, taken
+
+
+def _is_one(problem: _Problem, config: FairMedConfig) -> bool:
+    """Whether there is one activation, on the CPU, at the default geometry: each token written."""
+    plain = (config.step, config.norm, config.grad) == ("polyak", "l2", "l2")
+    return plain and problem.mask.numel() == 1 and problem.a.device.type == "cpu"
+
+
+def _descend_one(
+    problem: _Problem, delta: Tensor, epsilon: float, config: FairMedConfig
+) -> tuple[Tensor, Tensor]:
+    """:func:`_descend` of one activation, with numbers in the place of tensors of one number, which
+    cost more than the prober itself."""
+    a, delta, taken = problem.a[:, 0], delta[:, 0], 0
+    best, best_kl, share = torch.zeros_like(delta), inf, 1.0
+    slope, length = best, 0.0
+    evaluations = config.steps + (config.init == "zero")
+    for number in range(1, evaluations + 1):
+        found = [prober.kl_and_gradient(a + delta) for prober in problem.probers]
+        kls = [kl.item() for kl, _ in found]
+        kl = sum(kls)
+        over = (each / slack for each, slack in zip(kls, problem.slack, strict=True))
+        worst = nan if isnan(kl) else max(over)
+        # never true of a KL that is not a number
+        better = kl < best_kl or worst < config.tol
+        share = 1.0 if kl < best_kl * (1 - _LEAST_FALL) else share / 2
+        best, best_kl = (delta, kl) if better else (best, best_kl)
+        if number == evaluations or not (worst >= config.tol and isfinite(best_kl)):
+            break
+        if better:
+            slope = sum((gradient() for _, gradient in found), torch.zeros_like(delta))
+            length = slope.norm().item()
+        step = share * min(max(best_kl, 0.0) / max(length, 1e-30), 2 * epsilon)
+        delta = best - slope * (step / max(length, 1e-30))
+        norm = delta.norm().item()
+        if not norm <= epsilon:
+            delta = delta * (epsilon / norm)
+        taken += 1
+    return best[:, None], torch.tensor([taken], dtype=torch.long)
 
 
 def _to_zero(kl: Tensor, gradient: Tensor, epsilon: float, config: FairMedConfig) -> Tensor:

@@ -2,8 +2,8 @@
 
 ``L`` networks ``Linear(d_model → 1024) → ReLU → Linear(1024 → groups)`` are trained at once by
 batched matrix products. They share nothing but the order of the minibatches, so each is what it
-would be alone. Hyper-parameters are those of FairMed's code: Adam, 1e-3, batches of 32, 20 epochs,
-soft targets.
+would be alone, and how many stand in one product is a matter of speed. Hyper-parameters are those
+of FairMed's code: Adam, 1e-3, batches of 32, 20 epochs, soft targets.
 
 The same step size suits no two scales of activation, and the norms of MLP outputs can differ a
 hundredfold between layers. So each layer's inputs are standardised on the training rows, ``(a - μ)
@@ -41,6 +41,9 @@ from tracelab.ranges import (
 )
 
 _LARGEST_PARAMETER = 100.0  # they begin below 1
+_GROUP_BYTES = 24 * 1024**2
+"""Of first maps that are trained together: beyond, a gradient is memory that the system hands out
+anew at each step, and what Adam reads and writes is in no cache."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,14 @@ class Probers(nn.Module):
         hidden = torch.baddbmm(self.b1, inputs, self.w1).relu()
         return torch.baddbmm(self.b2, hidden, self.w2)
 
+    def part(self, layers: slice) -> Probers:
+        """Those of some layers, in the same memory."""
+        other = Probers.__new__(Probers)
+        nn.Module.__init__(other)
+        for name, value in self.named_parameters():
+            other.register_parameter(name, nn.Parameter(value.detach()[layers]))
+        return other
+
     @torch.no_grad()
     def fold(self, scale: Scale) -> None:
         """Read raw activations from now on, where standardised ones were read until now."""
@@ -136,6 +147,10 @@ class Scale:
             torch.ones(n_layers, dtype=torch.float32, device="cpu"),
         )
 
+    def part(self, layers: slice) -> Scale:
+        """Of some layers."""
+        return Scale(self.mean[layers], self.std[layers])
+
     def apply(
         self, activations: Float[Tensor, "rows layers d_model"]
     ) -> Float[Tensor, "rows layers d_model"]:
@@ -169,20 +184,27 @@ def train_probers(
     # With gradients and Adam's two moments, in fp32.
     require_memory(f"probers of width {config.hidden}", 16 * n_layers * d_model * config.hidden)
     probers = Probers(n_layers, d_model, config.hidden, labels.shape[1], seed)
-    optimizer = torch.optim.Adam(probers.parameters(), lr=config.lr, fused=True)
+    at_once = max(1, _GROUP_BYTES // (4 * d_model * config.hidden))
+    layers = [slice(start, start + at_once) for start in range(0, n_layers, at_once)]
+    groups = [
+        (each, part, torch.optim.Adam(part.parameters(), lr=config.lr, fused=True))
+        for each in layers
+        for part in [probers.part(each)]
+    ]
     order = torch.Generator().manual_seed(seed)
     scale = Scale.of(activations, train) if config.standardise else Scale.unit(n_layers, d_model)
     for _ in range(config.epochs):
         shuffled = train[torch.randperm(len(train), generator=order)]
-        for rows in shuffled.split(config.batch_size):
-            logits = probers(scale.apply(activations[rows].float()))
-            targets = labels[rows].expand(n_layers, -1, -1)
-            # Summed over layers: each layer's mean loss has its own parameters, and Adam's steps of
-            # one layer do not depend on another's gradient.
-            loss = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean(dim=1).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for each, part, optimizer in groups:
+            for rows in shuffled.split(config.batch_size):
+                inputs = scale.part(each).apply(activations[rows, each].float())
+                log_p = part(inputs).log_softmax(dim=-1)
+                # Summed over layers: each layer's mean loss has its own parameters, and Adam's
+                # steps of one layer do not depend on another's gradient.
+                loss = -(labels[rows] * log_p).sum(dim=-1).mean(dim=1).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
         step()
     largest = float(
         torch.stack([value.detach().abs().max() for value in probers.parameters()]).max()
