@@ -1,7 +1,7 @@
 """How much faster the sentences of StereoSet and CrowS-Pairs are scored than by lm-eval, on the
 embedded model.
 
-    python analyses/speed/scoring.py [--quick] [--bias gender] [--rounds 5] [--batch-tokens 256]
+    python analyses/speed/scoring.py [--quick] [--rounds 5] [--bias gender] [--batch-tokens 1024]
 
 Ours is ``token_logprobs``, which runs what sentences begin with in common once
 (``tracelab/model/packed.py``). The references are given the same token ids, BOS first:
@@ -19,13 +19,12 @@ bfloat16, with the largest margin (nats) that was turned.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from comparison import compare, say
+from comparison import compare, options, say
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
@@ -33,7 +32,7 @@ from transformers import AutoModelForCausalLM
 import tracelab
 from tracelab.datasets import crows_pairs, stereoset
 from tracelab.model import assets
-from tracelab.model.scoring import token_logprobs
+from tracelab.model.scoring import BATCH_TOKENS, token_logprobs
 from tracelab.model.tokens import encode, length_batches
 
 
@@ -71,26 +70,21 @@ def turned(one: np.ndarray, other: np.ndarray, n_pairs: int) -> tuple[int, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="40 records of each, 2 rounds")
-    parser.add_argument("--bias", default="gender")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-tokens", type=int, default=256)
-    options = parser.parse_args()
-    rounds, limit = (2, 40) if options.quick else (options.rounds, None)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--bias", default="gender")
+    parent.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
+    chosen = options(__doc__, rounds=5, parent=parent)
+    limit = 24 if chosen.quick else None
     model = tracelab.load()
     plain = AutoModelForCausalLM.from_pretrained(assets.model_dir(), dtype=torch.float32).eval()
-    texts = sentences(options.bias, limit)
-    n_pairs = (len(texts) - len(stereoset(options.bias, limit=limit))) // 2
+    texts = sentences(chosen.bias, limit)
+    n_pairs = (len(texts) - len(stereoset(chosen.bias, limit=limit))) // 2
     sequences = [encode(model, text, prepend_bos=True).ids for text in texts]
     print(f"{len(texts)} sentences, {sum(map(len, sequences))} tokens")
 
     def ours(given: Any = model) -> np.ndarray:
         values = token_logprobs(
-            given, sequences, [1] * len(sequences), batch_tokens=options.batch_tokens
+            given, sequences, [1] * len(sequences), batch_tokens=chosen.batch_tokens
         )
         return np.array([float(each.sum()) for each in values])
 
@@ -111,14 +105,16 @@ def main() -> None:
 
     best = min((8, 16, 32, 64), key=seconds)
     half = turned(ours(), ours(tracelab.load(dtype="bfloat16")), n_pairs)
-    more = {"bfloat16_decisions": half[0], "bfloat16_margin": half[1], "pairs": n_pairs}
+    found = []
     for name, goal, reference in (
-        ("scoring_plain", 1.0, lambda: plainly(plain, sequences, options.batch_tokens)),
         ("scoring", 2.0, lambda: backend(best)),
+        ("scoring_plain", 1.0, lambda: plainly(plain, sequences, chosen.batch_tokens)),
     ):
-        facts = compare(name, goal, ours, reference, difference, rounds=rounds, close=1e-2)
-        facts["decisions"] = turned(ours(), reference(), n_pairs)[0]
-        say(facts | ({"batch_size": best, **more} if name == "scoring" else {}))
+        facts = compare(name, goal, ours, reference, difference, rounds=chosen.rounds, close=1e-2)
+        found.append(facts | {"decisions": turned(ours(), reference(), n_pairs)[0]})
+    found[0] |= {"batch_size": best, "pairs": n_pairs}
+    found[0] |= {"bfloat16_decisions": half[0], "bfloat16_margin": half[1]}
+    say(*found)
 
 
 if __name__ == "__main__":

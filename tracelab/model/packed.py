@@ -33,6 +33,7 @@ from tracelab.gradients import measuring
 from tracelab.model.forward_pass import reading
 from tracelab.model.hooked import hooks_on, in_training
 from tracelab.model.plain import plain_twin
+from tracelab.model.plain_blocks import use_onednn
 
 Ids = Sequence[int]
 
@@ -177,6 +178,8 @@ def quick_twin(model: TransformerBridge) -> Any:
                 twin = plain_twin(hf_model)
             with suppress(AttributeError, ValueError, ImportError):  # its own way stays
                 twin.set_attn_implementation("sdpa")
+            if twin is not None:
+                use_onednn(twin)
         _TWINS[model] = (state, twin)
     return _TWINS[model][1]
 
