@@ -33,10 +33,9 @@ from comparison import compare, say
 from transformers import AutoModelForCausalLM
 
 import tracelab
-from tracelab.localize.tracing.cases import Case, make_cases
+from tracelab.localize.tracing.cases import Case, make_cases, sentences_of
 from tracelab.localize.tracing.causal_trace import attribute_embedding_std
 from tracelab.localize.tracing.fast import block_positions
-from tracelab.localize.tracing.sentence import Noise, Sentence
 from tracelab.model import assets
 from tracelab.model.plain_blocks import use_onednn
 
@@ -139,14 +138,7 @@ def must_compute(cases, noise, component: str, layers: range, n_layers: int) -> 
     """Positions of blocks and of the head, over all pairs."""
     total = [0, 0]
     for case in cases:
-        sentences = [
-            Sentence(
-                torch.tensor(encoding.ids),
-                Noise(tuple(case.columns[c][side] for c in case.noised), noise[case.id]),
-                sorted({pair[side] for pair in case.columns}),
-            )
-            for side, encoding in enumerate((case.stereotype, case.anti_stereotype))
-        ]
+        sentences = sentences_of(case, noise[case.id], range(len(case.columns)))
         found = block_positions(sentences, case.first, layers, component, WINDOW, n_layers)
         total = [a + b for a, b in zip(total, found, strict=True)]
     return total[0], total[1]

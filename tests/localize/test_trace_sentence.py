@@ -11,8 +11,8 @@ from tracelab.localize.tracing.fast import block_positions, fast_trace, fast_tra
 from tracelab.localize.tracing.sentence import (
     COMPONENTS,
     Noise,
-    Sentence,
     SentenceTrace,
+    TracedSentence,
     noising,
     plain_trace,
     plain_traces,
@@ -90,10 +90,10 @@ def test_shared_caches_give_the_numbers_of_one_run_a_state(tiny_model, cases, ki
             assert moved > 0.1  # far above the tolerance
 
 
-def sentences_of(case, d_model: int, positions=None, scale: float = 0.75) -> list[Sentence]:
+def sentences_of(case, d_model: int, positions=None, scale: float = 0.75) -> list[TracedSentence]:
     """Both sentences of a pair, with states restored everywhere or at some positions."""
     return [
-        Sentence(
+        TracedSentence(
             torch.tensor(encoding.ids),
             noise_for(case, side, d_model, scale),
             positions or list(range(len(encoding.ids))),
@@ -140,7 +140,7 @@ def test_the_size_of_a_batch_is_no_matter(tiny_model, cases, positions, monkeypa
     given = (sentences_of(case, 32), case.first, LAYERS, COMPONENTS, 3)
     whole = fast_traces(block_runner(model), *given)
     monkeypatch.setattr("tracelab.localize.tracing.fast.BATCH_POSITIONS", positions)
-    monkeypatch.setattr("tracelab.localize.tracing.fast.LOGIT_BYTES", 1)
+    monkeypatch.setattr("tracelab.localize.tracing.shared_runs.LOGIT_BYTES", 1)
     assert largest_difference(fast_traces(block_runner(model), *given), whole) < 2e-5
 
 

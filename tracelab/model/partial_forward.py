@@ -5,7 +5,8 @@ block ``m`` on residuals of our own making, over positions ``p, p+1, …`` that 
 values computed before. :class:`BlockRunner` does this for any decoder that the bridge supports, by
 recording with which arguments (mask, rotary embeddings, …) the model calls its blocks for a text of
 that length, and calling them again with the same arguments. Its ``head`` lets the model finish:
-final norm, unembedding, soft-cap.
+final norm, unembedding, soft-cap. :mod:`.plain_blocks` has one that does without the bridge, for
+what runs very many blocks.
 
 What training an edit of late blocks needs is coarser: :class:`SuffixRunner` runs fixed sequences
 from a block on, with whatever hooks are there, and keeps the residuals before it. What a fit layer

@@ -26,11 +26,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets.records import Sentence, say_unusable
 from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
+from tracelab.localize.tracing.sentence import Noise, TracedSentence
 from tracelab.model.tokens import Encoding, encode, require_context
 
 ROLES = ("attribute", "before_filler", "filler", "after_filler", "other")
@@ -116,6 +120,28 @@ def make_cases(
         many=LEFT_OUT,
     )
     return cases, skipped
+
+
+def restored_columns(case: Case, positions: str) -> list[int]:
+    """Columns whose states are restored: ``"all"``, or those of the key roles."""
+    return [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]
+
+
+def sentences_of(
+    case: Case, values: Float[Tensor, "samples noised d_model"], columns: Sequence[int]
+) -> list[TracedSentence]:
+    """The stereotype and its opposite, with states restored in some columns.
+
+    A short filler's last token stands for several columns, and is restored once.
+    """
+    return [
+        TracedSentence(
+            torch.tensor(encoding.ids),
+            Noise(tuple(case.columns[c][side] for c in case.noised), values),
+            sorted({case.columns[c][side] for c in columns}),
+        )
+        for side, encoding in enumerate((case.stereotype, case.anti_stereotype))
+    ]
 
 
 def _case(

@@ -57,10 +57,10 @@ from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
-from tracelab.localize.tracing.cases import KEY_ROLES, Case, make_cases
+from tracelab.localize.tracing.cases import Case, make_cases, restored_columns, sentences_of
 from tracelab.localize.tracing.fast import fast_traces
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
-from tracelab.localize.tracing.sentence import COMPONENTS, Noise, Sentence, Tracer, plain_traces
+from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
@@ -247,8 +247,8 @@ def _trace_case(
 ) -> dict[str, Any]:
     """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by
     component."""
-    columns = _restored_columns(case, positions)
-    sentences = _sentences(case, values, columns)
+    columns = restored_columns(case, positions)
+    sentences = sentences_of(case, values, columns)
     traces = tracer(runner, sentences, case.first, layers, components, window)
 
     def of_columns(side: int, component: str) -> Float[Tensor, "columns layers"]:
@@ -264,23 +264,6 @@ def _trace_case(
     ).all():
         raise TracelabError(f"the log-probabilities of pair {case.id} are not finite: {CAUSE}")
     return {"high": high, "low": low, "columns": columns, "gap": restored}
-
-
-def _sentences(
-    case: Case, values: Float[Tensor, "samples noised d_model"], columns: Sequence[int]
-) -> list[Sentence]:
-    """The stereotype and its opposite, with states restored in some columns.
-
-    A short filler's last token stands for several columns, and is restored once.
-    """
-    return [
-        Sentence(
-            torch.tensor(encoding.ids),
-            Noise(tuple(case.columns[c][side] for c in case.noised), values),
-            sorted({case.columns[c][side] for c in columns}),
-        )
-        for side, encoding in enumerate((case.stereotype, case.anti_stereotype))
-    ]
 
 
 def _tables(
@@ -385,7 +368,7 @@ def _fast_is_exact(
     the shortest suffix that is run; and restored at the first of the layers, the sentence runs
     through all later ones, of whatever kind they are.
     """
-    stereo, anti = _sentences(case, values[:CHECKED_SAMPLES], _restored_columns(case, positions))
+    stereo, anti = sentences_of(case, values[:CHECKED_SAMPLES], restored_columns(case, positions))
     where = [p for p in stereo.positions if min(stereo.noise.positions) <= p < len(stereo.ids) - 1]
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     sentences = [
@@ -405,7 +388,3 @@ def _fast_is_exact(
         for ours, theirs in zip(fast, plain, strict=True)
         for c in components
     )
-
-
-def _restored_columns(case: Case, positions: str) -> list[int]:
-    return [c for c, role in enumerate(case.roles) if positions == "all" or role in KEY_ROLES]

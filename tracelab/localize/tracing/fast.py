@@ -23,7 +23,7 @@ What is left is bounded by what the blocks and the unembedding of so many positi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,52 +35,22 @@ from tracelab.gradients import measuring
 from tracelab.localize.tracing.sentence import (
     HOOKED,
     Noise,
-    Sentence,
     SentenceTrace,
-    noising,
+    TracedSentence,
     window_layers,
 )
-from tracelab.model.load import model_facts
+from tracelab.localize.tracing.shared_runs import SharedRuns, few_rows, logprobs_at, shared_runs
 from tracelab.model.partial_forward import BlockRunner, KeyValues, Watcher
 
 BATCH_POSITIONS = 1024
 """Positions run at once: enough for matrix products, few enough for a CPU's cache."""
-LOGIT_BYTES = 24 * 2**20
-"""Logits made at once; beyond 32 MB a C library asks the kernel for new pages each time."""
-
-
-@dataclass(frozen=True)
-class _Base:
-    """The clean and the corrupted run of one sentence, its last token left out.
-
-    Attributes:
-        clean: by component and layer, the clean states.
-        before: the corrupted residuals before each block and after the last.
-        key_values: the corrupted keys and values of each block.
-        left: by component and layer, what the block leaves of the corrupted run if its states are
-            clean at every position.
-        logprobs: of the scored tokens in the corrupted run.
-    """
-
-    ids: Int[Tensor, "pos"]
-    clean_score: float
-    clean: dict[str, dict[int, Float[Tensor, "1 run d_model"]]]
-    before: dict[int, Float[Tensor, "samples run d_model"]]
-    key_values: list[KeyValues]
-    left: dict[str, dict[int, Tensor]]
-    logprobs: Float[Tensor, "samples scored"]
-
-    @property
-    def length(self) -> int:
-        """Positions that are run."""
-        return len(self.ids) - 1
 
 
 @dataclass(frozen=True)
 class _Part:
     """Positions ``start`` to ``stop - 1`` of a sentence, which restored runs compute."""
 
-    base: _Base
+    base: SharedRuns
     start: int
     stop: int
 
@@ -92,7 +62,7 @@ class _Part:
 @measuring()
 def fast_traces(
     runner: BlockRunner,
-    sentences: Sequence[Sentence],
+    sentences: Sequence[TracedSentence],
     first: int,
     layers: Sequence[int],
     components: Sequence[str],
@@ -106,9 +76,7 @@ def fast_traces(
         components: of ``COMPONENTS``.
         window: layers restored together for ``mlp`` and ``attn``.
     """
-    bases = [
-        _shared_runs(runner, sentence, first, layers, components, window) for sentence in sentences
-    ]
+    bases = [shared_runs(runner, sentence, first, components) for sentence in sentences]
     traces = []
     for base, sentence in zip(bases, sentences, strict=True):
         corrupted = base.logprobs.sum(dim=1).mean()
@@ -139,12 +107,12 @@ def fast_trace(
     window: int,
 ) -> SentenceTrace:
     """One sentence alone."""
-    sentence = Sentence(ids, noise, positions)
+    sentence = TracedSentence(ids, noise, positions)
     return fast_traces(runner, [sentence], first, layers, components, window)[0]
 
 
 def block_positions(
-    sentences: Sequence[Sentence],
+    sentences: Sequence[TracedSentence],
     first: int,
     layers: Sequence[int],
     component: str,
@@ -167,7 +135,7 @@ def block_positions(
     return blocks, heads
 
 
-def _changing(sentences: Sequence[Sentence], first: int) -> Iterator[tuple[int, list[int]]]:
+def _changing(sentences: Sequence[TracedSentence], first: int) -> Iterator[tuple[int, list[int]]]:
     """Positions at which restoring changes something, and of which sentences.
 
     A state before any noise is clean already, and the last token is not run.
@@ -189,7 +157,7 @@ def _fork(lengths: Sequence[int], position: int, first: int) -> int:
     return first if len(lengths) > 1 else lengths[0]
 
 
-def _parts(bases: Sequence[_Base], position: int, first: int) -> list[_Part]:
+def _parts(bases: Sequence[SharedRuns], position: int, first: int) -> list[_Part]:
     """What a run restored at a position computes: what is common to the sentences, then the rest of
     each."""
     fork = _fork([base.length for base in bases], position, first)
@@ -203,68 +171,6 @@ def _window(component: str, layer: int, window: int, n_layers: int) -> range:
     )
 
 
-def _shared_runs(
-    runner: BlockRunner,
-    sentence: Sentence,
-    first: int,
-    layers: Sequence[int],
-    components: Sequence[str],
-    window: int,
-) -> _Base:
-    model, n_layers = runner.model, model_facts(runner.model).n_layers
-    ids = sentence.ids.to(model.cfg.device)
-    noise, targets, context = sentence.noise.before(len(ids) - 1), ids[first:], ids[None, :-1]
-    samples = len(noise.values)
-    clean: dict[str, dict[int, Tensor]] = {component: {} for component in components}
-    with runner.watching(
-        (HOOKED[component], layer, _keep(clean[component], layer))
-        for component in components
-        for layer in range(n_layers)
-    ):
-        clean_logits = runner.logits(context)[:, first - 1 :]
-    before: dict[int, Tensor] = {}
-    after = ((n, _keep(before, n + 1)) for n in range(n_layers))
-    with runner.watching(
-        [
-            ("embed", None, noising(noise)),
-            ("resid_pre", 0, _keep(before, 0)),
-            *(("resid_post", n, keep) for n, keep in after),
-        ]
-    ):
-        key_values = runner.key_values(context.expand(samples, -1))
-    return _Base(
-        ids=ids,
-        clean_score=float(_logprobs_at(clean_logits, targets[None]).sum()),
-        clean=clean,
-        before=before,
-        key_values=key_values,
-        left={c: {} for c in components},
-        logprobs=torch.cat(
-            [
-                _logprobs_at(runner.head(part), targets[None])[:, 0]
-                for part in _few(before[n_layers][:, first - 1 :], model.cfg.d_vocab)
-            ]
-        ),
-    )
-
-
-def _left(runner: BlockRunner, base: _Base, component: str, layer: int) -> Tensor:
-    """What block ``layer`` leaves of the corrupted run with clean states at every position."""
-    if component == "resid":
-        return base.clean["resid"][layer].expand_as(base.before[layer + 1])
-    if layer not in base.left[component]:
-        clean, nothing = base.clean[component][layer], [t[:, :, :0] for t in base.key_values[layer]]
-        base.left[component][layer] = runner.run(
-            layer,
-            base.before[layer],
-            start=0,
-            length=base.length,
-            prefix=(nothing[0], nothing[1]),
-            watchers=[(HOOKED[component], layer, clean.expand_as)],
-        )
-    return base.left[component][layer]
-
-
 def _restored_scores(
     runner: BlockRunner,
     component: str,
@@ -273,7 +179,7 @@ def _restored_scores(
     windows: Sequence[range],
 ) -> list[Float[Tensor, "layers samples"]]:
     """Of each sentence, the scores with each window restored at the first position of the parts."""
-    samples, position = len(parts[0].base.logprobs), parts[0].start
+    samples, position = parts[0].base.samples, parts[0].start
     sentences = parts[1:] or parts[:1]
     distinct = list(dict.fromkeys(windows))
     size = max(1, BATCH_POSITIONS // (samples * max(part.stop - part.start for part in parts)))
@@ -326,7 +232,7 @@ def _final_residuals(
 ) -> list[Float[Tensor, "rows part d_model"]]:
     """Of each part, the residuals after the last block; rows are (window, sample), window-major."""
     base, start, n_layers = parts[0].base, parts[0].start, len(parts[0].base.key_values)
-    samples = len(base.logprobs)
+    samples = base.samples
     joining, origin = _joining(windows, n_layers)
     order: list[int] = []  # windows as rows
     resids = [part.corrupted(0)[:0] for part in parts]  # no rows yet
@@ -337,7 +243,7 @@ def _final_residuals(
                 row = order.index(origin[index]) * samples
                 new = [resid[row : row + samples] for resid in resids]
             else:
-                restored = _left(runner, base, component, layer - 1)[:, start : start + 1]
+                restored = base.left(component, layer - 1)[:, start : start + 1]
                 new[0] = torch.cat([restored, new[0][:, 1:]], dim=1)
             resids = [torch.cat(both) for both in zip(resids, new, strict=True)]
             order.append(index)
@@ -390,28 +296,7 @@ def _head_scores(
         return torch.zeros(len(targets), len(resid), dtype=torch.float32, device=resid.device)
     return torch.cat(
         [
-            _logprobs_at(runner.head(part), targets).sum(dim=2)
-            for part in _few(resid, runner.model.cfg.d_vocab)
+            logprobs_at(runner.head(part), targets).sum(dim=2)
+            for part in few_rows(resid, runner.model.cfg.d_vocab)
         ]
     ).T
-
-
-def _few(
-    resid: Float[Tensor, "rows part d_model"], d_vocab: int
-) -> Iterable[Float[Tensor, "_rows part d_model"]]:
-    """Rows whose logits fit into memory that is at hand."""
-    return resid.split(max(1, LOGIT_BYTES // (4 * d_vocab * resid.shape[1])))
-
-
-def _logprobs_at(
-    logits: Float[Tensor, "rows part vocab"], targets: Int[Tensor, "sentences part"]
-) -> Float[Tensor, "rows sentences part"]:
-    places = torch.arange(logits.shape[1], device=logits.device)
-    return logits.float().log_softmax(dim=-1)[:, places, targets]
-
-
-def _keep(store: dict[int, Tensor], key: int) -> Watcher:
-    def keep(value: Tensor) -> None:
-        store[key] = value.detach()
-
-    return keep

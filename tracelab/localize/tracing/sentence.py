@@ -38,7 +38,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Sentence:
+class TracedSentence:
     """Tokens, the noise on them, and where states are restored, one position at a time."""
 
     ids: Int[Tensor, "pos"]
@@ -76,7 +76,7 @@ def window_layers(layer: int, window: int, n_layers: int) -> range:
 
 def plain_traces(
     runner: BlockRunner,
-    sentences: Sequence[Sentence],
+    sentences: Sequence[TracedSentence],
     first: int,
     layers: Sequence[int],
     components: Sequence[str],
