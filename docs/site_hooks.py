@@ -32,9 +32,9 @@ ROOT = Path(__file__).parent.parent
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is in ``figures/``."""
-    for path in sorted((ROOT / "figures").iterdir()):
+    for path in sorted((ROOT / "figures").rglob("*")):
         if path.suffix in (".png", ".csv"):
-            name = f"figures/{path.name}"
+            name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 

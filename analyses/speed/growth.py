@@ -135,7 +135,8 @@ def drawn(table: pd.DataFrame) -> go.Figure:
                     col=col + 1,
                     **look(number),
                 )
-    figure.update_xaxes(type="log").update_yaxes(type="log", title="seconds")
+        figure.update_xaxes(type="log", tickvals=SIZES[axis], row=row + 1, col=col + 1)
+    figure.update_yaxes(type="log", title="seconds", tickvals=[0.1, 0.2, 0.5, 1, 2, 5])
     caption = (
         "random Llama models, 4 layers of width 256, 64 texts of 24 words, 4 noise samples; one "
         "size varied at a time; processor seconds, one thread, median; both axes logarithmic"
@@ -174,8 +175,7 @@ def main() -> None:
         ]
     )
     print(slopes.to_string(index=False))
-    if not chosen.quick:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+    if not chosen.quick:  # the folder is in the repository
         table.round(4).to_csv(FOLDER / "growth.csv", index=False)
         slopes.to_csv(FOLDER / "growth_slopes.csv", index=False)
         save_figures({"growth": drawn(table)}, FOLDER, formats=("png",))

@@ -75,7 +75,11 @@ def drawn(table: pd.DataFrame) -> go.Figure:
             },
         )
     figure.add_vline(x=1, line_color=GREY, line_dash="dash")
-    figure.update_xaxes(type="log", title="ratio measured over the ratio aimed at")
+    figure.update_xaxes(
+        type="log",
+        tickvals=[0.125, 0.25, 0.5, 1, 2, 4, 8],
+        title="ratio measured over the ratio aimed at",
+    )
     figure.update_yaxes(categoryorder="array", categoryarray=list(table["name"]))
     caption = (
         "median, smallest and largest over the rounds; one thread of a machine that did other work"

@@ -10,7 +10,7 @@ from tracelab.datasets import development_sentences, neutral_sentences
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.perplexity import perplexity
 from tracelab.interventions import Stack, WeightDelta
-from tracelab.interventions.drift import drift
+from tracelab.interventions.drift import compared, drift
 from tracelab.model.tokens import encode
 
 TEXTS = [
@@ -80,3 +80,19 @@ def test_development_sentences_share_none_with_each_other_or_with_what_is_report
         development_sentences("choose", 201)
     with pytest.raises(TracelabError, match="use of sentences"):
         development_sentences("test", 1)
+
+
+def test_what_is_compared_is_torchs_divergence_and_leaves_the_logits_alone():
+    draw = torch.Generator().manual_seed(0)
+    before, after = (4 * torch.randn(300, 50, generator=draw) for _ in range(2))
+    targets, kept = torch.randint(50, (300,), generator=draw), (before.clone(), after.clone())
+    kl, *nll = torch.stack(list(compared(before, after, targets))).sum(dim=0)
+    log_p, log_q = (logits.double().log_softmax(-1) for logits in kept)
+    expected = torch.nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    torch.testing.assert_close(kl, expected, rtol=1e-6, atol=0)
+    for found, each in zip(nll, (log_p, log_q), strict=True):
+        torch.testing.assert_close(
+            found, torch.nn.functional.nll_loss(each, targets, reduction="sum"), rtol=1e-6, atol=0
+        )
+    assert torch.equal(before, kept[0])
+    assert torch.equal(after, kept[1])

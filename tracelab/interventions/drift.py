@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import kl_div
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.model.finite import require_finite_logits
-from tracelab.model.scoring import BATCH_TOKENS, logprobs_of
+from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, length_batches, pad, require_context
 
@@ -101,6 +100,9 @@ def compared(
     chunks: Sequence[Sequence[Tensor]] = [each.split(CHUNK) for each in (before, after, targets)]
     for p, q, w in zip(*chunks, strict=True):
         log_p, log_q = (logits.float().log_softmax(-1) for logits in (p, q))
-        kl = kl_div(log_q, log_p, reduction="sum", log_target=True)
-        nll = [-logprobs_of(logits, w).sum() for logits in (p, q)]
+        places = w[:, None].to(log_p.device)
+        nll = [-each.gather(-1, places).sum() for each in (log_p, log_q)]
+        # In place: of a large vocabulary, making room for three more tables is half the time.
+        change = log_q.neg_().add_(log_p)
+        kl = log_p.exp_().mul_(change).sum()
         yield torch.stack([kl, *nll]).double().cpu()
