@@ -145,7 +145,7 @@ def must_compute(cases, noise, component: str, layers: range, n_layers: int) -> 
 
 
 def main() -> None:
-    """Print a line of JSON for each comparison."""
+    """Print one line of JSON, of the residual stream, with the others in it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -186,6 +186,7 @@ def main() -> None:
     use_onednn(twin)
     own_rates = rates(twin)
     del twin
+    found = []
     for component, goal in GOALS.items():
         states = [
             [
@@ -242,7 +243,8 @@ def main() -> None:
             "of_the_limit": round(limit / statistics.median(cpu_seconds), 3),
             "kernel": round(kernel, 2),
         }
-        say(facts)
+        found.append(facts)
+    say(*reversed(found))
 
 
 if __name__ == "__main__":
