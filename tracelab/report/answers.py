@@ -24,9 +24,9 @@ _STATES = {
     "resid": "the residual stream",
 }
 _PUT_BACK = {
-    "mlp": "windows of MLPs and attention layers",
-    "attn": "windows of MLPs and attention layers",
-    "resid": "states of the residual stream",
+    "mlp": "window of MLPs or attention layers",
+    "attn": "window of MLPs or attention layers",
+    "resid": "state of the residual stream",
 }
 """What an effect is the largest of."""
 _AT = {
@@ -246,12 +246,14 @@ def _acts(parts: Parts) -> str:
             "Tracing tells no place, because noise on the words that name the group moved the "
             f"preference in none of {len(parts.trace.cases)} pairs"
         )
-    where = f"{_where(parts, peak)}, at {_AT[peak['role']]}, undo the largest share"
-    undone = f"of what noise on the words that name the group does: {_share(peak)}"
+    undone = (
+        f"of what noise on the words that name the group does, {_share(peak)} is undone by putting "
+        f"back {_where(parts, peak)}, at {_AT[peak['role']]}: more than by any other "
+        f"{_PUT_BACK[peak['component']]}"
+    )
     if peak["nie_low"] > 0:
-        back = _PUT_BACK[peak["component"]]
-        return f"Of the {back} put back to their clean value {where} {undone}"
-    return f"Tracing tells no place for sure: {where} {undone}"
+        return undone[0].upper() + undone[1:]
+    return f"Tracing tells no place for sure: {undone}"
 
 
 def _reads(parts: Parts) -> str:
@@ -285,9 +287,10 @@ def _largest_effect(parts: Parts) -> str:
     peak = _peak(parts)
     if peak is None:
         return "Not to be told: noise moved no pair by enough"
+    state = _STATES[peak["component"]].removeprefix("the ")
     return (
-        f"{_STATES[peak['component']].removeprefix('the ').capitalize()} "
-        f"{_around(parts, peak)} ({ROLE_NAMES[peak['role']]}): NIE {_plain(peak, 'nie')}"
+        f"{state[0].upper()}{state[1:]} {_around(parts, peak)} "
+        f"({ROLE_NAMES[peak['role']]}): NIE {_plain(peak, 'nie')}"
         f"{_unless_told({'low': peak['nie_low'], 'high': peak['nie_high']}, _NOT_TOLD)}"
     )
 
