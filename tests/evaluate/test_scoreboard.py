@@ -19,7 +19,7 @@ from tracelab.evaluate.scoreboard.costs import COLUMNS as COST_COLUMNS
 from tracelab.evaluate.scoreboard.scoreboard import COLUMNS, Scoreboard, evaluate
 from tracelab.figures.style import BLUE, GREY, ORANGE
 from tracelab.statistics import holm
-from tracelab.storage.data_hash import tensors_hash
+from tracelab.storage.tensors_hash import tensors_hash
 
 
 def delta(model, seed: int, scale: float = 3.0) -> WeightDelta:

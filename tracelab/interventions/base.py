@@ -48,7 +48,7 @@ from tracelab.model.hook_points import Point
 from tracelab.model.hooked import mark
 from tracelab.model.load import model_facts
 from tracelab.ranges import require_number
-from tracelab.storage.data_hash import tensors_hash
+from tracelab.storage.tensors_hash import tensors_hash
 
 
 @dataclass(frozen=True)

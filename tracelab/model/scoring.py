@@ -33,6 +33,7 @@ from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context, token_texts
 from tracelab.progress import progress
+from tracelab.ranges import require_int
 from tracelab.results import Result
 from tracelab.span import Span
 
@@ -228,6 +229,7 @@ def logprobs_within(
         owners, what: number and kind of what each sequence is of, for the message; default: the
             text itself.
     """
+    require_int("batch_tokens", batch_tokens)
     owners = range(len(sequences)) if owners is None else owners
     results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
     lengths = [len(ids) for ids in sequences]
