@@ -19,7 +19,7 @@ from tracelab.datasets import stereoset
 from tracelab.interventions import Stack
 from tracelab.model import assets
 from tracelab.model.load import from_hf
-from tracelab.model.packed import logprobs_by_tree, tree_batches, tree_of
+from tracelab.model.packed import scoring_by_tree, tree_batches, tree_of
 from tracelab.model.scoring import logprobs_within, row_logprobs
 from tracelab.model.tokens import encode
 
@@ -43,12 +43,13 @@ def both_ways(model, sequences=SEQUENCES, firsts=FIRSTS, *, batch_tokens=1024):
 
 
 def by_tree(model, sequences=SEQUENCES, firsts=FIRSTS):
-    """What scores by the tree, or None where it does not give the same."""
+    """Whether it is scored by the tree."""
 
     def one_a_row(batch):
         return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
-    return logprobs_by_tree(model, sequences, firsts, one_a_row)
+    with scoring_by_tree(model, sequences, firsts, one_a_row) as quick:
+        return quick is not None
 
 
 def require_equal(found, expected, *, atol=1e-5):
@@ -92,7 +93,7 @@ def test_on_every_architecture_the_numbers_are_those_of_a_sequence_a_row(kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_common_architectures_are_scored_by_the_tree(tiny_model, kind):
-    assert by_tree(tiny_model(kind)) is not None
+    assert by_tree(tiny_model(kind))
 
 
 @pytest.mark.parametrize("firsts", [FIRSTS, [3, 3, 2, 1, 1, 4, 6]])
@@ -112,7 +113,7 @@ def test_an_edit_is_on_the_tree_as_on_the_model(tiny_model, make, firsts):
     model = tiny_model("llama")
     unedited, _ = both_ways(model, firsts=firsts)
     with make(model).applied(model):
-        assert by_tree(model, firsts=firsts) is not None
+        assert by_tree(model, firsts=firsts)
         found, expected = both_ways(model, firsts=firsts)
     require_equal(found, expected)
     assert max((a - b).abs().max() for a, b in zip(found, unedited, strict=True) if len(a)) > 1e-3
@@ -125,7 +126,7 @@ def test_experts_and_edits_within_each_other_are_scored_a_sequence_a_row(tiny_mo
     with random_experts(model, alpha=0.7).applied(model):
         require_equal(*both_ways(model))
     with random_delta(model).applied(model), random_erasure(model).applied(model):
-        assert by_tree(model) is None
+        assert not by_tree(model)
         require_equal(*both_ways(model))
 
 
@@ -133,7 +134,7 @@ def test_a_hook_of_ones_own_acts(tiny_model):
     model = tiny_model("llama")
     unedited, _ = both_ways(model)
     with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda value, hook: value * 2)]):
-        assert by_tree(model) is None
+        assert not by_tree(model)
         found, expected = both_ways(model)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.allclose(found[0], unedited[0], atol=1e-3)
@@ -143,7 +144,7 @@ def test_a_part_of_an_edits_hooks_is_not_taken_for_the_edit(tiny_model):
     model = tiny_model("llama")
     hooks = random_delta(model).hooks(model)
     with model.hooks(fwd_hooks=hooks[: len(hooks) // 2]):
-        assert by_tree(model) is None
+        assert not by_tree(model)
 
 
 class _Nothing(nn.Module):
@@ -165,7 +166,7 @@ def test_weights_that_change_and_modules_that_are_exchanged_are_seen(tokenizer):
     require_equal(*both_ways(model), atol=0.1)
     model.to(torch.float32)
     model.original_model.model.layers[1].mlp = _Nothing()
-    assert by_tree(model) is None
+    assert not by_tree(model)
     require_equal(*both_ways(model))
 
 
@@ -174,5 +175,5 @@ def test_on_the_real_model_records_are_scored_as_a_sentence_a_row(real_model):
     texts = [s.text for r in records for s in (r.stereotype, r.anti_stereotype, r.unrelated)]
     sequences = [encode(real_model, text, prepend_bos=True).ids for text in texts]
     firsts = [1] * len(sequences)
-    assert by_tree(real_model, sequences, firsts) is not None
+    assert by_tree(real_model, sequences, firsts)
     require_equal(*both_ways(real_model, sequences, firsts), atol=1e-4)

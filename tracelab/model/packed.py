@@ -9,14 +9,14 @@ padded; only nodes that predict something are unembedded.
 The pass is that of a plain twin of the model (its weights, modules of its own), which has no hook
 points, with the one edit that is on the model, if any, attached to it. Neither the mask nor the
 twin suits every architecture and edit (ALiBi counts by the mask; an edit may tie positions of
-different texts), and nobody has to know: :func:`logprobs_by_tree` answers None where three of the
+different texts), and nobody has to know: :func:`scoring_by_tree` gives None where three of the
 sequences do not come out as :mod:`.scoring` has them, one text a row on the bridge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -36,10 +36,13 @@ from tracelab.model.plain import plain_twin
 from tracelab.model.plain_blocks import use_onednn
 
 Ids = Sequence[int]
+Scorer = Callable[[Sequence[int]], list[Tensor]]
+"""Gives the log-probabilities of some of the sequences, named by their numbers."""
 
 CLOSE = {torch.float32: 1e-3}
 """Largest difference in nats a token between the two ways; of half precision :data:`CLOSE_HALF`."""
 CLOSE_HALF = 0.1
+HEAD_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,11 @@ def tree_logprobs(
             use_cache=False,
             **options,
         ).logits[0]
-    logits = logits.float()
+    # Some rows at a time are turned to fp32, which bounds the memory.
+    norms = torch.cat([part.float().logsumexp(-1) for part in logits.split(HEAD_ROWS)])
     chosen = torch.from_numpy(rows).to(logits.device)
-    values = logits[chosen, torch.tensor(targets, device=logits.device)]
-    values = (values - logits.logsumexp(-1)[chosen]).cpu()
+    values = logits[chosen, torch.tensor(targets, device=logits.device)].float()
+    values = (values - norms[chosen]).cpu()
     return list(values.split([len(span) for span in spans]))
 
 
@@ -184,14 +188,15 @@ def quick_twin(model: TransformerBridge) -> Any:
     return _TWINS[model][1]
 
 
-def logprobs_by_tree(
+@contextmanager
+def scoring_by_tree(
     model: TransformerBridge,
     sequences: Sequence[Ids],
     firsts: Sequence[int],
-    one_a_row: Callable[[Sequence[int]], list[Tensor]],
-) -> Callable[[Sequence[int]], list[Tensor]] | None:
-    """What scores a batch of the sequences by their tree; None where it cannot be had or does not
-    give the same.
+    one_a_row: Scorer,
+) -> Iterator[Scorer | None]:
+    """Within the block, what scores a batch of the sequences by their tree; None where it cannot be
+    had or does not give the same.
 
     Args:
         one_a_row: what scores some of the sequences, given by their numbers, the way that this one
@@ -199,25 +204,29 @@ def logprobs_by_tree(
     """
     edits = {id(hook.edit): hook.edit for hook in hooks_on(model)}
     (edit,) = edits.values() if len(edits) == 1 else (None,)
-    if len(edits) > 1 or (edits and edit is None) or in_training(model):
-        return None
-    twin = quick_twin(model)
+    several = len(edits) > 1 or (edits and edit is None)
+    twin = None if several or in_training(model) else quick_twin(model)
     if twin is None:
-        return None
+        yield None
+        return
 
     def by_tree(batch: Sequence[int]) -> list[Tensor]:
-        with nullcontext() if edit is None else edit.on_twin(twin):
-            return tree_logprobs(twin, [sequences[i] for i in batch], [firsts[i] for i in batch])
+        return tree_logprobs(twin, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
     chosen = _tried(sequences, firsts)
     expected = torch.cat(one_a_row(chosen))
-    try:
-        found = torch.cat(by_tree(chosen))
-    except Exception:  # whatever it is, the other way has just been seen to work
-        return None
     close = CLOSE.get(next(twin.parameters()).dtype, CLOSE_HALF)
-    same = torch.allclose(found, expected, rtol=0, atol=close, equal_nan=True)
-    return by_tree if same else None
+    with ExitStack() as stack:
+        try:
+            if edit is not None:
+                stack.enter_context(edit.on_twin(twin))
+            found = torch.cat(by_tree(chosen))
+            same = torch.allclose(found, expected, rtol=0, atol=close, equal_nan=True)
+        except Exception:  # whatever it is, the other way has just been seen to work
+            same = False
+        if not same:
+            stack.close()
+        yield by_tree if same else None
 
 
 def _tried(sequences: Sequence[Ids], firsts: Sequence[int]) -> list[int]:

@@ -10,7 +10,8 @@ with in common is run once where that gives the same (:mod:`.packed`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
-from tracelab.model.packed import logprobs_by_tree, tree_batches
+from tracelab.model.packed import scoring_by_tree, tree_batches
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context, token_texts
@@ -237,15 +238,15 @@ def logprobs_within(
     def one_a_row(batch: Sequence[int]) -> list[Tensor]:
         return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
-    run: Callable[[Sequence[int]], list[Tensor]] = one_a_row
-    batches = length_batches(lengths, batch_tokens)
-    if by_tree is not False and len(sequences) > 1:
-        quick = logprobs_by_tree(model, sequences, firsts, one_a_row)
-        if quick is not None:
-            run, batches = quick, tree_batches(sequences, firsts, batch_tokens)
-    with progress(total=sum(lengths), unit="token", what="scoring") as bar:
-        for batch in batches:
-            pieces = run(batch)
+    shared = by_tree is not False and len(sequences) > 1
+    trees = scoring_by_tree(model, sequences, firsts, one_a_row) if shared else nullcontext()
+    with trees as quick, progress(total=sum(lengths), unit="token", what="scoring") as bar:
+        for batch in (
+            length_batches(lengths, batch_tokens)
+            if quick is None
+            else tree_batches(sequences, firsts, batch_tokens)
+        ):
+            pieces = (quick or one_a_row)(batch)
             require_finite(pieces, [owners[i] for i in batch], what)
             for i, piece in zip(batch, pieces, strict=True):
                 results[i] = piece
