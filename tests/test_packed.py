@@ -17,7 +17,7 @@ from tests.interventions.edits import (
 from tests.tiny import MORE_KINDS, tiny_hf
 from tracelab.datasets import stereoset
 from tracelab.interventions import Stack
-from tracelab.model import assets
+from tracelab.model import assets, packed
 from tracelab.model.load import from_hf
 from tracelab.model.packed import scoring_by_tree, tree_batches, tree_of
 from tracelab.model.scoring import logprobs_within, row_logprobs
@@ -31,6 +31,8 @@ SEQUENCES = [
     (9,),
     (9, 40, 41, 42, 43),
     (70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81),
+    (70, 71, 72, 40),
+    (9, 40, 33, 34, 35),
 ]
 FIRSTS = [1] * len(SEQUENCES)
 
@@ -43,12 +45,12 @@ def both_ways(model, sequences=SEQUENCES, firsts=FIRSTS, *, batch_tokens=1024):
 
 
 def by_tree(model, sequences=SEQUENCES, firsts=FIRSTS):
-    """Whether it is scored by the tree."""
+    """Whether they are scored by their trees."""
 
     def one_a_row(batch):
         return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
-    with scoring_by_tree(model, sequences, firsts, one_a_row) as quick:
+    with scoring_by_tree(model, sequences, firsts, one_a_row, 1024) as quick:
         return quick is not None
 
 
@@ -96,7 +98,7 @@ def test_common_architectures_are_scored_by_the_tree(tiny_model, kind):
     assert by_tree(tiny_model(kind))
 
 
-@pytest.mark.parametrize("firsts", [FIRSTS, [3, 3, 2, 1, 1, 4, 6]])
+@pytest.mark.parametrize("firsts", [FIRSTS, [3, 3, 2, 1, 1, 4, 6, 2, 1]])
 @pytest.mark.parametrize(
     "make",
     [
@@ -107,6 +109,8 @@ def test_common_architectures_are_scored_by_the_tree(tiny_model, kind):
         lambda model: random_fairmed(model, positions="predictive", lam=3.0),
         lambda model: Stack([random_delta(model), random_erasure(model)]),
         lambda model: random_delta(model).scaled(0.3),
+        lambda model: random_experts(model, alpha=0.7),
+        lambda model: random_experts(model, alpha=0.7, filter_order="base_first", top_p=0.5),
     ],
 )
 def test_an_edit_is_on_the_tree_as_on_the_model(tiny_model, make, firsts):
@@ -121,13 +125,64 @@ def test_an_edit_is_on_the_tree_as_on_the_model(tiny_model, make, firsts):
     assert all(torch.equal(a, b) for a, b in zip(unedited, again, strict=True))
 
 
-def test_experts_and_edits_within_each_other_are_scored_a_sequence_a_row(tiny_model):
+def test_edits_within_each_other_and_positions_that_are_one_search_are_scored_a_text_a_row(
+    tiny_model,
+):
     model = tiny_model("llama")
-    with random_experts(model, alpha=0.7).applied(model):
-        require_equal(*both_ways(model))
     with random_delta(model).applied(model), random_erasure(model).applied(model):
         assert not by_tree(model)
         require_equal(*both_ways(model))
+    tied = random_fairmed(model, norm="code", positions="published", lam=3.0)
+    assert tied.needs_rows
+    assert Stack([random_delta(model), tied]).needs_rows
+    with tied.applied(model):
+        assert not by_tree(model)
+    delta = random_delta(model)
+    with delta.observed():
+        assert delta.needs_rows
+    assert not delta.needs_rows
+
+
+def test_what_shares_nothing_is_few_or_in_half_precision_is_scored_a_text_a_row(tokenizer):
+    model = bridged(len(tokenizer), 6, "half")
+    assert by_tree(model)
+    assert not by_tree(model, SEQUENCES[:4], FIRSTS[:4])
+    path = [tuple(range(30, 32 + n)) for n in range(10)]
+    assert not by_tree(model, path, [1] * 10)  # one path: no mask would be tried
+    model.to(torch.bfloat16)
+    assert not by_tree(model)
+
+
+def test_a_tree_that_cannot_be_run_is_scored_a_text_a_row(tiny_model, monkeypatch):
+    model, real, ran = tiny_model("llama"), packed.tree_logprobs, []
+
+    def full(hf_model, sequences, firsts):
+        ran.append(len(sequences))
+        if len(ran) > 2:  # those that were compared
+            raise torch.OutOfMemoryError("full")
+        return real(hf_model, sequences, firsts)
+
+    monkeypatch.setattr(packed, "tree_logprobs", full)
+    require_equal(*both_ways(model, batch_tokens=6))
+    assert len(ran) > 2
+
+
+def test_columns_beyond_a_local_window_are_seen_to_differ(tokenizer):
+    """GPT-Neo's local layers count columns, not positions."""
+    own = AutoTokenizer.from_pretrained(assets.model_dir())
+    hf_model = tiny_hf("gpt_neo", len(tokenizer), window_size=8)
+    model = from_hf(hf_model, own, model_id="neo")
+    sequences = [(9, 40, 50 + n, 60, 61) for n in range(12)]
+    assert not by_tree(model, sequences, [1] * 12)
+    require_equal(*both_ways(model, sequences, [1] * 12))
+
+
+def test_the_twin_holds_no_weights_after_scoring(tokenizer):
+    model = bridged(len(tokenizer), 7, "moved")
+    assert by_tree(model)
+    _, twin, _ = packed._TWINS[model]
+    assert all(parameter.numel() == 0 for parameter in twin.parameters())
+    require_equal(*both_ways(model))
 
 
 def test_a_hook_of_ones_own_acts(tiny_model):

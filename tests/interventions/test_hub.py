@@ -92,8 +92,8 @@ def test_what_cannot_be_pushed_is_one_sentence(edit):
 
 def test_a_repository_of_something_else_keeps_its_card(edit, monkeypatch):
     with local_hub(monkeypatch) as hub:
-        hub.repos["me/model"] = {"README.md": b"mine", ".gitattributes": b""}
-        with pytest.raises(TracelabError, match="'me/model' holds no bundle but .*README.md"):
+        hub.repos["me/model"] = {"README.md": b"mine", "model.safetensors": b""}
+        with pytest.raises(TracelabError, match="'me/model' holds no bundle but .*model\.safe"):
             edit.push_to_hub("me/model")
         assert hub.repos["me/model"]["README.md"] == b"mine"
         edit.push_to_hub("me/edit")

@@ -331,6 +331,12 @@ class Intervention(nn.Module, ABC):
             self.tell(LOGITS, None, values, label=name)
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether each row of a pass must hold one text: the edit ties positions of a text to each
+        other, or somebody observes it."""
+        return self.is_observed
+
+    @property
     def is_observed(self) -> bool:
         """Whether :meth:`tell` has a listener."""
         return self._log is not None

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from tracelab.errors import TracelabError, quoted
-from tracelab.interventions.names import MANIFEST
+from tracelab.interventions.names import CARD, MANIFEST
 from tracelab.ranges import shown
 
 
@@ -66,7 +66,8 @@ def push(
 
 def _require_ours(repo_id: str, files: Sequence[str]) -> None:
     """Refuse a repository of something else, whose card a bundle's would replace."""
-    if MANIFEST not in files and (others := set(files) - {".gitattributes"}):
+    ours = {".gitattributes", CARD}  # what the hub's page makes a repository with
+    if MANIFEST not in files and (others := set(files) - ours):
         raise TracelabError(
             f"{quoted(repo_id)} holds no bundle but {shown(sorted(others))}: push to a "
             "repository of its own"

@@ -43,7 +43,7 @@ class Origin(BaseModel):
         info = model_info(model)
         return cls(
             model_id=info.model_id,
-            revision=info.revision,
+            revision=None if info.adapter else info.revision,  # else it is the base's
             fingerprint=info.fingerprint,
             n_layers=info.n_layers,
             d_model=model.cfg.d_model,

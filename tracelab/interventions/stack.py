@@ -60,6 +60,11 @@ class Stack(Intervention):
         """The edits of all members, each at its own strength."""
         return [edit for member in self for edit in member.scaled_edits(hf_model)]
 
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a member does."""
+        return any(member.needs_rows for member in self)
+
     def scaled(self, strength: float) -> Stack:
         """A stack of the members, each at ``strength`` times its own (see
         :meth:`~tracelab.interventions.base.Intervention.scaled`)."""

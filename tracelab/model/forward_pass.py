@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,7 +72,7 @@ class Call:
         past_length: columns that the cache holds.
         kept: what edits keep with the cache, each under a key of its own.
         made: what edits share within this pass.
-        chosen_columns: whether logits of columns given by index were asked for.
+        chosen_columns: the columns whose logits were asked for, if they were given by index.
         reading: which logits are read; None: all.
         frame: the stack frame that runs the pass.
     """
@@ -83,9 +83,15 @@ class Call:
     past_length: int = 0
     kept: dict[Any, Cache] = field(default_factory=dict)
     made: dict[Any, Any] = field(default_factory=dict)
-    chosen_columns: bool = False
+    chosen_columns: Int[Tensor, "columns"] | None = None
     reading: Reading | None = None
     frame: FrameType | None = None
+
+    @property
+    def several_a_row(self) -> bool:
+        """Whether a mask a token and places of tokens let a row hold several texts."""
+        mask, places = self.attention_mask, self.position_ids
+        return mask is not None and mask.ndim == 4 and places is not None and places.ndim == 2
 
     def real(self, shape: torch.Size, device: torch.device) -> Bool[Tensor, "batch pos"]:
         """Which of the new columns hold a token, for activations of ``shape`` ``[batch, pos,
@@ -103,9 +109,11 @@ class Call:
         real = self.real(shape, device)
         if self.reading is None:
             return real
-        columns = self._columns(shape, device)
         first = torch.as_tensor(self.reading.first, device=device)
-        return real & (columns >= (first if first.ndim == 2 else first.reshape(-1, 1)) + shift)
+        if first.ndim == 2:
+            return real & (self._columns(shape, device) >= first + shift)
+        columns = self.past_length + torch.arange(shape[1], device=device)
+        return real & (columns >= first.reshape(-1, 1) + shift)
 
     def index(self, shape: torch.Size, device: torch.device) -> Int[Tensor, "batch pos"]:
         """Each new column's place in its text, from 0, padding before it not counted."""
@@ -119,9 +127,8 @@ class Call:
         """Each new column's number; where a mask a token lets a row hold several texts, that of its
         own text."""
         batch, pos = shape[:2]
-        several = self.attention_mask is not None and self.attention_mask.ndim == 4
-        if several and self.position_ids is not None:
-            return self.position_ids.to(device).expand(batch, pos)
+        if self.several_a_row:
+            return cast(Tensor, self.position_ids).to(device).expand(batch, pos)
         return (self.past_length + torch.arange(pos, device=device)).expand(batch, pos)
 
 
@@ -204,13 +211,13 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
     ids = args[0] if args else kwargs.get("input_ids")
     mask, position_ids = given.get("attention_mask"), given.get("position_ids")
-    cache = given.get("past_key_values")
+    cache, chosen = given.get("past_key_values"), given.get("logits_to_keep")
     call = Call(
         input_ids=ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None,
         attention_mask=mask if isinstance(mask, Tensor) else None,
         position_ids=position_ids if isinstance(position_ids, Tensor) else None,
         past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0,
-        chosen_columns=isinstance(given.get("logits_to_keep"), Tensor),
+        chosen_columns=chosen if isinstance(chosen, Tensor) else None,
         reading=_READING.get(),
         frame=_running_frame(),
     )

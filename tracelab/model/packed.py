@@ -9,8 +9,9 @@ padded; only nodes that predict something are unembedded.
 The pass is that of a plain twin of the model (its weights, modules of its own), which has no hook
 points, with the one edit that is on the model, if any, attached to it. Neither the mask nor the
 twin suits every architecture and edit (ALiBi counts by the mask; an edit may tie positions of
-different texts), and nobody has to know: :func:`scoring_by_tree` gives None where three of the
-sequences do not come out as :mod:`.scoring` has them, one text a row on the bridge.
+different texts), and nobody has to know: :func:`scoring_by_tree` gives None where some of the
+sequences do not come out as :mod:`.scoring` has them, one text a row on the bridge. In half
+precision, where the kinds of attention differ by what is measured, it is never used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,20 +29,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.model.forward_pass import reading
 from tracelab.model.hooked import hooks_on, in_training
-from tracelab.model.plain import plain_twin
+from tracelab.model.plain import plain_twin, plain_weights
 from tracelab.model.plain_blocks import use_onednn
 
 Ids = Sequence[int]
 Scorer = Callable[[Sequence[int]], list[Tensor]]
 """Gives the log-probabilities of some of the sequences, named by their numbers."""
 
-CLOSE = {torch.float32: 1e-3}
-"""Largest difference in nats a token between the two ways; of half precision :data:`CLOSE_HALF`."""
-CLOSE_HALF = 0.1
+CLOSE = 1e-3
+"""Largest difference in nats a token between the two ways."""
+MOST_NODES = 1024
+"""Of a tree: its mask has as many rows and columns."""
+FEWEST = 8
+"""So many sequences are worth the comparison of some of them."""
 HEAD_ROWS = 256
 
 
@@ -165,27 +168,51 @@ def tree_logprobs(
     return list(values.split([len(span) for span in spans]))
 
 
-_TWINS: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+_TWINS: WeakKeyDictionary[nn.Module, tuple[Any, Any, dict[str, Tensor]]] = WeakKeyDictionary()
 
 
-def quick_twin(model: TransformerBridge) -> Any:
-    """The plain twin of a bridge, made once for as long as the bridge has the same weights, with
-    PyTorch's own attention where the architecture takes it; None: there can be none, or it would
-    not share the weights."""
+@contextmanager
+def quick_twin(model: TransformerBridge) -> Iterator[Any]:
+    """Within the block, the plain twin of a bridge in fp32, with PyTorch's own attention where the
+    architecture takes it; None: there can be none.
+
+    Its modules are kept for as long as the bridge has the same parameters, and hold the weights
+    within the block only: a bridge that is moved or dropped leaves nothing behind.
+    """
     hf_model: Any = model.original_model
     parameters = list(hf_model.parameters())
-    state = [(id(each), each.data_ptr(), each.dtype) for each in parameters]
-    if model not in _TWINS or _TWINS[model][0] != state:
-        twin: Any = None
-        if len({each.device for each in parameters}) == 1:
-            with suppress(TracelabError):  # adapters, quantised or exchanged modules
+    kinds = [(id(each), each.dtype, each.device) for each in parameters]
+    if model not in _TWINS or _TWINS[model][0] != kinds:
+        twin, wanted = None, {}
+        if len({kind[1:] for kind in kinds}) == 1 and kinds[0][1] == torch.float32:
+            with suppress(Exception):  # adapters, quantised or exchanged modules, own classes
                 twin = plain_twin(hf_model)
-            with suppress(AttributeError, ValueError, ImportError):  # its own way stays
-                twin.set_attn_implementation("sdpa")
-            if twin is not None:
+                wanted = {name: each.to("meta") for name, each in twin.state_dict().items()}
+                with suppress(AttributeError, ValueError, ImportError):  # its own way stays
+                    twin.set_attn_implementation("sdpa")
                 use_onednn(twin)
-        _TWINS[model] = (state, twin)
-    return _TWINS[model][1]
+        _TWINS[model] = (kinds, twin, wanted)
+    _, twin, wanted = _TWINS[model]
+    if twin is None:
+        yield None
+        return
+    own = dict(twin.named_parameters())
+    try:
+        weights = plain_weights(hf_model, wanted)
+        for name, parameter in own.items():
+            parameter.data = weights[name]
+        yield twin
+    finally:
+        for parameter in own.values():
+            parameter.data = parameter.data.new_empty(0)
+
+
+@dataclass(frozen=True)
+class ByTree:
+    """Batches of sequences, and what scores one."""
+
+    batches: list[list[int]]
+    score: Scorer
 
 
 @contextmanager
@@ -194,51 +221,70 @@ def scoring_by_tree(
     sequences: Sequence[Ids],
     firsts: Sequence[int],
     one_a_row: Scorer,
-) -> Iterator[Scorer | None]:
-    """Within the block, what scores a batch of the sequences by their tree; None where it cannot be
-    had or does not give the same.
+    batch_tokens: int,
+) -> Iterator[ByTree | None]:
+    """Within the block, what scores the sequences by their trees; None where it cannot be had, does
+    not give the same, or would share nothing.
+
+    The largest tree and that of the longest sequence are run, and of each the sequences at its
+    beginning, middle and end and the longest are compared.
 
     Args:
-        one_a_row: what scores some of the sequences, given by their numbers, the way that this one
-            must equal.
+        one_a_row: what scores some of the sequences, the way that this one must equal.
+        batch_tokens: most nodes of a tree, up to :data:`MOST_NODES`.
     """
     edits = {id(hook.edit): hook.edit for hook in hooks_on(model)}
     (edit,) = edits.values() if len(edits) == 1 else (None,)
-    several = len(edits) > 1 or (edits and edit is None)
-    twin = None if several or in_training(model) else quick_twin(model)
-    if twin is None:
+    batches = list(tree_batches(sequences, firsts, min(batch_tokens, MOST_NODES)))
+    lengths = [sum(len(sequences[i]) for i in batch) for batch in batches]
+    shared = [k for k, batch in enumerate(batches) if _branches(sequences, firsts, batch)]
+    if (
+        len(sequences) < FEWEST
+        or not shared
+        or len(edits) > 1
+        or (edits and (edit is None or edit.needs_rows))
+        or in_training(model)
+    ):
         yield None
         return
+    tried = {max(shared, key=lambda k: lengths[k])}
+    tried |= {max(shared, key=lambda k: max(len(sequences[i]) for i in batches[k]))}
+    done: dict[int, list[Tensor]] = {}
+    with quick_twin(model) as twin, ExitStack() as stack:
 
-    def by_tree(batch: Sequence[int]) -> list[Tensor]:
-        return tree_logprobs(twin, [sequences[i] for i in batch], [firsts[i] for i in batch])
+        def by_tree(batch: Sequence[int]) -> list[Tensor]:
+            return tree_logprobs(twin, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
-    chosen = _tried(sequences, firsts)
-    expected = torch.cat(one_a_row(chosen))
-    close = CLOSE.get(next(twin.parameters()).dtype, CLOSE_HALF)
-    with ExitStack() as stack:
+        def score(batch: Sequence[int]) -> list[Tensor]:
+            if batch[0] in done:
+                return done.pop(batch[0])
+            try:
+                return by_tree(batch)
+            except Exception:  # memory, most likely: what rows take is known
+                return [one_a_row([i])[0] for i in batch]
+
+        same = twin is not None
         try:
-            if edit is not None:
+            if same and edit is not None:
                 stack.enter_context(edit.on_twin(twin))
-            found = torch.cat(by_tree(chosen))
-            same = torch.allclose(found, expected, rtol=0, atol=close, equal_nan=True)
-        except Exception:  # whatever it is, the other way has just been seen to work
+            for batch in [batches[k] for k in tried] if same else []:
+                done[batch[0]] = by_tree(batch)
+                longest = max(range(len(batch)), key=lambda k: len(sequences[batch[k]]))
+                for k in {0, len(batch) // 2, len(batch) - 1, longest}:
+                    (expected,) = one_a_row([batch[k]])
+                    same &= torch.allclose(
+                        done[batch[0]][k], expected, rtol=0, atol=CLOSE, equal_nan=True
+                    )
+        except Exception:  # whatever it is, the other way says it again if it is of the sequences
             same = False
         if not same:
             stack.close()
-        yield by_tree if same else None
+        yield ByTree(batches, score) if same else None
 
 
-def _tried(sequences: Sequence[Ids], firsts: Sequence[int]) -> list[int]:
-    """The shortest, the longest, and the one that shares most with the longest."""
-    numbers = range(len(sequences))
-    longest = max(numbers, key=lambda i: len(sequences[i]))
-    shortest = min(numbers, key=lambda i: len(sequences[i]))
-    own = (firsts[longest], sequences[longest])
-    nearest = max(
-        (i for i in numbers if i != longest),
-        key=lambda i: _in_common((firsts[i], sequences[i]), own),
-        default=longest,
+def _branches(sequences: Sequence[Ids], firsts: Sequence[int], batch: Sequence[int]) -> bool:
+    """Whether the tree of a batch is more than one path, so that its mask matters."""
+    return any(
+        _in_common((firsts[j], sequences[j]), (firsts[i], sequences[i])) < len(sequences[i]) - 1
+        for i, j in pairwise(batch)
     )
-    chosen = {longest, shortest, nearest}
-    return sorted(chosen, key=lambda i: (firsts[i], tuple(sequences[i])))

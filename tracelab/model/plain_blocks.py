@@ -52,7 +52,7 @@ def block_runner(model: TransformerBridge) -> BlockRunner:
     """The quickest runner that has the numbers of the model as it is now, hooks included."""
     try:
         return PlainBlockRunner(model)
-    except TracelabError:
+    except Exception:  # whatever it is, the model itself can be run
         return BlockRunner(model)
 
 
@@ -226,7 +226,8 @@ def use_onednn(model: nn.Module) -> bool:
         and module.weight.dtype == torch.float32
         and module.weight.device.type == "cpu"
     ]
-    if not torch.backends.mkldnn.is_available() or not linears:
+    usable = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if not usable or not linears:
         return False
     try:  # an operator of PyTorch's compiler: it may go
         _OneDnnLinear(linears[0][1])(torch.zeros(2, linears[0][1].in_features))

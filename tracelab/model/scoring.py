@@ -29,7 +29,7 @@ from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
-from tracelab.model.packed import scoring_by_tree, tree_batches
+from tracelab.model.packed import scoring_by_tree
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import bos_id, encode, length_batches, pad, require_context, token_texts
@@ -238,15 +238,14 @@ def logprobs_within(
     def one_a_row(batch: Sequence[int]) -> list[Tensor]:
         return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])
 
-    shared = by_tree is not False and len(sequences) > 1
-    trees = scoring_by_tree(model, sequences, firsts, one_a_row) if shared else nullcontext()
+    trees = (
+        nullcontext()
+        if by_tree is False
+        else scoring_by_tree(model, sequences, firsts, one_a_row, batch_tokens)
+    )
     with trees as quick, progress(total=sum(lengths), unit="token", what="scoring") as bar:
-        for batch in (
-            length_batches(lengths, batch_tokens)
-            if quick is None
-            else tree_batches(sequences, firsts, batch_tokens)
-        ):
-            pieces = (quick or one_a_row)(batch)
+        for batch in length_batches(lengths, batch_tokens) if quick is None else quick.batches:
+            pieces = one_a_row(batch) if quick is None else quick.score(batch)
             require_finite(pieces, [owners[i] for i in batch], what)
             for i, piece in zip(batch, pieces, strict=True):
                 results[i] = piece

@@ -139,7 +139,7 @@ def measure_cell(
             ],
             benchmark=benchmark.name,
             bias=question.bias,
-            options={key: _told(value) for key, value in question.options.items()},
+            options={key: _told(key, value) for key, value in question.options.items()},
             edit=None if edit is None else edit.identity(),
             seed=seed,
         )
@@ -151,10 +151,10 @@ def measure_cell(
         return Cell(None, _reason(error))
 
 
-def _told(value: Any) -> str:
+def _told(name: str, value: Any) -> str:
     """An option as a key holds it: of a folder of task files also what they say."""
     told = repr(value)
-    if isinstance(value, str | Path) and Path(value).is_dir():
+    if name == "include_path" and value and Path(value).is_dir():
         files = [file for kind in ("yaml", "py") for file in Path(value).rglob(f"*.{kind}")]
         told += "".join(map(file_hash, sorted(files)))
     return told

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -82,9 +82,10 @@ class ExpertRunner:
             return call.made[self]
         if call.input_ids is None:
             raise TracelabError("experts read tokens: give the model input_ids, not embeddings")
-        if call.attention_mask is not None and call.attention_mask.ndim != 2:
+        trees = call.several_a_row and not call.past_length
+        if call.attention_mask is not None and call.attention_mask.ndim != 2 and not trees:
             raise TracelabError("experts need a mask of [batch, columns], not one a query")
-        if call.chosen_columns:
+        if call.chosen_columns is not None and not trees:
             raise TracelabError(
                 "experts need logits_to_keep as a number of last columns, not as indices"
             )
@@ -104,7 +105,7 @@ class ExpertRunner:
             input_ids=_copies(call.input_ids, n).to(device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=n_last,
+            logits_to_keep=n_last if call.chosen_columns is None else call.chosen_columns,
             **{
                 name: _copies(value, n).to(device)
                 for name, value in inputs.items()
@@ -126,8 +127,8 @@ def _identity(hf_model: Any) -> tuple[Any, ...]:
     )
 
 
-def _copies(value: Int[Tensor, "rows columns"], n: int) -> Tensor:
-    return value.repeat(n, 1)
+def _copies(value: Tensor, n: int) -> Tensor:
+    return value.repeat(n, *[1] * (value.ndim - 1))
 
 
 class _Rows(DynamicLayer):

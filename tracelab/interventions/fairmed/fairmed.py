@@ -320,6 +320,11 @@ class FairMed(Method):
 
         return edit
 
+    @property
+    def needs_rows(self) -> bool:
+        """Whether all positions of a text are one search, as in FairMed's code."""
+        return super().needs_rows or self.config.norm == "code"
+
     def _tell(self, layer: int, mask: Tensor, a: Tensor, edited: Tensor, steps: Tensor) -> None:
         size = (edited - a).norm(dim=-1) / a.norm(dim=-1).clamp_min(1e-12)
         for spec in self.attributes:

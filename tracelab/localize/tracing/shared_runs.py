@@ -108,7 +108,8 @@ def few_rows(
     resid: Float[Tensor, "rows part d_model"], d_vocab: int
 ) -> Iterable[Float[Tensor, "_rows part d_model"]]:
     """Rows whose logits fit into memory that is at hand."""
-    return resid.split(max(1, LOGIT_BYTES // (4 * d_vocab * resid.shape[1])))
+    at_once = LOGIT_BYTES * (1 if resid.device.type == "cpu" else 16)
+    return resid.split(max(1, at_once // (4 * d_vocab * resid.shape[1])))
 
 
 def logprobs_at(
