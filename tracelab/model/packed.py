@@ -41,8 +41,9 @@ Scorer = Callable[[Sequence[int]], list[Tensor]]
 
 CLOSE = 1e-3
 """Largest difference in nats a token between the two ways."""
-MOST_NODES = 1024
-"""Of a tree: its mask has as many rows and columns."""
+MOST_NODES, MOST_NODES_CPU = 1024, 192
+"""Of a tree: its mask has as many rows and columns. Between 128 and 256 a CPU is quickest: its
+caches hold the layers' activations, and the logits are memory that is at hand."""
 FEWEST = 8
 """So many sequences are worth the comparison of some of them."""
 HEAD_ROWS = 256
@@ -231,11 +232,13 @@ def scoring_by_tree(
 
     Args:
         one_a_row: what scores some of the sequences, the way that this one must equal.
-        batch_tokens: most nodes of a tree, up to :data:`MOST_NODES`.
+        batch_tokens: most nodes of a tree, up to :data:`MOST_NODES` or :data:`MOST_NODES_CPU`.
     """
     edits = {id(hook.edit): hook.edit for hook in hooks_on(model)}
     (edit,) = edits.values() if len(edits) == 1 else (None,)
-    batches = list(tree_batches(sequences, firsts, min(batch_tokens, MOST_NODES)))
+    on_cpu = next(model.original_model.parameters()).device.type == "cpu"
+    most = MOST_NODES_CPU if on_cpu else MOST_NODES
+    batches = list(tree_batches(sequences, firsts, min(batch_tokens, most)))
     lengths = [sum(len(sequences[i]) for i in batch) for batch in batches]
     shared = [k for k, batch in enumerate(batches) if _branches(sequences, firsts, batch)]
     if (
