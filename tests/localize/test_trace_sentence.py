@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from tests.tiny import KINDS, MORE_KINDS, N_LAYERS, tiny_hf
 from tracelab.datasets import stereoset
 from tracelab.localize.tracing.cases import make_cases
-from tracelab.localize.tracing.fast import block_positions, fast_trace, fast_traces
+from tracelab.localize.tracing.fast import block_positions, fast_traces
 from tracelab.localize.tracing.sentence import (
     COMPONENTS,
     Noise,
@@ -24,6 +24,12 @@ from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import PlainBlockRunner, block_runner
 
 LAYERS = list(range(N_LAYERS))
+
+
+def fast_trace(runner, ids, noise, first, positions, *rest):
+    """One sentence alone."""
+    (trace,) = fast_traces(runner, [TracedSentence(ids, noise, positions)], first, *rest)
+    return trace
 
 
 def several_attribute_words(case) -> bool:

@@ -239,7 +239,6 @@ def scoring_by_tree(
     on_cpu = next(model.original_model.parameters()).device.type == "cpu"
     most = MOST_NODES_CPU if on_cpu else MOST_NODES
     batches = list(tree_batches(sequences, firsts, min(batch_tokens, most)))
-    lengths = [sum(len(sequences[i]) for i in batch) for batch in batches]
     shared = [k for k, batch in enumerate(batches) if _branches(sequences, firsts, batch)]
     if (
         len(sequences) < FEWEST
@@ -250,7 +249,7 @@ def scoring_by_tree(
     ):
         yield None
         return
-    tried = {max(shared, key=lambda k: lengths[k])}
+    tried = {max(shared, key=lambda k: _n_nodes(sequences, firsts, batches[k]))}
     tried |= {max(shared, key=lambda k: max(len(sequences[i]) for i in batches[k]))}
     done: dict[int, list[Tensor]] = {}
     with quick_twin(model) as twin, ExitStack() as stack:
@@ -283,6 +282,13 @@ def scoring_by_tree(
         if not same:
             stack.close()
         yield ByTree(batches, score) if same else None
+
+
+def _n_nodes(sequences: Sequence[Ids], firsts: Sequence[int], batch: Sequence[int]) -> int:
+    common = sum(
+        _in_common((firsts[j], sequences[j]), (firsts[i], sequences[i])) for i, j in pairwise(batch)
+    )
+    return sum(len(sequences[i]) - 1 for i in batch) - common
 
 
 def _branches(sequences: Sequence[Ids], firsts: Sequence[int], batch: Sequence[int]) -> bool:

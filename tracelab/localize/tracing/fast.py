@@ -34,7 +34,6 @@ from torch import Tensor
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.sentence import (
     HOOKED,
-    Noise,
     SentenceTrace,
     TracedSentence,
     window_layers,
@@ -94,21 +93,6 @@ def fast_traces(
                     row = list(sentences[i].positions).index(position)
                     traces[i].restored[component][row] = values.mean(dim=1).cpu()
     return traces
-
-
-def fast_trace(
-    runner: BlockRunner,
-    ids: Int[Tensor, "pos"],
-    noise: Noise,
-    first: int,
-    positions: Sequence[int],
-    layers: Sequence[int],
-    components: Sequence[str],
-    window: int,
-) -> SentenceTrace:
-    """One sentence alone."""
-    sentence = TracedSentence(ids, noise, positions)
-    return fast_traces(runner, [sentence], first, layers, components, window)[0]
 
 
 def block_positions(
