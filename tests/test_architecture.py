@@ -18,6 +18,7 @@ ROOT = Path(tracelab.__file__).parent
 FLOORS = {
     "tracelab.cli": 9,
     "tracelab.report": 8,
+    "tracelab.shards": 8,
     "tracelab.evaluate": 7,
     "tracelab.inspection": 7,
     "tracelab.interventions": 6,

@@ -1,5 +1,5 @@
-"""Where an interrupted ``fit`` or ``trace`` is resumed from: the folder ``X.checkpoint`` beside the
-bundle or result ``X``."""
+"""Where an interrupted ``fit``, ``trace`` or measurement in shards is resumed from: the folder
+``X.checkpoint`` beside the bundle or result ``X``."""
 
 from __future__ import annotations
 
@@ -41,13 +41,12 @@ def require_checkpoint(target: Path | str) -> Path:
 def checkpoint_of(options: argparse.Namespace) -> Iterator[Path | None]:
     """Hold the folder for a command, alone, if it has one; it is removed when the block ends
     without an error."""
-    if options.verb_name not in VERBS or options.out is None:
+    in_shards = getattr(options, "engine", None) is not None
+    if (options.verb_name not in VERBS and not in_shards) or options.out is None:
         yield None
         return
-    is_trace = options.verb_name == "trace"
-    folder = require_checkpoint(
-        Path(options.out, result_name(options)) if is_trace else options.out
-    )
+    is_fit = options.verb_name == "fit"
+    folder = require_checkpoint(options.out if is_fit else Path(options.out, result_name(options)))
     with locked(folder):
         done = False
         try:

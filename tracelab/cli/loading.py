@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tracelab.interventions.base import Intervention
 from tracelab.interventions.methods import load_intervention
 from tracelab.interventions.stack import Stack
 from tracelab.model.load import load
+from tracelab.shards.spec import EditSpec
 
 
 def load_model(options: argparse.Namespace) -> Any:
@@ -58,6 +59,15 @@ def edits_of(options: argparse.Namespace) -> list[Intervention]:
     """The bundles of ``--edit``."""
     scales = strengths(options, len(options.edit))
     return [load_edit(path, options, each) for path, each in zip(options.edit, scales, strict=True)]
+
+
+def edit_specs(options: argparse.Namespace, paths: Sequence[str]) -> list[EditSpec]:
+    """Bundles as a worker loads them, each at its strength."""
+    scales = strengths(options, len(paths))
+    return [
+        EditSpec(path, strength, options.allow_mismatch)
+        for path, strength in zip(paths, scales, strict=True)
+    ]
 
 
 def one_edit(options: argparse.Namespace) -> Intervention:

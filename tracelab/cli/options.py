@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tracelab.cli.arguments import finite, whole
+from tracelab.cli.arguments import finite, positive, whole
 from tracelab.cli.config_file import FLAG
 from tracelab.cli.config_options import add_config_options, read_config
 from tracelab.cli.words import FITTED, WORDED
@@ -14,6 +14,7 @@ from tracelab.config import Config
 from tracelab.errors import TracelabError, meant
 from tracelab.interventions.registry import Listed
 
+ENGINES = ("process", "ray", "torchrun")
 BIASES = "gender, race, religion or profession"
 RENAMED = {"--published": "--preset published", "--directions": "--method"}
 """Options of 0.1."""
@@ -131,4 +132,28 @@ def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
         "--allow-mismatch",
         action="store_true",
         help="take an edit made for other weights of the same shapes",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of verbs whose records can be measured in shards."""
+    group = parser.add_argument_group(
+        "many workers",
+        "The records are cut into shards, the same for any engine; with --out, finished ones are "
+        "kept until all are done, and the same command goes on from them.",
+    )
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="who measures the shards: process (this one alone), ray (needs tracelab[ray]), or "
+        "torchrun (the processes that it started: torchrun --no-python --nproc-per-node 2 "
+        "tracelab …)",
+    )
+    group.add_argument("--shard-size", type=whole(), metavar="N", help="records of a shard")
+    group.add_argument("--workers", type=whole(), metavar="N", help="ray: processes (default 1)")
+    group.add_argument(
+        "--gpus-per-worker", type=positive, metavar="G", help="ray: GPUs that each has (default 0)"
+    )
+    group.add_argument(
+        "--address", help="ray: of a cluster that runs already (default: start one here)"
     )

@@ -18,6 +18,7 @@ from tracelab.cli.options import (
     add_include_path,
     add_source,
     add_strength,
+    add_workers,
 )
 from tracelab.cli.words import BENCHMARKS, COMPARED, FITTED, LM_EVAL, WORDED
 from tracelab.cli.words_meant import Choices, Parser
@@ -128,6 +129,7 @@ def make_parser() -> Parser:
     add_include_path(score)
     add_chat(score, "lm-eval/TASK: each request is a user's turn")
     add_batch_tokens(score)
+    add_workers(score)
 
     generate = add(
         "generate",
@@ -183,6 +185,7 @@ def make_parser() -> Parser:
         help=f"splits, 1 to {SEEDS_MOST} (default 3)",
     )
     probe.add_argument("--top-k", type=whole(), help="layers to choose (default 9 of 32)")
+    add_workers(probe)
 
     trace = add(
         "trace",
@@ -203,6 +206,7 @@ def make_parser() -> Parser:
     )
     trace.add_argument("--window", type=whole(), help="layers of mlp and attn windows (default 10)")
     add_source(trace)
+    add_workers(trace)
 
     attention = add(
         "attention",
@@ -231,6 +235,7 @@ def make_parser() -> Parser:
         "--reduce", default="received", help="received, received_abs, paid, both or last"
     )
     add_source(attention)
+    add_workers(attention)
 
     fit = add(
         "fit",
@@ -277,6 +282,7 @@ def make_parser() -> Parser:
     compare.add_argument(
         "--no-off-target", action="store_true", help="not StereoSet on the other bias types"
     )
+    add_workers(compare)
     add_strength(compare)
     add_allow_mismatch(compare)
 

@@ -8,10 +8,17 @@ from importlib import import_module
 
 from tracelab.cli.checkpoint import checkpoint_of
 from tracelab.cli.output import check_writable, hand_out
+from tracelab.cli.workers import engine_of, serving
 
 
 def run(options: argparse.Namespace) -> int:
     """Carry out a command; returns the exit status."""
+    options.engine = engine_of(options)
+    with serving(options.engine) as done:
+        return 0 if done else _asked(options)
+
+
+def _asked(options: argparse.Namespace) -> int:
     check_writable(options)
     verb = import_module(f"tracelab.cli.verbs.{options.verb_name}")
     with checkpoint_of(options) as options.checkpoint:

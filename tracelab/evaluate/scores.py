@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -102,6 +102,31 @@ class BenchmarkScores(Result, ABC):
     @abstractmethod
     def samples(self) -> list[Sample]:
         """The units behind the table, bias type by bias type."""
+
+    def joined(self, parts: Sequence[Self], records: Sequence[Any]) -> Self:
+        """The scores of the units of several results (this is the first), as if they were measured
+        at once.
+
+        Args:
+            parts: of parts of ``records``, in their order.
+        """
+        edit = self.table["edit"].iloc[0]
+        units = replace(self, **self._units(parts, records))
+        table = score_table(
+            units.samples(),
+            benchmark=self.benchmark,
+            edit=None if pd.isna(edit) else edit,
+            seed=self.settings["seed"],
+        )
+        return replace(units, table=table)
+
+    def _units(self, parts: Sequence[Self], records: Sequence[Any]) -> dict[str, pd.DataFrame]:
+        """The tables of units of several results, joined."""
+        names = [name for name in self.tables() if name != "table"]
+        return {
+            name: pd.concat([part.tables()[name] for part in parts], ignore_index=True)
+            for name in names
+        }
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracelab.cli import loading
+from tracelab.cli import loading, workers
 from tracelab.datasets import crows_pairs, pairs, stereoset
 from tracelab.errors import require_choice
 from tracelab.localize import attention_gap
@@ -27,13 +27,13 @@ def run(options: argparse.Namespace) -> Result:
     else:
         loading.require_default_source(options)
         records = pairs(options.data, bias=options.bias, limit=options.limit)
-    more = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
-    return attention_gap(
-        loading.load_model(options),
-        records,
-        layer=options.layer,
-        heads="mean" if options.head is None else [options.head],
-        reduce=options.reduce,
-        seed=options.seed,
-        **more,
-    )
+    how: dict[str, Any] = {
+        "layer": options.layer,
+        "heads": "mean" if options.head is None else [options.head],
+        "reduce": options.reduce,
+    }
+    if options.batch_tokens is not None:
+        how["batch_tokens"] = options.batch_tokens
+    if options.engine is not None:
+        return workers.measured(options, (workers.spec_of(options, "attention", how), records))[0]
+    return attention_gap(loading.load_model(options), records, seed=options.seed, **how)

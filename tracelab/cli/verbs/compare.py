@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tracelab.cli import loading
+from tracelab.cli import loading, workers
 from tracelab.cli.arguments import parse_int
 from tracelab.cli.output import result_name
 from tracelab.errors import TracelabError, require_choice
 from tracelab.escaping import csv_table
 from tracelab.evaluate.benchmarks.lm_eval import PREFIX
 from tracelab.evaluate.registry import BIAS_TYPES, benchmark
+from tracelab.evaluate.scoreboard.cells import Cell, Question, questions
 from tracelab.evaluate.scoreboard.scoreboard import DEFAULT, evaluate
 from tracelab.interventions import Intervention, Stack
 from tracelab.ranges import shown
 from tracelab.results import Result
+from tracelab.shards.measurements import SCORE
+from tracelab.shards.spec import EditSpec
+from tracelab.shards.worker import Refused
 from tracelab.storage.files import own_file
 
 
@@ -31,33 +36,45 @@ def run(options: argparse.Namespace) -> Result:
     if options.bias is not None:
         require_choice("bias type", options.bias, BIAS_TYPES)
     edits: dict[str, Intervention] = {}
+    bundles: dict[str, list[EditSpec]] = {}
     alone, stacks = options.edit or [], options.stack or []
     scales = loading.strengths(options, len(alone) + len(stacks))
     for path, strength in zip(alone, scales, strict=False):
         edits |= loading.row(path, options, strength, edits)
+        bundles[[*edits][-1]] = [EditSpec(path, strength, options.allow_mismatch)]
     for paths, strength in zip(stacks, scales[len(alone) :], strict=True):
         for path in paths:
             _require_one(path, alone)
         rows = [loading.row(path, options, strength) for path in paths]
         # A member that is a row too is the same edit, so that interference can be told.
         members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
-        edits[" + ".join(name for row in rows for name in row)] = Stack(members)
+        name = " + ".join(name for row in rows for name in row)
+        edits[name] = Stack(members)
+        bundles[name] = [EditSpec(path, strength, options.allow_mismatch) for path in paths]
     if not edits:
         raise TracelabError("nothing to compare: name at least one bundle with --edit")
     limits = {name: most or options.limit for name, most in wanted.items()}
-    board = evaluate(
-        loading.load_model(options),
-        edits,
-        list(wanted),
-        bias=options.bias,
-        limit={name: most for name, most in limits.items() if most is not None},
-        options={
+    asked: dict[str, Any] = {
+        "bias": options.bias,
+        "limit": {name: most for name, most in limits.items() if most is not None},
+        "options": {
             name: {"include_path": options.include_path}
             for name in wanted
             if options.include_path is not None and name.startswith(PREFIX)
         },
-        off_target=not options.no_off_target,
+        "off_target": not options.no_off_target,
+    }
+    measure = None
+    if options.engine is not None:
+        found = questions([benchmark(name) for name in wanted], **asked)
+        measure = _in_shards(options, found, bundles)
+    board = evaluate(
+        loading.load_model(options),
+        edits,
+        list(wanted),
+        **asked,
         folder=None if options.out is None else Path(options.out) / "cells",
+        measure=measure,
         seed=options.seed,
     )
     if options.out is not None:
@@ -70,6 +87,33 @@ def run(options: argparse.Namespace) -> Result:
             with own_file(Path(options.out) / f"{name}.{suffix}") as file:
                 file.write_text(text, encoding="utf-8")
     return board
+
+
+def _in_shards(
+    options: argparse.Namespace,
+    asked: Sequence[Question],
+    bundles: Mapping[str, Sequence[EditSpec]],
+) -> Callable[[Question, str | None], Cell]:
+    """All cells, measured by many workers, by question and edit."""
+    rows: dict[str | None, Sequence[EditSpec]] = {None: (), **bundles}
+    cells = [(each, name) for each in asked if not each.reason for name in rows]
+    requests = [
+        (
+            workers.spec_of(
+                options, f"{SCORE}{each.benchmark.name}", each.options, rows[name], name
+            ),
+            each.records,
+        )
+        for each, name in cells
+    ]
+    answers = workers.answers(options, *requests)
+    found = {
+        (each.benchmark.name, each.bias, name): Cell(None, answer.reason)
+        if isinstance(answer, Refused)
+        else Cell(answer)
+        for (each, name), answer in zip(cells, answers, strict=True)
+    }
+    return lambda question, name: found[question.benchmark.name, question.bias, name]
 
 
 def _benchmark(text: str) -> tuple[str, int | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from tracelab.cli import loading
+from tracelab.cli import loading, workers
 from tracelab.datasets import templates
 from tracelab.errors import require_choice
 from tracelab.localize import probe_layers
@@ -16,7 +17,13 @@ def run(options: argparse.Namespace) -> Result:
     """``tracelab probe``."""
     require_choice("split", options.split, SPLITS)
     corpus = templates(options.bias, source=options.data, limit=options.limit)
-    more = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
+    more: dict[str, Any] = {}
+    if options.batch_tokens is not None:
+        more["batch_tokens"] = options.batch_tokens
+    if options.engine is not None:
+        of = {"attribute": corpus.attribute, "groups": corpus.groups}
+        spec = workers.spec_of(options, "harvest", of | more)
+        more["states"] = workers.measured(options, (spec, corpus.prompts))[0].harvest
     return probe_layers(
         loading.load_model(options),
         corpus,

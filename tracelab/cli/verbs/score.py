@@ -7,15 +7,18 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from tracelab.cli import loading
+from tracelab.cli import loading, workers
 from tracelab.cli.words import PAIRED
 from tracelab.datasets import pairs
 from tracelab.errors import TracelabError
 from tracelab.evaluate import edited_scores
 from tracelab.evaluate.benchmarks.lm_eval import PREFIX
+from tracelab.evaluate.edited import compared
 from tracelab.evaluate.registry import benchmark
 from tracelab.evaluate.scores import Benchmark
+from tracelab.interventions.base import Intervention
 from tracelab.results import Result
+from tracelab.shards.measurements import OWN, SCORE
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -27,7 +30,10 @@ def run(options: argparse.Namespace) -> Result:
     chosen = benchmark(options.benchmark)
     more = _scoring(chosen, options)
     edit = loading.one_edit(options) if options.edit else None
+    name = chosen.name if options.data is None else f"{OWN}{chosen.name}"
     chosen, records = _records(chosen, options)
+    if options.engine is not None:
+        return _in_shards(options, f"{SCORE}{name}", records, edit, more)
     model = loading.load_model(options)
 
     def measure(name: str | None) -> Any:
@@ -36,6 +42,22 @@ def run(options: argparse.Namespace) -> Result:
     if edit is None:
         return measure(None)
     return edited_scores(model, edit, measure, seed=options.seed)
+
+
+def _in_shards(
+    options: argparse.Namespace,
+    measurement: str,
+    records: Sequence[Any],
+    edit: Intervention | None,
+    more: dict[str, Any],
+) -> Result:
+    """The same by many workers."""
+    requests = [workers.spec_of(options, measurement, more)]
+    if edit is not None:
+        bundles = loading.edit_specs(options, options.edit)
+        requests.append(workers.spec_of(options, measurement, more, bundles))
+    before, *after = workers.measured(options, *((spec, records) for spec in requests))
+    return before if edit is None else compared(before, after[0], edit, seed=options.seed)
 
 
 def _scoring(chosen: Benchmark, options: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tracelab.cli import loading
+from tracelab.cli import loading, workers
 from tracelab.cli.arguments import parse_layers
 from tracelab.datasets import pairs, stereoset
 from tracelab.errors import TracelabError, require_choice
@@ -29,15 +29,15 @@ def run(options: argparse.Namespace) -> Result:
         raise TracelabError("trace needs a bias type: add --bias, or --data with pairs of your own")
     else:
         records = stereoset(options.bias, source=options.source)
-    return causal_trace(
-        loading.load_model(options),
-        records,
-        components=[options.component] if options.component else COMPONENTS,
-        positions=options.positions,
-        layers=layers,
-        n_samples=options.samples,
-        window=options.window,
-        max_cases=options.limit,
-        checkpoint=options.checkpoint,
-        seed=options.seed,
-    )
+    how = {
+        "components": [options.component] if options.component else list(COMPONENTS),
+        "positions": options.positions,
+        "layers": layers,
+        "n_samples": options.samples,
+        "window": options.window,
+        "max_cases": options.limit,
+    }
+    if options.engine is not None:
+        return workers.measured(options, (workers.spec_of(options, "trace", how), records))[0]
+    model = loading.load_model(options)
+    return causal_trace(model, records, checkpoint=options.checkpoint, seed=options.seed, **how)

@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -67,6 +67,11 @@ class BBQScores(BenchmarkScores):
     def samples(self) -> list[Sample]:
         """Blocks of each category, and of its items with and without names if it has both."""
         return bbq_samples(self.items)
+
+    def _units(self, parts: Sequence[Self], records: Sequence[Any]) -> dict[str, pd.DataFrame]:
+        check_ids(records, "the BBQ items")
+        (items,) = super()._units(parts, records).values()
+        return {"items": items.assign(block=blocks(records))}  # some lie in two parts
 
 
 def score_predictions(

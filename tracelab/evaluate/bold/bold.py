@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -82,6 +82,10 @@ class BoldScores(BenchmarkScores):
     def samples(self) -> list[Sample]:
         """The prompts of each group, and those of each domain."""
         return _samples(self.texts, self.settings["scorers"])
+
+    def _units(self, parts: Sequence[Self], records: Sequence[Any]) -> dict[str, pd.DataFrame]:
+        texts = super()._units(parts, records)["texts"]
+        return {"texts": texts, "seeds": _by_seed(texts, self.settings["scorers"])}
 
 
 def bold_scores(

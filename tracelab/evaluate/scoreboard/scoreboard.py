@@ -14,7 +14,7 @@ shown too: an edit may move them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,7 @@ def evaluate(
     off_target: bool = True,
     costs: bool = True,
     folder: Path | str | None = None,
+    measure: Callable[[Question, str | None], Cell] | None = None,
     allow_hooks: bool = False,
     seed: int = 0,
 ) -> Scoreboard:
@@ -237,6 +238,8 @@ def evaluate(
             types too.
         costs: whether to measure what the edits cost.
         folder: checkpoint of finished cells; the same call resumes from it.
+        measure: what gives the cell of a question under the edit of a name (None: unedited), where
+            cells are measured elsewhere.
         allow_hooks: take a model with hooks on, as it is with them, for the unedited one. Cells
             measured under a hook that is no edit of tracelab's are never resumed.
         seed: of the permutations; seeds of sampling are an option of ``bold``.
@@ -260,16 +263,23 @@ def evaluate(
     for edit in edits.values():
         edit.hooks(model)  # refuses before any work
     asked = list(questions(chosen, bias, limit, options or {}, off_target))
+
+    def cell_of(question: Question, name: str | None) -> Cell:
+        if measure is not None and not question.reason:
+            return measure(question, name)
+        edit = None if name is None else edits[name]
+        return measure_cell(model, question, edit, name, folder=folder, seed=seed)
+
     rows: list[pd.DataFrame] = []
     interactions: list[pd.DataFrame] = []
     with progress(total=len(asked) * (len(edits) + 1), what="cells", unit="cell") as bar:
         for question in asked:
-            before = measure_cell(model, question, None, None, folder=folder, seed=seed)
+            before = cell_of(question, None)
             bar.update()
             rows.append(_rows(question, before, None, UNEDITED, seed))
             cells: dict[str, Cell] = {}
-            for name, edit in edits.items():
-                cells[name] = measure_cell(model, question, edit, name, folder=folder, seed=seed)
+            for name in edits:
+                cells[name] = cell_of(question, name)
                 bar.update()
                 rows.append(_rows(question, cells[name], before, name, seed))
             interactions += _interactions(question, before, cells, edits, seed)

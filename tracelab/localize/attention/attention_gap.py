@@ -65,6 +65,7 @@ from tracelab.statistics import mean_interval
 
 REDUCTIONS = ("received", "received_abs", "paid", "both", "last")
 CONTROLS = ("neutral", "none")
+KEEP_MAPS = 8
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def attention_gap(
     heads: str | Sequence[int] = "mean",
     reduce: str = "received",
     control: str = "neutral",
-    keep_maps: int = 8,
+    keep_maps: int = KEEP_MAPS,
     prepend_bos: bool = True,
     batch_tokens: int = 1024,
     seed: int = 0,

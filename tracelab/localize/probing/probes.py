@@ -36,7 +36,7 @@ from tracelab.datasets.templates import Corpus
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.figures import f1_per_layer
 from tracelab.gradients import measuring
-from tracelab.localize.probing.harvest import group_token_ids, harvest
+from tracelab.localize.probing.harvest import Harvest, group_token_ids, harvest
 from tracelab.localize.probing.prober import ProberConfig, Probers, train_probers
 from tracelab.model.load import model_facts
 from tracelab.model.settings import run_settings
@@ -124,6 +124,7 @@ def probe_layers(
     top_k: int | None = None,
     prepend_bos: bool | None = None,
     batch_tokens: int = 1024,
+    states: Harvest | None = None,
     seed: int = 0,
 ) -> LayerProbes:
     """Train and score one prober a layer.
@@ -135,6 +136,7 @@ def probe_layers(
         n_seeds: splits and initialisations; test rows are pooled over them.
         top_k: how many layers to choose by F1, ties to the lower layer; default 9 of 32, in
             proportion.
+        states: of this model and corpus, harvested already.
         seed: of the first split; the others follow.
 
     Raises:
@@ -157,7 +159,8 @@ def probe_layers(
     config = config or ProberConfig()
     words = group_token_ids(model, corpus)
     splits = [split_rows(corpus, split, seed + k) for k in range(n_seeds)]
-    states = harvest(model, corpus, words, prepend_bos=prepend_bos, batch_tokens=batch_tokens)
+    if states is None:
+        states = harvest(model, corpus, words, prepend_bos=prepend_bos, batch_tokens=batch_tokens)
     truth = states.labels.argmax(dim=1)
     scored = scored_groups(states.labels, corpus)
     n_train, n_groups = min(len(train) for train, _ in splits), len(corpus.groups)

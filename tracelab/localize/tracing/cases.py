@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.records import Sentence, say_unusable
 from tracelab.datasets.stereoset import StereoSetRecord
@@ -120,6 +121,14 @@ def make_cases(
         many=LEFT_OUT,
     )
     return cases, skipped
+
+
+def sampled(cases: list[Case], max_cases: int | None, seed: int) -> list[Case]:
+    """A random sample of so many cases, in their order; None: all of them."""
+    if max_cases is None:
+        return cases
+    order = torch.randperm(len(cases), generator=derive_generator(seed, "cases"))
+    return [cases[i] for i in sorted(order[:max_cases].tolist())]
 
 
 def restored_columns(case: Case, positions: str) -> list[int]:

@@ -57,7 +57,13 @@ from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
-from tracelab.localize.tracing.cases import Case, make_cases, restored_columns, sentences_of
+from tracelab.localize.tracing.cases import (
+    Case,
+    make_cases,
+    restored_columns,
+    sampled,
+    sentences_of,
+)
 from tracelab.localize.tracing.fast import fast_traces
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
@@ -169,9 +175,7 @@ def causal_trace(
     n_traceable = len(cases)
     if noise_std is None and noise is None:  # of all of them, so that a sample gets the same noise
         noise_std = noise_factor * attribute_embedding_std(model, cases)
-    if max_cases is not None:
-        order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
-        cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
+    cases = sampled(cases, max_cases, seed)
     draws = _draws(model, cases, noise, noise_std, n_samples, seed)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
     if run == "auto":

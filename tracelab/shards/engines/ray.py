@@ -1,0 +1,112 @@
+"""Workers of a Ray cluster, or of a small one that is started here for the time of the work.
+
+Ray Data starts one actor a worker, replaces one that is killed and does its shard again. A cluster
+started here is told of more processors than there are, as its own tasks wait for a slot beside the
+workers'; each worker gets its share of the real ones as threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from tracelab.errors import TracelabError
+from tracelab.shards.worker import Refused, Task, Worker
+
+SPARE_SLOTS = 4
+"""Processors that a cluster started here has beside one a worker: for Ray Data's own tasks."""
+
+
+@dataclass(frozen=True)
+class Ray:
+    """The engine of Ray Data.
+
+    Args:
+        workers: processes, each with its own copy of the model.
+        gpus_per_worker: devices that each gets; a share, as .5, lets workers share one.
+        address: of a cluster that runs already (``auto``, ``ray://host:10001``); default: one is
+            started here.
+
+    Raises:
+        TracelabError: Ray is not installed.
+    """
+
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if find_spec("ray") is None:
+            raise TracelabError(
+                "the engine ray needs Ray: pip install 'tracelab[ray]', or take torchrun"
+            )
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, bytes | Refused]]:
+        """See :class:`~tracelab.shards.engines.Engine`."""
+        import ray
+        import ray.data
+
+        if not tasks:
+            return
+        own = not ray.is_initialized()
+        if own:
+            _start(self)
+        try:
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            rows = [{"number": n, "task": pickle.dumps(task)} for n, task in enumerate(tasks)]
+            done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _Actor,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(self.workers, len(tasks)), max_tasks_in_flight_per_actor=1
+                ),
+                num_cpus=1,
+                num_gpus=self.gpus_per_worker or None,
+            )
+            for row in done.iter_rows():
+                yield int(row["number"]), pickle.loads(row["answer"])
+        finally:
+            if own:
+                ray.shutdown()
+
+
+class _Actor:
+    """A worker as Ray Data knows it: a batch is one task."""
+
+    def __init__(self) -> None:
+        self._work = Worker()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        answer = self._work(pickle.loads(batch["task"][0]))
+        return {"number": batch["number"], "answer": [pickle.dumps(answer)]}
+
+
+def _start(engine: Ray) -> None:
+    import ray
+
+    threads = max(1, _cores() // engine.workers)
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": environment}}
+    if engine.address is None:
+        options |= {"num_cpus": engine.workers + SPARE_SLOTS, "include_dashboard": False}
+    else:
+        options |= {"address": engine.address}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TracelabError(
+            f"no Ray cluster can be used at {engine.address or 'this machine'}: {reason}"
+        ) from error
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
