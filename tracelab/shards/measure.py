@@ -81,6 +81,8 @@ def measure(
             were measured on different weights.
     """
     (result,) = measure_all([Request(spec, records, shard_size)], engine=engine, folder=folder)
+    if isinstance(result, Refused):
+        raise TracelabError(result.reason)
     return result
 
 

@@ -95,7 +95,8 @@ def _in_shards(
     bundles: Mapping[str, Sequence[EditSpec]],
 ) -> Callable[[Question, str | None], Cell]:
     """All cells, measured by many workers, by question and edit."""
-    rows: dict[str | None, Sequence[EditSpec]] = {None: (), **bundles}
+    rows: dict[str | None, Sequence[EditSpec]] = {None: ()}
+    rows.update(bundles)
     cells = [(each, name) for each in asked if not each.reason for name in rows]
     requests = [
         (
