@@ -21,7 +21,7 @@ from tracelab.model.load import load
 from tracelab.shards import EditSpec, ModelSpec, Process, Spec, measure, measure_all
 from tracelab.shards.engines.ray import Ray
 from tracelab.shards.engines.torchrun import Torchrun
-from tracelab.shards.measure import Request
+from tracelab.shards.requests import Request
 from tracelab.shards.worker import Refused, Task
 
 

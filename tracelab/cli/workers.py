@@ -11,7 +11,7 @@ from tracelab.errors import TracelabError
 from tracelab.shards.engines.process import Process
 from tracelab.shards.engines.ray import Ray
 from tracelab.shards.engines.torchrun import Torchrun
-from tracelab.shards.measure import Request, measure_all
+from tracelab.shards.requests import Request, measure_all
 from tracelab.shards.spec import EditSpec, ModelSpec, Spec
 from tracelab.shards.worker import Refused
 

@@ -14,7 +14,7 @@ and the same table of them; a finished one is stored under its request and not m
 | :mod:`.spec` | what is asked |
 | :mod:`.measurements` | what each measurement does on a shard, and how shards become one result |
 | :mod:`.worker` | a process that measures shards, its model loaded once |
-| :mod:`.measure` | cutting, resuming, joining |
+| :mod:`.requests` | cutting, resuming, joining |
 | :mod:`.engines` | who works: this process, Ray, torchrun |
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tracelab.shards.engines.process import Process
     from tracelab.shards.engines.ray import Ray
     from tracelab.shards.engines.torchrun import Torchrun
-    from tracelab.shards.measure import measure, measure_all
+    from tracelab.shards.requests import Request, measure, measure_all
     from tracelab.shards.spec import EditSpec, ModelSpec, Spec
 
 _HOMES = {
@@ -38,10 +38,11 @@ _HOMES = {
     "ModelSpec": "tracelab.shards.spec",
     "Process": "tracelab.shards.engines.process",
     "Ray": "tracelab.shards.engines.ray",
+    "Request": "tracelab.shards.requests",
     "Spec": "tracelab.shards.spec",
     "Torchrun": "tracelab.shards.engines.torchrun",
-    "measure": "tracelab.shards.measure",
-    "measure_all": "tracelab.shards.measure",
+    "measure": "tracelab.shards.requests",
+    "measure_all": "tracelab.shards.requests",
 }
 __all__ = [
     "EditSpec",
@@ -49,6 +50,7 @@ __all__ = [
     "ModelSpec",
     "Process",
     "Ray",
+    "Request",
     "Spec",
     "Torchrun",
     "measure",

@@ -10,7 +10,7 @@ from tracelab.shards.worker import Refused, Task
 
 
 class Engine(Protocol):
-    """What :func:`~tracelab.shards.measure.measure` needs of one."""
+    """What :func:`~tracelab.shards.requests.measure` needs of one."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, bytes | Refused]]:
         """The number of each task and its answer (see :class:`~tracelab.shards.worker.Worker`), as
