@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"out of memory: ask for less (a smaller --limit, --rank or model). {error}"
         )
     except KeyboardInterrupt:
-        verbs = "report, fit (of minutes), and trace and compare with --out, resume from here"
+        verbs = (
+            "report, fit (of minutes), and with --out trace, compare and whatever has an --engine, "
+            "resume from here"
+        )
         print(f"tracelab: interrupted; {verbs}", file=sys.stderr)
         return 130
 

@@ -57,6 +57,7 @@ class Ray:
         if own:
             _start(self)
         try:
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             rows = [{"number": n, "task": pickle.dumps(task)} for n, task in enumerate(tasks)]
