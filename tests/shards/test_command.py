@@ -126,7 +126,11 @@ def test_torchrun(run, place, asked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [BBQ, TRACE], ids=["score", "trace"])
+@pytest.mark.parametrize(
+    "asked",
+    [BBQ, pytest.param(TRACE, marks=pytest.mark.nightly)],
+    ids=["score", "trace"],
+)
 def test_ray_of_which_a_worker_is_killed(run, place, asked):
     pytest.importorskip("ray")
     words = (*asked, *TINY, "--out", f"ray-{asked[0]}", "--engine", "ray", "--workers", "2")
@@ -177,6 +181,7 @@ def is_below(pid, ancestor):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_on_the_real_model(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
