@@ -5,11 +5,18 @@ BIN := $(VENV)/bin
 # A file's tests share models, so they stay together; in the order of the files, which ends with small ones.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: demo docs test test-all fuzz lint clean
+.PHONY: demo docs test test-all fuzz lint audit lock sbom release clean
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+# Only files whose SHA-256 the lock files have are installed. Where pip is configured to find a torch for CPUs among
+# files at hand, it is taken; the one of the package index asks for CUDA's libraries on Linux, as `pip check` then says.
+LOCKED := install --quiet --disable-pip-version-check --no-deps --require-hashes
+$(VENV)/.installed: pyproject.toml requirements.lock requirements-cuda.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	sed -n '/^torch==/,/[^\\]$$/p' requirements.lock > $(VENV)/torch.lock
+	$(BIN)/pip $(LOCKED) --no-index -r $(VENV)/torch.lock >/dev/null 2>&1 || true
+	$(BIN)/pip $(LOCKED) -r requirements.lock
+	if $(BIN)/pip check | grep '^torch .* not installed'; then $(BIN)/pip $(LOCKED) -r requirements-cuda.lock; fi
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(VENV)/.installed
