@@ -44,6 +44,25 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m supply.audit
+
+# Known vulnerabilities of what is locked; says so where no service that knows them can be reached.
+audit: $(VENV)/.installed
+	$(BIN)/python -m supply.audit
+
+# Resolve anew, by uv; UPGRADE=--upgrade-package=NAME, or --upgrade, takes newer versions.
+UPGRADE ?=
+lock: $(VENV)/.installed
+	$(BIN)/python -m supply.lock $(UPGRADE)
+
+sbom: $(VENV)/.installed
+	$(BIN)/python -m supply.sbom dist/tracelab.cdx.json
+
+# dist/: the wheel, what it and its development are made of, and the SHA-256 of both.
+release: lint sbom
+	rm -f dist/*.whl
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	cd dist && sha256sum *.whl *.cdx.json > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) demo site build dist *.egg-info

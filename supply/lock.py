@@ -58,7 +58,7 @@ def main(options: list[str]) -> None:
 def _write(path: Path, purpose: str, packages: list[Locked]) -> None:
     blocks = [
         " \\\n".join(
-            [str(package.text.partition(" \\\n")[0])]
+            [package.text.partition(" \\\n")[0]]
             + [f"    --hash=sha256:{hashed}" for hashed in sorted(_hashes(package))]
         )
         for package in packages
