@@ -246,7 +246,6 @@ class Intervention(nn.Module, ABC):
                 has other widths.
         """
         self.require_plain(hf_model)
-
         return attached(hf_model, InForce(self, lambda: self.on_twin(hf_model)))
 
     def on_twin(self, hf_model: nn.Module) -> ExitStack:
@@ -263,7 +262,8 @@ class Intervention(nn.Module, ABC):
             require_plain_fits(hf_model, edit, module, self.paths().get(str(edit.point), ""))
         with ExitStack() as stack:
             for edit, module in edits:
-                stack.callback(module.register_forward_hook(mark(forward_hook(edit), self)).remove)
+                hook = mark(forward_hook(edit, hf_model), self)
+                stack.callback(module.register_forward_hook(hook).remove)
             watch(hf_model)  # after them: see there
             stack.callback(unwatch, hf_model)
             return stack.pop_all()

@@ -10,7 +10,7 @@ from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
-from tracelab.model.hook_points import Point, module_path, require_editable
+from tracelab.model.hook_points import Point, linear_maps, module_path, require_editable
 from tracelab.model.load import model_facts, model_info, require_hook
 from tracelab.model.weights import fingerprint_like, same_weights
 
@@ -89,6 +89,9 @@ def point_name(model: TransformerBridge, point: Point) -> str:
     if not point.linear:
         return require_hook(model, point.kind, point.layer)
     require_hook(model, "resid_post", point.layer)  # the layer exists
-    if f"{point}.hook_in" not in model.hook_dict or f"{point}.hook_out" not in model.hook_dict:
-        raise TracelabError(f"{model_facts(model).model_id} has no linear map {point}")
+    if point.kind not in (there := linear_maps(model, point.layer or 0)):
+        raise TracelabError(
+            f"{model_facts(model).model_id} has no linear map {point}: that block has "
+            f"{', '.join(there) or 'none'}"
+        )
     return str(point)

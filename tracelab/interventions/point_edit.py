@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
+from tracelab.model.forward_pass import current_call
 from tracelab.model.hook_points import Point
 
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor | None]]]
@@ -92,8 +93,12 @@ def linear_hooks(name: str, edit: PointEdit) -> Hooks:
     return [(f"{name}.hook_in", before), (f"{name}.hook_out", after)]
 
 
-def forward_hook(edit: PointEdit) -> Callable[..., Any]:
-    """Of a plain module: ``register_forward_hook`` takes it."""
+def forward_hook(edit: PointEdit, hf_model: nn.Module) -> Callable[..., Any]:
+    """Of a module of a plain model: ``register_forward_hook`` takes it."""
+
+    def changed(value: Tensor) -> Tensor:
+        whole = _as_batch(value, hf_model)
+        return _checked(edit.point, whole, edit.function(whole)).reshape(value.shape)
 
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         if edit.point.linear:
@@ -112,11 +117,15 @@ def forward_hook(edit: PointEdit) -> Callable[..., Any]:
                 )
             output.logits = _checked(edit.point, output.logits, edit.function(output.logits))
             return output
-        if isinstance(output, tuple):
-            return (_checked(edit.point, output[0], edit.function(output[0])), *output[1:])
-        return _checked(edit.point, output, edit.function(output))
+        return (changed(output[0]), *output[1:]) if isinstance(output, tuple) else changed(output)
 
     return hook
+
+
+def _as_batch(value: Tensor, hf_model: nn.Module) -> Float[Tensor, "batch pos d_model"]:
+    """An activation with its texts apart: plain OPT's MLP gives out ``[batch · pos, d_model]``."""
+    texts = current_call(hf_model).n_texts
+    return value if value.ndim != 2 or not texts else value.unflatten(0, (texts, -1))
 
 
 def flat_input(value: Float[Tensor, "..."]) -> Float[Tensor, "*rows d_in"]:

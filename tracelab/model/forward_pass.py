@@ -67,6 +67,7 @@ class Call:
 
     Attributes:
         input_ids: the new tokens; None if the model was given embeddings.
+        n_texts: rows of the batch; 0 if they are not known.
         attention_mask: of cached and new tokens, 1 = a token; None: no padding.
         position_ids: as the model was given them.
         past_length: columns that the cache holds.
@@ -78,6 +79,7 @@ class Call:
     """
 
     input_ids: Int[Tensor, "batch pos"] | None = None
+    n_texts: int = 0
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
     past_length: int = 0
@@ -211,9 +213,11 @@ def _begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
     ids = args[0] if args else kwargs.get("input_ids")
     mask, position_ids = given.get("attention_mask"), given.get("position_ids")
+    texts = ids if isinstance(ids, Tensor) else given.get("inputs_embeds")
     cache, chosen = given.get("past_key_values"), given.get("logits_to_keep")
     call = Call(
         input_ids=ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None,
+        n_texts=len(texts) if isinstance(texts, Tensor) else 0,
         attention_mask=mask if isinstance(mask, Tensor) else None,
         position_ids=position_ids if isinstance(position_ids, Tensor) else None,
         past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0,

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import LinearBridge, MoERouterBridge
 
 from tracelab.errors import TracelabError, require_choice
 from tracelab.gradients import measuring
@@ -86,6 +87,21 @@ def module_path(model: TransformerBridge, point: Point) -> str | None:
         if end != "hook_out":
             return None
     return model.adapter.translate_transformer_lens_path(name)
+
+
+def linear_maps(model: TransformerBridge, layer: int = 0) -> list[str]:
+    """Those of :data:`LINEAR_MAPS` that a block of this model has.
+
+    A mixture of experts has none in its MLP: what it calls ``mlp.gate`` is the router, which is
+    given every token of a batch in one row and gives out no activation.
+    """
+    found = []
+    for name in LINEAR_MAPS:
+        part, own = name.split(".")
+        component = getattr(getattr(model.blocks[layer], part, None), own, None)
+        if isinstance(component, LinearBridge) and not isinstance(component, MoERouterBridge):
+            found.append(name)
+    return found
 
 
 def hook_name(kind: str, layer: int | None = None) -> str:

@@ -41,7 +41,7 @@ from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.trained_delta import TrainedDelta
 from tracelab.interventions.training.triples import LABELS, Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta
-from tracelab.model.hook_points import LINEAR_MAPS
+from tracelab.model.hook_points import linear_maps
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import SuffixRunner
 
@@ -97,7 +97,7 @@ class KLAAD(TrainedDelta):
         order = np.random.default_rng(config.seed).permutation(len(held_out))[: config.n_dev]
         looked_at = [held_out[i] for i in order]
         train_triples, dev_triples = tokenise(model, records), tokenise(model, looked_at)
-        modules = _present(model) if every else ("attn.q", "attn.k")
+        modules = linear_maps(model) if every else ("attn.q", "attn.k")
         edit = cls.begun(
             model, config, train_triples, layers=chosen, modules=modules, rank=config.rank
         )
@@ -148,11 +148,6 @@ class KLAAD(TrainedDelta):
 
 
 KLAADSpec = KLAAD.Spec
-
-
-def _present(model: TransformerBridge) -> list[str]:
-    """The linear maps that a block of this architecture has."""
-    return [m for m in LINEAR_MAPS if f"blocks.0.{m}.hook_in" in model.hook_dict]
 
 
 def _batches(n: int, config: KLAADConfig) -> Iterator[list[int]]:
