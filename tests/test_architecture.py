@@ -33,6 +33,7 @@ FLOORS = {
     "tracelab.metrics": 1,
     "tracelab.ranges": 0.5,
     "tracelab.gradients": 0.5,
+    "tracelab.threads": 0.5,
     "tracelab.statistics": 1,
     "tracelab.progress": 1,
     "tracelab.errors": 0,

@@ -21,11 +21,12 @@ SEED_MOST = 2**32 - 1
 """The largest seed that numpy, scikit-learn and torch all take."""
 SEEDS_MOST = 1_000
 SAMPLES_MOST = 10_000
+THREADS_MOST = 1_024
 EPOCHS_MOST = 10_000
 STEPS_MOST = 1_000_000
 WIDTH_MOST = 65_536
-"""Of splits of a probe, noise samples, epochs, training steps, and widths of the networks that
-tracelab trains."""
+"""Of splits of a probe, noise samples, threads, epochs, training steps, and widths of the networks
+that tracelab trains."""
 
 
 def require_int(what: str, value: Any, least: int = 1, most: int = INT_MOST) -> int:

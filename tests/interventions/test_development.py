@@ -12,8 +12,14 @@ from tracelab.datasets import gender_twins, stereoset
 from tracelab.interventions import WeightDelta
 from tracelab.interventions.drift import drift
 from tracelab.interventions.training import development
-from tracelab.interventions.training.development import NEUTRAL_TOKENS, Development, summary
+from tracelab.interventions.training.development import (
+    NEUTRAL_TOKENS,
+    Development,
+    remembered,
+    summary,
+)
 from tracelab.interventions.training.triples import LABELS, tokenise
+from tracelab.model.partial_forward import SuffixRunner
 from tracelab.model.scoring import score
 from tracelab.model.tokens import encode
 
@@ -83,6 +89,73 @@ def test_drift_from_a_block_on_is_that_of_the_whole_model(tiny_model, monkeypatc
     assert expected.kl > 1e-4
     assert found["kl"] == pytest.approx(expected.kl, rel=1e-3)
     assert found["perplexity_change"] == pytest.approx(expected.perplexity_change, rel=1e-3)
+
+
+def plain_drift(model, edit, runner) -> dict[str, float]:
+    """Both models on each text alone, and whole tables."""
+    kl, nll_before, nll, n = 0.0, 0.0, 0.0, 0
+    for ids in runner.sequences:
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            p = model(tokens)[0, :-1].double().log_softmax(-1)
+            with edit.applied(model):
+                q = model(tokens)[0, :-1].double().log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+        picked = [float(each.gather(-1, tokens[0, 1:, None]).sum()) for each in (p, q)]
+        nll_before, nll, n = nll_before - picked[0], nll - picked[1], n + len(ids) - 1
+    return {"kl": kl / n, "perplexity_change": 100 * float(np.expm1((nll - nll_before) / n))}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_looks_that_share_the_unedited_pass_are_those_that_make_it_anew(
+    tiny_model, monkeypatch, share
+):
+    model, edit = tiny_model("llama"), changed(tiny_model("llama"))
+    monkeypatch.setattr(development, "BATCH_TOKENS", 64)
+    anew = Development(model, tokenise(model, records(2)), 1, n_neutral=12)
+    n_places = sum(len(ids) - 1 for ids in anew._neutral.sequences)
+    monkeypatch.setattr(development, "KEPT_BYTES", 0)
+    strengths = (1.0, 0.5, 2.0)
+    expected = [anew.drift(edit.scaled(strength)) for strength in strengths]
+    assert not anew._unedited
+
+    monkeypatch.setattr(development, "KEPT_BYTES", share * 4 * n_places * model.cfg.d_vocab)
+    shared = Development(model, tokenise(model, records(2)), 1, n_neutral=12)
+    found = [shared.drift(edit.scaled(strength)) for strength in strengths]
+    assert found == expected  # to the last bit
+    kept = sum(part.nbytes for parts in shared._unedited.values() for part in parts)
+    assert kept <= development.KEPT_BYTES
+    assert bool(kept) == bool(share)
+    for strength, each in zip(strengths, found, strict=True):
+        plain = plain_drift(model, edit.scaled(strength), shared._neutral)
+        assert each == pytest.approx(plain, rel=1e-4, abs=1e-6)
+
+
+def test_the_unedited_model_runs_once_however_often_one_looks(tiny_model, monkeypatch):
+    model, edit = tiny_model("llama"), changed(tiny_model("llama"))
+    found, passes = Development(model, tokenise(model, records(2)), 1, n_neutral=3), []
+    run = SuffixRunner.__call__
+
+    def counted(runner, batch):
+        passes.append(batch)
+        return run(runner, batch)
+
+    monkeypatch.setattr(SuffixRunner, "__call__", counted)
+    for _ in range(4):
+        found.drift(edit)
+    assert len(passes) == 1 + 4
+
+
+def test_a_state_that_was_looked_at_is_not_looked_at_again(tiny_model):
+    edit, looks = changed(tiny_model("llama")), []
+    look = remembered(edit, lambda: {"kl": float(looks.append(1) or len(looks))})
+    whole = {name: value.clone() for name, value in edit.state_dict().items()}
+    assert look() == look() == {"kl": 1.0}
+    look()["kl"] = 5.0  # changes nothing but what was handed out
+    edit.scale_(0.5)
+    assert look() == {"kl": 2.0}
+    edit.load_state_dict(whole)
+    assert look() == {"kl": 1.0}
 
 
 def test_association_over_bias_types_is_the_mean_of_theirs(tiny_model):

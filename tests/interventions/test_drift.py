@@ -10,7 +10,8 @@ from tracelab.datasets import development_sentences, neutral_sentences
 from tracelab.errors import TracelabError
 from tracelab.evaluate.benchmarks.perplexity import perplexity
 from tracelab.interventions import Stack, WeightDelta
-from tracelab.interventions.drift import compared, drift
+from tracelab.interventions import drift as drifting
+from tracelab.interventions.drift import compared, drift, logprobs
 from tracelab.model.tokens import encode
 
 TEXTS = [
@@ -82,12 +83,22 @@ def test_development_sentences_share_none_with_each_other_or_with_what_is_report
         development_sentences("test", 1)
 
 
-def test_what_is_compared_is_torchs_divergence_and_leaves_the_logits_alone():
+@pytest.mark.parametrize("chunk", [1, 50 * 7, 2**20])
+def test_what_is_compared_is_torchs_divergence_and_leaves_the_logits_alone(monkeypatch, chunk):
+    monkeypatch.setattr(drifting, "CHUNK", chunk)
     draw = torch.Generator().manual_seed(0)
-    before, after = (4 * torch.randn(300, 50, generator=draw) for _ in range(2))
-    targets, kept = torch.randint(50, (300,), generator=draw), (before.clone(), after.clone())
-    kl, *nll = torch.stack(list(compared(before, after, targets))).sum(dim=0)
-    log_p, log_q = (logits.double().log_softmax(-1) for logits in kept)
+    before, after = (4 * torch.randn(12, 26, 50, generator=draw) for _ in range(2))
+    tokens, kept = torch.randint(50, (12, 26), generator=draw), (before.clone(), after.clone())
+    places = torch.rand(12, 25, generator=draw) < 0.8
+    targets = tokens[:, 1:][places]
+    unedited = list(logprobs(before, places))  # kept for several looks
+    looks = [
+        torch.stack(list(compared(unedited, logprobs(after, places), targets))).sum(dim=0)
+        for _ in range(2)
+    ]
+    assert torch.equal(*looks)
+    kl, *nll = looks[0]
+    log_p, log_q = (logits[:, :-1][places].double().log_softmax(-1) for logits in kept)
     expected = torch.nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
     torch.testing.assert_close(kl, expected, rtol=1e-6, atol=0)
     for found, each in zip(nll, (log_p, log_q), strict=True):

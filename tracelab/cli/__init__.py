@@ -25,6 +25,7 @@ from tracelab.cli.parser import make_parser
 from tracelab.errors import TracelabError, as_message
 from tracelab.interventions.registry import LISTED
 from tracelab.ranges import is_out_of_memory
+from tracelab.threads import settle
 
 
 @ends_quietly
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = make_parser()
         options = parser.parse_args(with_config(words, parser))
         options.command = shlex.join(["tracelab", *arguments])
+        settle(getattr(options, "threads", None))  # before torch is there
         # torch and all that is on it: once the words are understood
         from tracelab.cli.run import run
 

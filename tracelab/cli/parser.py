@@ -23,7 +23,7 @@ from tracelab.cli.options import (
 from tracelab.cli.words import BENCHMARKS, COMPARED, FITTED, LM_EVAL, WORDED
 from tracelab.cli.words_meant import Choices, Parser
 from tracelab.interventions.registry import LISTED
-from tracelab.ranges import SAMPLES_MOST, SEEDS_MOST
+from tracelab.ranges import SAMPLES_MOST, SEEDS_MOST, THREADS_MOST
 
 
 def make_parser() -> Parser:
@@ -53,6 +53,11 @@ def make_parser() -> Parser:
         help="let Python code that comes with the model run (read it first)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub model")
+    group.add_argument(
+        "--threads",
+        type=whole(most=THREADS_MOST),
+        help="processor threads (default: OMP_NUM_THREADS, else as many as there are free cores)",
+    )
     group.add_argument("--out", metavar="DIR", help="write the result's tables and figure here")
     group.add_argument(
         "--json",

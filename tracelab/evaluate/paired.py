@@ -37,7 +37,7 @@ from tracelab.evaluate.scores import ANYWHERE, BenchmarkScores, Column, Sample
 from tracelab.ranges import require_seed
 from tracelab.statistics import Interval, flipped_sums, t_interval, two_sided_p
 
-_MAY_DIFFER = {"hooks", "model", "seed", "versions"}  # settings
+_MAY_DIFFER = {"hooks", "model", "seed", "threads", "versions"}  # settings
 
 
 def paired(before: BenchmarkScores, after: BenchmarkScores, *, seed: int = 0) -> pd.DataFrame:

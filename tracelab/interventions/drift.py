@@ -10,12 +10,12 @@ edit that is right as often, elsewhere. Methods are chosen under bounds on these
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -27,8 +27,9 @@ from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, length_batches, pad, require_context
 
-CHUNK = 256
-"""Places whose distributions are held in fp32 at once."""
+CHUNK = 2**20
+"""Numbers of a table of places x vocabulary that are worked on at once, in fp32: a table of a whole
+batch is new memory from the system each time, which takes longer than what is computed."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def drift(
             require_finite_logits(logits, batch, "text")
         places = mask[:, 1:].bool()
         targets, n = tokens[:, 1:][places], n + int(places.sum())
-        for part in compared(before[:, :-1][places], after[:, :-1][places], targets):
+        for part in compared(logprobs(before, places), logprobs(after, places), targets):
             sums += part
     if not n:
         raise TracelabError("no token of these texts is predicted by another: give longer ones")
@@ -91,18 +92,33 @@ def drift(
         return Drift(kl, float(np.exp(nll_before)), float(np.exp(nll)), n)
 
 
+def logprobs(
+    logits: Float[Tensor, "batch pos vocab"], places: Bool[Tensor, "batch predicting"]
+) -> Iterator[Float[Tensor, "_chunk vocab"]]:
+    """log p(. | before) at some of the positions but the last, in fp32, a few of them at a time."""
+    rows, positions = places.nonzero(as_tuple=True)
+    size = max(1, CHUNK // logits.shape[-1])
+    for row, position in zip(rows.split(size), positions.split(size), strict=True):
+        yield logits[row, position].float().log_softmax(-1)
+
+
 def compared(
-    before: Float[Tensor, "places vocab"],
-    after: Float[Tensor, "places vocab"],
+    before: Iterable[Float[Tensor, "_chunk vocab"]],
+    after: Iterable[Float[Tensor, "_chunk vocab"]],
     targets: Int[Tensor, "places"],
 ) -> Iterator[Float[Tensor, "3"]]:
-    """Sums over places of the KL and of both negative log-probabilities, a chunk at a time."""
-    chunks: Sequence[Sequence[Tensor]] = [each.split(CHUNK) for each in (before, after, targets)]
-    for p, q, w in zip(*chunks, strict=True):
-        log_p, log_q = (logits.float().log_softmax(-1) for logits in (p, q))
-        places = w[:, None].to(log_p.device)
-        nll = [-each.gather(-1, places).sum() for each in (log_p, log_q)]
-        # In place: of a large vocabulary, making room for three more tables is half the time.
+    """Sums over places of the KL and of both negative log-probabilities, a chunk at a time.
+
+    Args:
+        before: log-probabilities of the unedited model, which stay as they are.
+        after: of the edited one, in the same chunks; each is used up.
+    """
+    start = 0
+    for log_p, log_q in zip(before, after, strict=True):
+        words = targets[start : start + len(log_p), None].to(log_p.device)
+        start += len(log_p)
+        nll = [-each.gather(-1, words).sum() for each in (log_p, log_q)]
+        # In place: of a large vocabulary, making room for more tables is half the time.
         change = log_q.neg_().add_(log_p)
-        kl = log_p.exp_().mul_(change).sum()
+        kl = log_p.exp().mul_(change).sum()
         yield torch.stack([kl, *nll]).double().cpu()

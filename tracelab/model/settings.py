@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.model.chat import has_template
@@ -35,6 +36,7 @@ def run_settings(
         "data_hash": data_hash(records),
         **template,  # an instruct model is measured on bare text unless a choice says otherwise
         **choices,
+        "threads": torch.get_num_threads(),  # sums in another order differ by rounding
         "versions": {name: version(name) for name in _VERSIONED},
     }
 
@@ -43,4 +45,11 @@ def request_of(
     model: TransformerBridge, records: Iterable[Any] = (), **choices: Any
 ) -> dict[str, Any]:
     """The key of a checkpoint's entry: :func:`run_settings`, and every bit of the model."""
-    return run_settings(model, records, **choices) | model_key(model) | {"layout": LAYOUT}
+    return as_request(model, run_settings(model, records, **choices))
+
+
+def as_request(model: TransformerBridge, settings: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`request_of`, from settings; without the number of threads, as what was begun beside
+    other work may go on without it."""
+    asked = {name: value for name, value in settings.items() if name != "threads"}
+    return asked | model_key(model) | {"layout": LAYOUT}

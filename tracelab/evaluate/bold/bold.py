@@ -242,7 +242,7 @@ def _rows(kept: Sequence[BoldText], made: Generations) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-_MADE_FROM = ("model", "hooks", "data_hash", "versions", "seed")
+_MADE_FROM = ("model", "hooks", "data_hash", "threads", "versions", "seed")
 """Settings of generated texts that do not say how they were sampled."""
 
 

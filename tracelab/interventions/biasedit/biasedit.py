@@ -34,7 +34,7 @@ from tracelab.interventions.biasedit.config import BiasEditConfig
 from tracelab.interventions.biasedit.shift import DirectShift, EditorShift
 from tracelab.interventions.biasedit.triple_model import Editors, TripleModel
 from tracelab.interventions.origin import Origin
-from tracelab.interventions.training.development import Choice, Development, scaled
+from tracelab.interventions.training.development import Choice, Development, remembered, scaled
 from tracelab.interventions.training.trained_delta import TrainedDelta
 from tracelab.interventions.training.triples import Triples, tokenise
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
@@ -124,10 +124,11 @@ class BiasEdit(TrainedDelta):
             return losses | development.measure(shift)
 
         choice = Choice(config, figures(None))
+        look = remembered(edit, lambda: figures(edit))
 
         def evaluate() -> dict[str, float]:
             learner.show()
-            found = figures(edit)
+            found = look()
             return found | {"score": choice.score(found)}
 
         optimizer = torch.optim.Adam(learner.groups())
@@ -147,7 +148,7 @@ class BiasEdit(TrainedDelta):
         )
         learner.show()
         edit.zero_grad()
-        strength, table = scaled(edit, choice, lambda: figures(edit))
+        strength, table = scaled(edit, choice, look)
         if not strength:
             warn(
                 f"{edit.name} changes nothing: no strength lowered the {config.choose} of the "

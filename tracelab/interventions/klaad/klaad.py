@@ -35,7 +35,7 @@ from tracelab.interventions.klaad.losses import (
     pooled,
     triplet_loss,
 )
-from tracelab.interventions.training.development import Choice, Development, scaled
+from tracelab.interventions.training.development import Choice, Development, remembered, scaled
 from tracelab.interventions.training.finetune import frozen
 from tracelab.interventions.training.loop import Chunks
 from tracelab.interventions.training.trained_delta import TrainedDelta
@@ -108,8 +108,10 @@ class KLAAD(TrainedDelta):
         development = Development(model, dev_triples, min(chosen))
         few = range(len(measured))[:_LOSS_RECORDS]
 
-        def figures() -> dict[str, float]:
+        def measure() -> dict[str, float]:
             return measured.measure(edit, few) | development.measure(edit)
+
+        figures = remembered(edit, measure)
 
         choice = Choice(config, figures())  # of the unedited model so far
 

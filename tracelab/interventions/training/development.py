@@ -8,20 +8,21 @@ an edit does; the association (:mod:`.choose`) is a mean of differences and sees
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from math import isfinite, nan
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.datasets import development_sentences, gender_twins
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
-from tracelab.interventions.drift import compared
+from tracelab.interventions.drift import compared, logprobs
 from tracelab.interventions.training.choose import association
 from tracelab.interventions.training.config import ChoosingConfig
 from tracelab.interventions.training.triple_losses import mean_over, scored, token_logprobs
@@ -30,12 +31,16 @@ from tracelab.interventions.weight_delta import WeightDelta
 from tracelab.model.partial_forward import SuffixRunner
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.tokens import encode, length_batches, require_context
+from tracelab.storage.tensors_hash import tensors_hash
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 N_NEUTRAL = 40
 """Neutral sentences on which the drift of an edit in training is measured."""
 NEUTRAL_TOKENS = 32
 """Neutral sentences are cut to so many tokens in training."""
+KEPT_BYTES = 2**29
+"""Most that a fit keeps of the unedited model's log-probabilities on neutral text. What is beyond
+it, with a vocabulary of 262,144 words three fifths, is computed anew at each look."""
 
 
 class Development:
@@ -66,6 +71,7 @@ class Development:
             self._of = [of[twin.id] for twin in twins.records]
             self._parts.append((twins, SuffixRunner(model, twins.sequences, first_layer)))
         self._neutral = neutral_text(model, "choose", n_neutral, first_layer)
+        self._unedited: dict[int, list[Tensor]] = {}
 
     @measuring()
     def gaps(self, edit: Intervention | None = None) -> pd.DataFrame:
@@ -103,17 +109,29 @@ class Development:
         if edit is None:
             return {"kl": 0.0, "perplexity_change": 0.0}
         sums, n = torch.zeros(3, dtype=torch.float64), 0
-        for batch in length_batches(map(len, self._neutral.sequences), BATCH_TOKENS):
-            tokens, mask, before = self._neutral(batch)
+        batches = length_batches(map(len, self._neutral.sequences), BATCH_TOKENS)
+        for number, batch in enumerate(batches):
+            before = self._before(number, batch)
             with edit.applied(self.model):
-                after = self._neutral(batch)[2]
+                tokens, mask, logits = self._neutral(batch)
             places = mask[:, 1:].bool()
             n += int(places.sum())
-            p, q = (each[:, :-1][places] for each in (before, after))
-            for part in compared(p, q, tokens[:, 1:][places]):
+            for part in compared(before, logprobs(logits, places), tokens[:, 1:][places]):
                 sums += part
         kl, nll_before, nll = (sums / n).tolist()
         return {"kl": kl, "perplexity_change": 100 * float(np.expm1(nll - nll_before))}
+
+    def _before(self, number: int, batch: Sequence[int]) -> Iterable[Tensor]:
+        """The unedited model's log-probabilities of a batch of neutral text, in chunks; kept from
+        the first look on where :data:`KEPT_BYTES` allow it."""
+        if number in self._unedited:
+            return self._unedited[number]
+        _, mask, logits = self._neutral(batch)
+        places = mask[:, 1:].bool()
+        kept = sum(part.nbytes for parts in self._unedited.values() for part in parts)
+        if kept + 4 * int(places.sum()) * logits.shape[-1] > KEPT_BYTES:
+            return logprobs(logits, places)
+        return self._unedited.setdefault(number, list(logprobs(logits, places)))
 
 
 def neutral_text(model: TransformerBridge, use: str, n: int, first_layer: int) -> SuffixRunner:
@@ -146,6 +164,22 @@ def summary(gaps: pd.DataFrame) -> dict[str, float]:
         **association(*columns.to_numpy().T),
         "association": float(np.mean([each["association"] for each in own])),
     }
+
+
+def remembered(
+    edit: WeightDelta, figures: Callable[[], dict[str, float]]
+) -> Callable[[], dict[str, float]]:
+    """Figures of an edit, measured once for each state that it comes into: the state that is kept
+    has been looked at already when its strength is chosen."""
+    seen: dict[str, dict[str, float]] = {}
+
+    def look() -> dict[str, float]:
+        state = tensors_hash(edit.state_dict())
+        if state not in seen:
+            seen[state] = figures()
+        return dict(seen[state])
+
+    return look
 
 
 class Choice:

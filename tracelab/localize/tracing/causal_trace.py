@@ -68,11 +68,11 @@ from tracelab.localize.tracing.fast import fast_traces
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
 from tracelab.model.finite import CAUSE
-from tracelab.model.load import model_facts, model_key, require_hook
+from tracelab.model.load import model_facts, require_hook
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import block_runner
 from tracelab.model.scoring import BATCH_TOKENS
-from tracelab.model.settings import run_settings
+from tracelab.model.settings import as_request, run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import length_batches, pad, token_texts
 from tracelab.progress import progress
@@ -205,7 +205,7 @@ def causal_trace(
         run=run,
         seed=seed,
     )
-    request = None if checkpoint is None else settings | model_key(model)
+    request = None if checkpoint is None else as_request(model, settings)
     with (
         open_entry(checkpoint, CASES, request) as entry,
         progress(total=len(cases), what="tracing", unit="pair") as bar,
