@@ -150,8 +150,7 @@ def harvests_on_both_devices(models: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def rounding_of_the_large_model(models: Any) -> dict[str, Any]:
-    """How far the large model's dtype is from its weights in fp32 in plain ``transformers``, in nats
-    a token: told, and bounded."""
+    """How far the large model's dtype is from fp32 in plain ``transformers``, in nats a token."""
     large, texts = models.large, sentences(24)
     own = tracelab.score(large, texts).logprobs
     exact = copy.deepcopy(plain_twin(large.original_model)).float()
