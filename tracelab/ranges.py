@@ -143,7 +143,7 @@ def require_memory(
     Raises:
         TracelabError: naming both sizes and what to change.
     """
-    has = "has" if free is None else "has free"
+    told = "" if free is None else " free"
     if free is None:
         try:
             free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -153,7 +153,7 @@ def require_memory(
             return
     if n_bytes > free:
         raise TracelabError(
-            f"{what} need {n_bytes / 2**30:.3g} GiB, {place} {has} {free / 2**30:.3g}: {change}"
+            f"{what} need {n_bytes / 2**30:.3g} GiB, {place} has {free / 2**30:.3g}{told}: {change}"
         )
 
 

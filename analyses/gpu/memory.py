@@ -109,9 +109,7 @@ def works(model: Any, device: str) -> dict[str, tuple[int, Callable[[], Any]]]:
         "harvest": (sizes.harvest(ROWS, length), harvest),
         "fit": (sizes.fit(ROWS, longest, sizes.layers), fit),
         "trace": (
-            trace_bytes(
-                model, len(case.stereotype.ids), case.first, SAMPLES, len(layers), len(traced)
-            ),
+            trace_bytes(model, case, SAMPLES, len(layers), len(traced)),
             trace,
         ),
         "generate": (sizes.generation(ROWS, 5, 200), generate),

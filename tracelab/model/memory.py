@@ -9,7 +9,7 @@ layers, widths ``d`` and ``m`` (MLP), ``H`` heads, ``k`` numbers a key, and ``V`
                  attention = H n (8 / b in fp32, 4 / b + 3 in half precision)
     logits       T V b
     forward      kept + max(block, logits)
-    scoring      kept + max(block, logits + C V (4, or b + 4 in half precision)),   C = min(T, 256)
+    scoring      max(forward, logits + C V (4, or b + 4 in half precision)),   C = min(T, 256)
     harvest      kept + max(block, B V (b + 8));  4 p L d of p prompts in main memory, or in a file
     probers      16 L d h                         of width h: weights, gradients and Adam's moments
     fit          12 T V + L' T b (4 m + 4 d) + L' B H n² (4 in fp32, 5 in half precision)
@@ -27,6 +27,7 @@ measured is at most half as much again (``analyses/gpu/memory.py``, ``tests/test
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.model.bridge import is_spread
 from tracelab.ranges import require_memory
 
 CHUNK = 256
@@ -48,7 +50,6 @@ class Sizes:
         keys: numbers of a key of one token, all heads together.
         repeats: heads that share a key; 0: none do.
         number: bytes of one number.
-        weights: bytes of all parameters.
     """
 
     layers: int
@@ -59,16 +60,14 @@ class Sizes:
     repeats: int
     vocabulary: int
     number: int
-    weights: int
 
     @classmethod
     def of(cls, model: TransformerBridge) -> Sizes:
         """Of a loaded model, in the dtype it has now."""
         cfg: Any = model.cfg
-        parameters = list(model.original_model.parameters())
         key_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-        floating = [p.dtype for p in parameters if p.dtype.is_floating_point]
-        dtype = floating[0] if floating else cfg.dtype
+        parameters = model.original_model.parameters()
+        dtype = next((p.dtype for p in parameters if p.dtype.is_floating_point), cfg.dtype)
         return cls(
             layers=cfg.n_layers,
             width=cfg.d_model,
@@ -78,7 +77,6 @@ class Sizes:
             repeats=cfg.n_heads // key_heads if key_heads < cfg.n_heads else 0,
             vocabulary=cfg.d_vocab,
             number=dtype.itemsize,
-            weights=sum(p.numel() * p.element_size() for p in parameters),
         )
 
     @property
@@ -108,7 +106,7 @@ class Sizes:
         tokens = texts * length
         in_fp32 = self.number + 4 if self.half else 4
         logits = tokens * self.number + min(tokens, CHUNK) * in_fp32
-        return self.kept(tokens) + max(self.block(texts, length), self.vocabulary * logits)
+        return max(self.forward(texts, length), self.vocabulary * logits)
 
     def harvest(self, texts: int, length: int) -> int:
         """A forward pass of which the last token's logits are read."""
@@ -121,7 +119,7 @@ class Sizes:
 
     def probers(self, hidden: int) -> int:
         """The probers of all layers in training, in main memory."""
-        return 16 * self.layers * self.width * hidden
+        return prober_bytes(self.layers, self.width, hidden)
 
     def fit(self, texts: int, length: int, layers: int) -> int:
         """A forward pass with gradients of the last ``layers`` layers, and the way back."""
@@ -149,6 +147,11 @@ class Sizes:
         kept = self.kept(rows * (length + new_tokens))
         anew = int(kept * (0.5 + self.repeats) / self.layers)
         return kept + anew + rows * self.vocabulary * (self.number + 8)
+
+
+def prober_bytes(layers: int, width: int, hidden: int) -> int:
+    """Weights, gradients and Adam's two moments of the probers' first maps, in fp32."""
+    return 16 * layers * width * hidden
 
 
 def free_memory(device: torch.device | str) -> int | None:
@@ -192,12 +195,40 @@ def require_room(device: torch.device | str, what: str, needed: int, change: str
     require_memory(what, needed, free=free_memory(device), place=str(device), change=change)
 
 
-def require_pass(model: TransformerBridge, what: str, needed: int, change: str) -> None:
+def require_room_at(model: TransformerBridge, what: str, needed: int, change: str) -> None:
     """:func:`require_room` where a model is; one that is spread over devices is not judged.
 
     Raises:
         TracelabError: there is no room.
     """
-    places = {parameter.device for parameter in model.original_model.parameters()}
-    if len(places) == 1:
-        require_room(places.pop(), what, needed, change)
+    if not is_spread(model.original_model):
+        place = next(model.original_model.parameters()).device
+        require_room(place, what, needed, change)
+
+
+SMALLER_PASSES = "lower batch_tokens, shorten the longest text, or load the model in bfloat16"
+
+
+def require_room_for_passes(
+    model: TransformerBridge,
+    lengths: Iterable[int],
+    batch_tokens: int,
+    formula: Callable[[Sizes, int, int], int],
+) -> None:
+    """Refuse forward passes over texts for which there is no room where the model is.
+
+    Args:
+        lengths: tokens of each text.
+        batch_tokens: most tokens of a pass; a longer text goes alone.
+        formula: such as :meth:`Sizes.scoring`.
+
+    Raises:
+        TracelabError: there is no room.
+    """
+    lengths = list(lengths)
+    longest = max(lengths, default=0)
+    if not longest:
+        return
+    texts = max(1, min(batch_tokens, sum(lengths)) // longest)
+    what = f"passes over {texts} texts of {longest} tokens"
+    require_room_at(model, what, formula(Sizes.of(model), texts, longest), SMALLER_PASSES)

@@ -58,11 +58,12 @@ from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import Case, make_cases, restored_columns, sentences_of
-from tracelab.localize.tracing.fast import fast_traces
+from tracelab.localize.tracing.fast import fast_traces, trace_bytes
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, model_key, require_hook
+from tracelab.model.memory import require_room_at
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import block_runner
 from tracelab.model.scoring import BATCH_TOKENS
@@ -172,10 +173,17 @@ def causal_trace(
     if max_cases is not None:
         order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
         cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
+    longest = max(cases, key=lambda case: len(case.stereotype.ids))
+    if run != "plain":
+        require_room_at(
+            model,
+            f"traces of {n_samples} noise samples of {len(longest.stereotype.ids)} tokens",
+            trace_bytes(model, longest, n_samples, len(layers), len(components)),
+            "lower n_samples, name fewer components, or load the model in bfloat16",
+        )
     draws = _draws(model, cases, noise, noise_std, n_samples, seed)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
     if run == "auto":
-        longest = max(cases, key=lambda case: len(case.stereotype.ids))
         same = _fast_is_exact(
             runner, longest, draws[longest.id], components, positions, layers, window
         )

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.gradients import measuring
+from tracelab.localize.tracing.cases import Case
 from tracelab.localize.tracing.sentence import (
     HOOKED,
     SentenceTrace,
@@ -128,18 +129,18 @@ def block_positions(
 
 
 def trace_bytes(
-    model: TransformerBridge, length: int, first: int, samples: int, layers: int, components: int
+    model: TransformerBridge, case: Case, samples: int, layers: int, components: int
 ) -> int:
     """Bytes that :func:`fast_traces` holds at once, by :meth:`~tracelab.model.memory.Sizes.trace`.
 
     Args:
-        length: tokens of the longest sentence.
-        first: its first scored token.
         layers: how many of them are restored.
+        components: how many are asked for.
     """
+    length = len(case.stereotype.ids)
     device = next(model.original_model.parameters()).device
     at_once = positions_at_once(device, model.cfg.d_vocab)
-    restored = layers * samples * max(1, length - 1 - first)
+    restored = layers * samples * max(1, length - 1 - case.first)
     return Sizes.of(model).trace(
         samples, length - 1, components, min(at_once, BATCH_POSITIONS, restored)
     )

@@ -122,7 +122,7 @@ def logprobs_at(
 ) -> Float[Tensor, "rows sentences part"]:
     """Log-probabilities of what each of some sentences has at the same places."""
     places = torch.arange(logits.shape[1], device=logits.device)
-    return logits.float().log_softmax(dim=-1)[:, places, targets]
+    return logits.float().log_softmax(dim=-1)[:, places, targets.to(logits.device)]
 
 
 def _keep(store: dict[int, Tensor], key: int) -> Watcher:
