@@ -131,10 +131,10 @@ def test_an_edits_tensors_follow_the_activations(tokenizer, name, request):
         seen.append(value.device)
 
     hooks = [(f"blocks.{n}.hook_resid_post", look) for n in range(FIRST_FAR + 1)]
-    with torch.no_grad(), OneDeviceAnOperation(), edit.applied(model), model.hooks(fwd_hooks=hooks):
-        with ends(name):
-            model(TOKENS, stop_at_layer=N_LAYERS - 1)
-            assert [device.type for device in seen] == ["cpu", "cpu", "meta"]
+    on = edit.applied(model), model.hooks(fwd_hooks=hooks)
+    with torch.no_grad(), OneDeviceAnOperation(), on[0], on[1], ends(name):
+        model(TOKENS, stop_at_layer=N_LAYERS - 1)
+        assert [device.type for device in seen] == ["cpu", "cpu", "meta"]
 
 
 @pytest.mark.parametrize("name", ["delta", "erasure", "fairmed", "stack"])

@@ -192,7 +192,9 @@ def require_room(device: torch.device | str, what: str, needed: int, change: str
     Raises:
         TracelabError: saying how much is needed, how much there is, and what to change.
     """
-    require_memory(what, needed, free=free_memory(device), place=str(device), change=change)
+    free = free_memory(device)
+    if free is not None or torch.device(device).type == "cpu":  # of the machine the whole is known
+        require_memory(what, needed, free=free, place=str(device), change=change)
 
 
 def require_room_at(model: TransformerBridge, what: str, needed: int, change: str) -> None:
