@@ -124,20 +124,37 @@ def require_layers(layers: Iterable[Any], n_layers: int, model_id: str) -> list[
     return sorted(found)
 
 
-def require_memory(what: str, n_bytes: int) -> None:
-    """Refuse what is larger than the machine's whole memory (where the system tells it).
+def require_memory(
+    what: str,
+    n_bytes: int,
+    *,
+    free: int | None = None,
+    place: str = "the machine",
+    change: str = "ask for less",
+) -> None:
+    """Refuse what is larger than the memory there is.
+
+    Args:
+        what: the beginning of a sentence, in the plural.
+        free: bytes that can be had; default: the machine's whole memory (where the system tells
+            it).
+        place: whose memory that is.
+        change: what would make it fit.
 
     Raises:
-        TracelabError: naming both sizes.
+        TracelabError: naming both sizes and what to change.
     """
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # no POSIX system
-        return
-    if n_bytes > total > 0:
+    told = "" if free is None else " free"
+    if free is None:
+        try:
+            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):  # no POSIX system
+            return
+        if free <= 0:
+            return
+    if n_bytes > free:
         raise TracelabError(
-            f"{what} need {n_bytes / 2**30:.3g} GiB, the machine has {total / 2**30:.3g}: ask for "
-            "less"
+            f"{what} need {n_bytes / 2**30:.3g} GiB, {place} has {free / 2**30:.3g}{told}: {change}"
         )
 
 

@@ -10,14 +10,15 @@ import torch
 from tests.interventions.edits import random_delta
 from tracelab import Stack
 from tracelab.evaluate.scoreboard import costs
-from tracelab.evaluate.scoreboard.costs import _peak_memory, edit_costs, fit_seconds
+from tracelab.evaluate.scoreboard.costs import edit_costs, fit_seconds
+from tracelab.model.peak import peak_memory
 
 MIB = 2**20
 
 
 def test_peak_memory_counts_what_is_alive_at_once_and_neither_weights_nor_views():
     weight = torch.zeros(512, 512)  # 1 MiB in float32
-    with _peak_memory([weight]) as peak:
+    with peak_memory([weight]) as peak:
         first = weight @ weight  # 1 alive
         second = first + 1  # 2
         view = second.view(-1)[3:]

@@ -179,7 +179,9 @@ class ActivationEdit(Method):
 
     def _changer(self, layer: int):
         def edit(value: Tensor) -> Tensor:
-            tensors = {name: self.get_buffer(f"{name}_{layer}") for name in self.shape}
+            named = {name: self.get_buffer(f"{name}_{layer}") for name in self.shape}
+            # each layer's where the layer is: a model may be spread over devices
+            tensors = {name: each.to(value.device) for name, each in named.items()}
             self._changing = layer
             return self.change(value.float(), **tensors)
 

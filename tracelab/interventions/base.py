@@ -33,6 +33,7 @@ from tracelab.interventions.bundle import require_loadable, save_bundle
 from tracelab.interventions.hub import push
 from tracelab.interventions.in_force import InForce, attached, require_off
 from tracelab.interventions.origin import Origin, point_name
+from tracelab.interventions.places import DeviceOf, on_bridge, on_plain
 from tracelab.interventions.point_edit import (
     Hooks,
     PointEdit,
@@ -130,6 +131,15 @@ class Intervention(nn.Module, ABC):
         """The changes, in order, for a model whose passes
         :func:`~tracelab.model.forward_pass.current_call` tells."""
 
+    def place(self, device_of: DeviceOf) -> None:
+        """Put the tensors where the model's first parts are. Of a model that is spread over
+        devices a class puts each where its layer is, or has its functions take it there.
+
+        Args:
+            device_of: tells where the activation of a point is.
+        """
+        self.to(device_of(Point("embed")))
+
     def scaled_edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The changes at the edit's :attr:`strength`, which is what hooks are made of."""
         edits = self.edits(hf_model)
@@ -209,7 +219,7 @@ class Intervention(nn.Module, ABC):
         """
         self.require(model)
         model_facts(model)  # begins to watch a bridge that tracelab has not seen
-        self.to(next(model.original_model.parameters()).device)
+        self.place(on_bridge(model))
         found: Hooks = []
         for edit in self.scaled_edits(model.original_model):
             name = point_name(model, edit.point)
@@ -256,7 +266,7 @@ class Intervention(nn.Module, ABC):
             TracelabError: as :meth:`attach`, or this edit is on it already.
         """
         require_off(hf_model, self)
-        self.to(next(hf_model.parameters()).device)
+        self.place(on_plain(hf_model, self.module))
         edits = [(edit, self.module(hf_model, edit.point)) for edit in self.scaled_edits(hf_model)]
         for edit, module in edits:
             require_plain_fits(hf_model, edit, module, self.paths().get(str(edit.point), ""))

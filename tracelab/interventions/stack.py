@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.errors import TracelabError
 from tracelab.interventions.base import Intervention, Told
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.places import DeviceOf
 from tracelab.interventions.point_edit import PointEdit
 from tracelab.ranges import require_number
 
@@ -59,6 +60,11 @@ class Stack(Intervention):
     def scaled_edits(self, hf_model: nn.Module) -> list[PointEdit]:
         """The edits of all members, each at its own strength."""
         return [edit for member in self for edit in member.scaled_edits(hf_model)]
+
+    def place(self, device_of: DeviceOf) -> None:
+        """Each member by itself."""
+        for member in self:
+            member.place(device_of)
 
     @property
     def needs_rows(self) -> bool:

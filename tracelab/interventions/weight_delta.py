@@ -27,6 +27,7 @@ from tracelab.figures import training_curves
 from tracelab.gradients import measuring
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.origin import Origin
+from tracelab.interventions.places import DeviceOf
 from tracelab.interventions.point_edit import PointEdit, flat_input
 from tracelab.model.hook_points import LINEAR_MAPS, Point
 from tracelab.model.load import model_facts
@@ -171,6 +172,11 @@ class WeightDelta(Intervention):
             PointEdit(shape.point, _adder(self.maps[_key(shape.point)]), shape.d_in, shape.d_out)
             for shape in self._spec.maps
         ]
+
+    def place(self, device_of: DeviceOf) -> None:
+        """Each map's delta where the map is."""
+        for shape in self._spec.maps:
+            self.maps[_key(shape.point)].to(device_of(shape.point))
 
     def part(self, point: Point) -> nn.Module | None:
         """The module that computes the delta's contribution at a point from the map's input

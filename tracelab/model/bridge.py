@@ -64,6 +64,27 @@ def keeps_its_place(hf_model: Any) -> bool:
     return bool(getattr(hf_model, "hf_device_map", None) or quantization(hf_model))
 
 
+def require_present(hf_model: Any, model_id: str) -> None:
+    """Refuse a model with weights that are fetched from main memory or a disk for each pass: they
+    could not be read for its fingerprint.
+
+    Raises:
+        TracelabError: naming some of them.
+    """
+    absent = [name for name, each in hf_model.named_parameters() if each.device.type == "meta"]
+    if absent:
+        raise TracelabError(
+            f"{len(absent)} weights of {model_id!r} are offloaded ({absent[0]}, …), as there is no "
+            "room for them on its devices: load it in bfloat16, quantised (quantization_config), "
+            "or over more GPUs (device_map)"
+        )
+
+
+def is_spread(hf_model: Any) -> bool:
+    """Whether the parts of a model lie on several devices, or are brought to one when they run."""
+    return len(set((getattr(hf_model, "hf_device_map", None) or {}).values())) > 1
+
+
 def quantization(hf_model: Any) -> str | None:
     """How the weights are quantised, in words; None: they are not."""
     if getattr(hf_model, "hf_quantizer", None) is None:

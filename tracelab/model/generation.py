@@ -27,6 +27,7 @@ from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
+from tracelab.model.memory import Sizes, require_room_at
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import (
@@ -111,6 +112,14 @@ def generate(
         prepend_bos = False
     sequences = [encode(model, prompt, prepend_bos=prepend_bos).ids for prompt in written]
     require_context(model, map(len, sequences), new_tokens=max_new_tokens, what="prompt")
+    at_once = min(batch_size, len(sequences)) * max(num_return_sequences, num_beams)
+    longest = max(map(len, sequences))
+    require_room_at(
+        model,
+        f"batches of {at_once} continuations of up to {longest + max_new_tokens} tokens",
+        Sizes.of(model).generation(at_once, longest, max_new_tokens if use_cache else 0),
+        "lower batch_size or max_new_tokens, or load the model in bfloat16",
+    )
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "num_return_sequences": num_return_sequences,

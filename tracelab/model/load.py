@@ -24,7 +24,13 @@ from transformers import AutoTokenizer
 
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import leave_inference_mode, measuring
-from tracelab.model.bridge import keeps_its_place, quantization, require_bridge, require_whole
+from tracelab.model.bridge import (
+    keeps_its_place,
+    quantization,
+    require_bridge,
+    require_present,
+    require_whole,
+)
 from tracelab.model.forward_pass import watch
 from tracelab.model.hook_points import check_hook_points, hook_name
 from tracelab.model.hooked import hook_keys, in_training
@@ -136,6 +142,7 @@ def load(
         dtype=torch.float32 if dtype is None else dtype,
         access={name: value for name, value in access.items() if value is not None},
         how={name: value for name, value in how.items() if value is not None},
+        device=device,
     )
     model = from_hf(
         hf_model, own_tokenizer, model_id=model_id, device=device, prepend_bos=prepend_bos
@@ -211,6 +218,7 @@ def from_hf(
             support.
     """
     require_whole(hf_model, model_id)
+    require_present(hf_model, model_id)
     if not callable(tokenizer):
         raise TracelabError(
             f"{model_id!r} needs its tokenizer, not {tokenizer!r}: give what AutoTokenizer loads"

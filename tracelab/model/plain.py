@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import measuring
+from tracelab.model.bridge import is_spread
 
 
 def plain_weights(hf_model: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,8 +63,13 @@ def plain_twin(hf_model: Any) -> Any:
 
     Raises:
         TracelabError: its weights are not those of its configuration (adapters, quantised or
-            exchanged modules).
+            exchanged modules), or it is spread over devices.
     """
+    if is_spread(hf_model):
+        raise TracelabError(
+            f"{type(hf_model).__name__} is spread over devices: a plain twin lies on one. Load it "
+            "on one device; experts can be those of a smaller model (expert_base)"
+        )
     config = type(hf_model.config).from_dict(hf_model.config.to_dict())
     config._attn_implementation = hf_model.config._attn_implementation
     with init_empty_weights(include_buffers=False):

@@ -4,16 +4,19 @@ hub id, a folder, a GGUF file, a PEFT adapter."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tracelab.errors import TracelabError, warn
 from tracelab.model import assets
 from tracelab.model.adapters import is_adapter, merged
 from tracelab.model.loading import why_not
+from tracelab.model.memory import require_room
 
 
 def read(
@@ -23,6 +26,7 @@ def read(
     dtype: torch.dtype,
     access: Mapping[str, Any],
     how: Mapping[str, Any],
+    device: str | None = None,
 ) -> tuple[str, Any, Any, str | None]:
     """Model id, model, tokenizer, and the id of the adapter that was merged, if one was.
 
@@ -31,6 +35,7 @@ def read(
         access: ``revision``, ``token``, ``trust_remote_code`` (never None, the default of
             transformers, which asks on the terminal).
         how: ``device_map`` and ``quantization_config``, if they were asked for.
+        device: where the weights will go; None: transformers places them.
 
     Raises:
         TracelabError: as :func:`tracelab.load`.
@@ -57,6 +62,8 @@ def read(
         if tokenizer is None:  # first: it says soonest that there is no such model
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         tokenizer = _named(tokenizer, access)
+        if gguf is None and device is not None and not how:
+            require_room_for_weights(model_id, folder, where, dtype, device)
         hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how, **where)
     except TracelabError:
         raise
@@ -67,6 +74,35 @@ def read(
             "folder with config.json, weights and tokenizer, or a .gguf file"
         ) from error
     return model_id, hf_model, tokenizer, None
+
+
+def require_room_for_weights(
+    model_id: str, folder: str, access: Mapping[str, Any], dtype: torch.dtype, device: str
+) -> None:
+    """Refuse weights for which there is no room, before they are fetched or read: where the model
+    will be, and in main memory, through which they go there.
+
+    Raises:
+        TracelabError: saying how much is needed, how much there is, and what to change.
+    """
+    config = AutoConfig.from_pretrained(folder, **access)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # in fewer bits, of a number that the method knows
+    needed = 0
+    with init_empty_weights(), suppress(Exception):  # what cannot be made is told when it is read
+        made = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=bool(access.get("trust_remote_code"))
+        )
+        made.tie_weights()
+        needed = sum(parameter.numel() for parameter in made.parameters()) * dtype.itemsize
+    for place in dict.fromkeys(("cpu", device)):
+        require_room(
+            place,
+            f"the weights of {model_id!r} in {str(dtype).removeprefix('torch.')}",
+            needed,
+            "load it in bfloat16, quantised (quantization_config), or over several devices "
+            '(device_map="auto")',
+        )
 
 
 def _named(tokenizer: Any, access: Mapping[str, Any]) -> Any:

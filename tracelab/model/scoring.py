@@ -29,6 +29,7 @@ from tracelab.model.chat import begins_with_bos, chat_prompt
 from tracelab.model.finite import require_finite, require_finite_logits
 from tracelab.model.forward_pass import reading
 from tracelab.model.load import model_facts
+from tracelab.model.memory import Sizes, require_room_for_passes
 from tracelab.model.packed import scoring_by_tree
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
@@ -234,6 +235,7 @@ def logprobs_within(
     owners = range(len(sequences)) if owners is None else owners
     results: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(sequences)
     lengths = [len(ids) for ids in sequences]
+    require_room_for_passes(model, lengths, batch_tokens, Sizes.scoring)
 
     def one_a_row(batch: Sequence[int]) -> list[Tensor]:
         return row_logprobs(model, [sequences[i] for i in batch], [firsts[i] for i in batch])

@@ -18,6 +18,7 @@ from tracelab.errors import require_choice
 from tracelab.gradients import measuring
 from tracelab.model.hook_points import Point
 from tracelab.model.load import model_facts, require_hook
+from tracelab.model.memory import Sizes, require_room_for_passes
 from tracelab.model.partial_forward import last_logits
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.texts import Texts, as_texts
@@ -58,6 +59,8 @@ def mean_states(
     require_choice("pool", pool, POOLS)
     sequences = [encode(model, t, prepend_bos=prepend_bos).ids for t in as_texts(texts)]
     require_context(model, map(len, sequences), what=what)
+    formula = Sizes.block if read_logits is None else Sizes.harvest
+    require_room_for_passes(model, map(len, sequences), batch_tokens, formula)
     found = store((len(sequences), len(points), model.cfg.d_model))
     batch: list[int] = []  # the rows that the hooks are filling
 

@@ -13,16 +13,12 @@ kernel is not seen.
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.gradients import measuring
@@ -30,6 +26,7 @@ from tracelab.interventions import Intervention, Stack
 from tracelab.model.forward_pass import reading
 from tracelab.model.generation import plain_generation
 from tracelab.model.hooked import require_unedited
+from tracelab.model.peak import peak_memory
 from tracelab.model.tokens import bos_id, context_length, pad_id, vocabulary_size
 from tracelab.ranges import require_int
 
@@ -119,7 +116,7 @@ def edit_costs(
         }
     with (
         edit.applied(model),
-        _peak_memory([*model.parameters(), *model.buffers(), *edit.parameters()]) as peak,
+        peak_memory([*model.parameters(), *model.buffers(), *edit.parameters()]) as peak,
     ):
         scoring()
     return found | {"activation_mib": peak[0] / 2**20}
@@ -154,35 +151,3 @@ def _ratios(
 def _wait(model: TransformerBridge) -> None:
     if torch.device(model.cfg.device or "cpu").type == "cuda":
         torch.cuda.synchronize()
-
-
-class _Alive(TorchDispatchMode):
-    """Sums the storages that are alive among those made inside it."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.alive: dict[int, int] = {}
-        self.peak = [0]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key = storage.data_ptr()
-            if key and key not in self.known and key not in self.alive:
-                self.alive[key] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, key, None)
-        self.peak[0] = max(self.peak[0], sum(self.alive.values()))
-        return made
-
-
-@contextmanager
-def _peak_memory(known: list[Tensor]) -> Iterator[list[int]]:
-    """Bytes of the tensors made inside the block that were alive at once, at most; in the list when
-    it ends."""
-    mode = _Alive(known)
-    with mode:
-        yield mode.peak

@@ -52,7 +52,9 @@ class EditorShift:
         self.edit.set_(shifts)
         self.edit.zero_grad()
         figures = self.trained.backward(self.edit, judged_on)
-        torch.autograd.backward(shifts, [part.grad.T for part in self.edit.parameters()])  # type: ignore[union-attr]
+        grads = [part.grad.T for part in self.edit.parameters()]  # type: ignore[union-attr]
+        there = [grad.to(shift.device) for grad, shift in zip(grads, shifts, strict=True)]
+        torch.autograd.backward(shifts, there)
         return figures
 
     @measuring()

@@ -163,7 +163,7 @@ class TripleModel:
             grads = torch.autograd.grad(
                 loss.sum() / self.config.batch_size, [seen[f"{n}.grad"] for n in names]
             )
-        chosen = _positions(seen_pair.mask, self.config.positions)
+        chosen = _positions(seen_pair.mask, self.config.positions).cpu()  # good on any device
         for row, i in enumerate(chunk):
             # the anti-stereotype, then the stereotype
             own = [(r, chosen[r]) for r in (row, row + len(chunk))]

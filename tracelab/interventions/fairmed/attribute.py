@@ -114,11 +114,17 @@ class AttributeProbers(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float32))
         self.spec = spec
 
-    def layer(self, layer: int, groups: str | Sequence[str] = "all") -> LayerProber:
-        """The prober of a layer; among some groups only, its distribution is the softmax of their
-        logits."""
+    def layer(
+        self,
+        layer: int,
+        groups: str | Sequence[str] = "all",
+        device: torch.device | None = None,
+    ) -> LayerProber:
+        """The prober of a layer, on a device (None: where it is); among some groups only, its
+        distribution is the softmax of their logits."""
         row, chosen = self.spec.layers.index(layer), self.spec.among(groups)
-        w1, b1, w2, b2 = (each[row] for each in (self.w1, self.b1, self.w2, self.b2))
+        parts = (self.w1, self.b1, self.w2, self.b2)
+        w1, b1, w2, b2 = (each[row].to(device or each.device) for each in parts)
         if len(chosen) < len(self.spec.groups):  # else no copy at each token
             w2, b2 = w2[:, chosen], b2[:, chosen]
         return LayerProber(w1, b1, w2, b2)

@@ -300,7 +300,7 @@ class FairMed(Method):
             mask = _positions(call, mlp_out, self.config.positions)
             with measuring():
                 a = mlp_out.float()
-                probers = [part.layer(layer, self.config.groups) for part in parts]  # type: ignore[operator]
+                probers = [part.layer(layer, self.config.groups, a.device) for part in parts]  # type: ignore[operator]
                 epsilon = self.config.lam * max(part.std(layer) for part in parts)  # type: ignore[operator]
                 noise = (
                     self._draw(call, a, layer)
@@ -331,7 +331,7 @@ class FairMed(Method):
             if layer not in spec.layers:
                 continue
             part = self.probers[spec.attribute]
-            prober, own = part.layer(layer), part.layer(layer, self.config.groups)  # type: ignore[operator]
+            prober, own = (part.layer(layer, g, a.device) for g in ("all", self.config.groups))  # type: ignore[operator]
             tell = partial(self.tell, layer=layer)
             before, after = prober.log_probs(a).exp(), prober.log_probs(edited).exp()
             for i, group in enumerate(spec.groups):

@@ -274,7 +274,7 @@ class KLAADLoss:
 
         self._chunked(accumulate, group, restart)
         return {
-            f"grad_{name}": float(torch.stack([kept.norm() for kept in total]).norm())
+            f"grad_{name}": float(torch.stack([kept.norm().cpu() for kept in total]).norm())
             for name, total in sums.items()
         }
 
@@ -305,7 +305,8 @@ class KLAADLoss:
 
         with self.model.hooks(fwd_hooks=[(self.pattern, keep), (self.hidden, keep)]):
             tokens, mask, logits = self.runner(rows)
-        return Outputs(tokens, mask, logits, seen[self.pattern], seen[self.hidden])
+        pattern, hidden = (seen[name].to(logits.device) for name in (self.pattern, self.hidden))
+        return Outputs(tokens, mask, logits, pattern, hidden)
 
 
 def _add(totals: dict[str, float], parts: dict[str, Tensor], share: float) -> None:

@@ -17,6 +17,7 @@ from tracelab.gradients import learning
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.training.loop import largest_parameter, require_converged
 from tracelab.model.finite import CAUSE
+from tracelab.model.memory import Sizes, require_room_at
 from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import encode, pad, require_context
 from tracelab.progress import progress
@@ -54,6 +55,14 @@ def finetune(
     sequences = [ids for ids in sequences if len(ids) > 1]
     if not sequences:
         raise TracelabError(f"{what}: no text of at least two tokens")
+    rows = min(batch_size, len(sequences))
+    longest = max(map(len, sequences))
+    require_room_at(
+        model,
+        f"steps of {rows} texts of {longest} tokens with gradients",
+        Sizes.of(model).fit(rows, longest, _trained_layers(model, edit)),
+        "lower batch_size or block_size, train later layers, or load the model in bfloat16",
+    )
     parameters = [parameter for parameter in edit.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     order = torch.Generator().manual_seed(seed)
@@ -90,6 +99,12 @@ def finetune(
             after = float(measure(first))
     require_converged(what, losses[0], after, largest_parameter(edit))
     return losses
+
+
+def _trained_layers(model: TransformerBridge, edit: Intervention) -> int:
+    """How many layers gradients pass through: those from the first edited one on."""
+    first = min((each.point.layer or 0) for each in edit.edits(model.original_model))
+    return len(model.blocks) - first
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tracelab.interventions.origin import Origin
 from tracelab.interventions.training.loop import TRAINING, Figures, train
 from tracelab.interventions.training.triples import Triples, split_by_target
 from tracelab.interventions.weight_delta import WeightDelta, WeightDeltaSpec
+from tracelab.model.memory import Sizes, require_room_at
 from tracelab.model.settings import request_of
 from tracelab.storage.data_hash import data_hash
 
@@ -85,9 +86,20 @@ class TrainedDelta(Method, WeightDelta):
         modules: Collection[str],
         rank: int | None,
     ) -> Self:
-        """An edit that changes nothing yet, to be trained on these triples."""
+        """An edit that changes nothing yet, to be trained on these triples.
+
+        Raises:
+            TracelabError: there is no room for the gradients of one triple.
+        """
+        layers, longest = list(layers), max(map(len, triples.sequences))
+        require_room_at(
+            model,
+            f"gradients of three sentences of {longest} tokens",
+            Sizes.of(model).fit(3, longest, len(model.blocks) - min(layers)),
+            "edit later layers, leave out the longest records, or load the model in bfloat16",
+        )
         zero = WeightDelta.low_rank(
-            model, layers=list(layers), modules=tuple(modules), rank=rank, seed=config.seed
+            model, layers=layers, modules=tuple(modules), rank=rank, seed=config.seed
         )
         bias = "+".join(sorted({record.bias_type for record in triples.records}))
         edit = cls(cls.Spec(maps=zero.spec().maps, config=config, bias=bias), zero.origin)

@@ -51,6 +51,7 @@ from tracelab.localize.attention.alignment import Alignment
 from tracelab.localize.attention.neutral_swap import NeutralSwap, neutral_swaps
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
+from tracelab.model.memory import Sizes, require_room_for_passes
 from tracelab.model.settings import run_settings
 from tracelab.model.tokens import (
     encode,
@@ -302,6 +303,7 @@ def attention_patterns(
     stop = int(hook.split(".")[1]) + 1  # later blocks do not matter
     stop_at = stop if stop < model_facts(model).n_layers else None
     lengths = [len(ids) for ids in sequences]
+    require_room_for_passes(model, lengths, batch_tokens, Sizes.block)
     with progress(total=len(sequences), what="attention") as bar:
         for batch in length_batches(lengths, batch_tokens, equal=True):
             tokens, _ = pad(model, [sequences[i] for i in batch])

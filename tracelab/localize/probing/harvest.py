@@ -22,11 +22,13 @@ from tracelab.gradients import measuring
 from tracelab.model.finite import require_finite_logits
 from tracelab.model.hook_points import Point
 from tracelab.model.load import model_facts
+from tracelab.model.memory import require_room
 from tracelab.model.states import mean_states
 from tracelab.model.tokens import first_token, token_texts
 
 SPILL_BYTES = 2 * 1024**3
 """Activations above this size go to a temporary file."""
+FEWER = "probe fewer prompts (limit= of the corpus)"
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,17 @@ def _store(shape: tuple[int, ...]) -> Float[Tensor, "prompts layers d_model"]:
     """An empty fp32 tensor, in memory or, if large, mapped to a file that vanishes with it."""
     size = torch.Size(shape).numel()
     if 4 * size <= SPILL_BYTES:
+        require_room("cpu", f"activations of {shape[0]} prompts", 4 * size, FEWER)
         return torch.empty(shape, dtype=torch.float32, device="cpu")
     with tempfile.NamedTemporaryFile(prefix="tracelab-") as file:
-        # a full disk is an error now, not a crash later
-        os.posix_fallocate(file.fileno(), 0, 4 * size)
+        try:  # a full disk is an error now, not a crash later
+            os.posix_fallocate(file.fileno(), 0, 4 * size)
+        except OSError as error:
+            raise TracelabError(
+                f"activations of {shape[0]} prompts need {4 * size / 2**30:.3g} GiB in "
+                f"{tempfile.gettempdir()} ({error.strerror}): set TMPDIR to a larger disk, or "
+                f"{FEWER}"
+            ) from error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).reshape(
             shape
         )

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from tracelab.errors import TracelabError
 from tracelab.gradients import learning
+from tracelab.model.memory import prober_bytes, require_room
 from tracelab.ranges import (
     EPOCHS_MOST,
     INT_MOST,
     WIDTH_MOST,
     require_int,
-    require_memory,
     require_number,
 )
 
@@ -181,8 +181,12 @@ def train_probers(
         TracelabError: the training diverged.
     """
     _, n_layers, d_model = activations.shape
-    # With gradients and Adam's two moments, in fp32.
-    require_memory(f"probers of width {config.hidden}", 16 * n_layers * d_model * config.hidden)
+    require_room(
+        "cpu",
+        f"probers of width {config.hidden}",
+        prober_bytes(n_layers, d_model, config.hidden),
+        "lower hidden= of the probers",
+    )
     probers = Probers(n_layers, d_model, config.hidden, labels.shape[1], seed)
     at_once = max(1, _GROUP_BYTES // (4 * d_model * config.hidden))
     layers = [slice(start, start + at_once) for start in range(0, n_layers, at_once)]

@@ -64,11 +64,12 @@ from tracelab.localize.tracing.cases import (
     sampled,
     sentences_of,
 )
-from tracelab.localize.tracing.fast import fast_traces
+from tracelab.localize.tracing.fast import fast_traces, trace_bytes
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
 from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
+from tracelab.model.memory import require_room_at
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import block_runner
 from tracelab.model.scoring import BATCH_TOKENS
@@ -176,10 +177,17 @@ def causal_trace(
     if noise_std is None and noise is None:  # of all of them, so that a sample gets the same noise
         noise_std = noise_factor * attribute_embedding_std(model, cases)
     cases = sampled(cases, max_cases, seed)
+    longest = max(cases, key=lambda case: len(case.stereotype.ids))
+    if run != "plain":
+        require_room_at(
+            model,
+            f"traces of {n_samples} noise samples of {len(longest.stereotype.ids)} tokens",
+            trace_bytes(model, longest, n_samples, len(layers), len(components)),
+            "lower n_samples, name fewer components, or load the model in bfloat16",
+        )
     draws = _draws(model, cases, noise, noise_std, n_samples, seed)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
     if run == "auto":
-        longest = max(cases, key=lambda case: len(case.stereotype.ids))
         same = _fast_is_exact(
             runner, longest, draws[longest.id], components, positions, layers, window
         )

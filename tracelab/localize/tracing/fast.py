@@ -30,15 +30,24 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.gradients import measuring
+from tracelab.localize.tracing.cases import Case
 from tracelab.localize.tracing.sentence import (
     HOOKED,
     SentenceTrace,
     TracedSentence,
     window_layers,
 )
-from tracelab.localize.tracing.shared_runs import SharedRuns, few_rows, logprobs_at, shared_runs
+from tracelab.localize.tracing.shared_runs import (
+    SharedRuns,
+    few_rows,
+    logprobs_at,
+    positions_at_once,
+    shared_runs,
+)
+from tracelab.model.memory import Sizes
 from tracelab.model.partial_forward import BlockRunner, KeyValues, Watcher
 
 BATCH_POSITIONS = 1024
@@ -117,6 +126,24 @@ def block_positions(
         blocks += samples * passes * (fork - position + behind)
         heads += samples * runs * (fork - max(first - 1, position) + behind)
     return blocks, heads
+
+
+def trace_bytes(
+    model: TransformerBridge, case: Case, samples: int, layers: int, components: int
+) -> int:
+    """Bytes that :func:`fast_traces` holds at once, by :meth:`~tracelab.model.memory.Sizes.trace`.
+
+    Args:
+        layers: how many of them are restored.
+        components: how many are asked for.
+    """
+    length = len(case.stereotype.ids)
+    device = next(model.original_model.parameters()).device
+    at_once = positions_at_once(device, model.cfg.d_vocab)
+    restored = layers * samples * max(1, length - 1 - case.first)
+    return Sizes.of(model).trace(
+        samples, length - 1, components, min(at_once, BATCH_POSITIONS, restored)
+    )
 
 
 def _changing(sentences: Sequence[TracedSentence], first: int) -> Iterator[tuple[int, list[int]]]:

@@ -108,8 +108,13 @@ def few_rows(
     resid: Float[Tensor, "rows part d_model"], d_vocab: int
 ) -> Iterable[Float[Tensor, "_rows part d_model"]]:
     """Rows whose logits fit into memory that is at hand."""
-    at_once = LOGIT_BYTES * (1 if resid.device.type == "cpu" else 16)
-    return resid.split(max(1, at_once // (4 * d_vocab * resid.shape[1])))
+    return resid.split(max(1, positions_at_once(resid.device, d_vocab) // resid.shape[1]))
+
+
+def positions_at_once(device: torch.device, d_vocab: int) -> int:
+    """Positions whose logits fit into memory that is at hand."""
+    at_once = LOGIT_BYTES * (1 if device.type == "cpu" else 16)
+    return max(1, at_once // (4 * d_vocab))
 
 
 def logprobs_at(
@@ -117,7 +122,7 @@ def logprobs_at(
 ) -> Float[Tensor, "rows sentences part"]:
     """Log-probabilities of what each of some sentences has at the same places."""
     places = torch.arange(logits.shape[1], device=logits.device)
-    return logits.float().log_softmax(dim=-1)[:, places, targets]
+    return logits.float().log_softmax(dim=-1)[:, places, targets.to(logits.device)]
 
 
 def _keep(store: dict[int, Tensor], key: int) -> Watcher:
