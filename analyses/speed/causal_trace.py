@@ -34,8 +34,9 @@ from transformers import AutoModelForCausalLM
 
 import tracelab
 from tracelab.localize.tracing.cases import Case, make_cases, sentences_of
-from tracelab.localize.tracing.causal_trace import attribute_embedding_std
 from tracelab.localize.tracing.fast import block_positions
+from tracelab.localize.tracing.noise import attribute_embedding_std
+from tracelab.localize.tracing.sentence import TracedStates
 from tracelab.model import assets
 from tracelab.model.plain_blocks import use_onednn
 
@@ -139,7 +140,8 @@ def must_compute(cases, noise, component: str, layers: range, n_layers: int) -> 
     total = [0, 0]
     for case in cases:
         sentences = sentences_of(case, noise[case.id], range(len(case.columns)))
-        found = block_positions(sentences, case.first, layers, component, WINDOW, n_layers)
+        states = TracedStates(layers, [component], WINDOW)
+        found = block_positions(sentences, case.first, states, component, n_layers)
         total = [a + b for a, b in zip(total, found, strict=True)]
     return total[0], total[1]
 

@@ -38,10 +38,8 @@ choice for comparing layers. Default is the model's own: that is the gap which b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +57,27 @@ from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
 from tracelab.localize.tracing.cases import Case, make_cases, restored_columns, sentences_of
 from tracelab.localize.tracing.fast import fast_traces
+from tracelab.localize.tracing.noise import attribute_embedding_std, hash_of, noise_draws
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
-from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
+from tracelab.localize.tracing.sentence import (
+    COMPONENTS,
+    TracedStates,
+    Tracer,
+    plain_traces,
+)
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, model_key, require_hook
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import block_runner
-from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.settings import run_settings
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import length_batches, pad, token_texts
+from tracelab.model.tokens import token_texts
 from tracelab.progress import progress
 from tracelab.ranges import (
     INT_MOST,
     SAMPLES_MOST,
     require_int,
     require_layers,
-    require_memory,
     require_number,
     require_seed,
 )
@@ -172,13 +174,12 @@ def causal_trace(
     if max_cases is not None:
         order = torch.randperm(n_traceable, generator=derive_generator(seed, "cases"))
         cases = [cases[i] for i in sorted(order[:max_cases].tolist())]
-    draws = _draws(model, cases, noise, noise_std, n_samples, seed)
+    draws = noise_draws(model, cases, noise, noise_std, n_samples, seed)
+    traced = TracedStates(layers, components, window)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
     if run == "auto":
         longest = max(cases, key=lambda case: len(case.stereotype.ids))
-        same = _fast_is_exact(
-            runner, longest, draws[longest.id], components, positions, layers, window
-        )
+        same = _fast_is_exact(runner, longest, draws[longest.id], traced, positions)
         run = "fast" if same else "plain"
         if run == "plain":
             warn("caches cannot be shared on this model: tracing the slow way")
@@ -191,7 +192,7 @@ def causal_trace(
         layers=layers,
         n_samples=n_samples,
         noise_std=noise_std,
-        noise_hash=_hash_of(draws),
+        noise_hash=hash_of(draws),
         noise_factor=noise_factor,
         window=window,
         mentions=mentions,
@@ -209,9 +210,7 @@ def causal_trace(
         done = {line.pop("case"): line for line in entry.load_lines()}
         for case in cases:
             if case.id not in done:
-                done[case.id] = _trace_case(
-                    runner, tracer, case, draws[case.id], components, positions, layers, window
-                )
+                done[case.id] = _trace_case(runner, tracer, case, draws[case.id], traced, positions)
                 entry.append({"case": case.id, **done[case.id]})
             bar.update()
     settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
@@ -219,44 +218,26 @@ def causal_trace(
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
 
 
-@measuring()
-def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
-    """Standard deviation of all entries of the attribute words' embeddings, where noise will be
-    added."""
-    name = require_hook(model, "embed")
-    found = []
-    for batch in length_batches((len(case.stereotype.ids) for case in cases), BATCH_TOKENS):
-        tokens, _ = pad(model, [cases[i].stereotype.ids for i in batch])
-        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
-        for row, i in enumerate(batch):
-            found.append(
-                cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float()
-            )
-    return float(torch.cat(found).std())
-
-
 def _trace_case(
     runner: BlockRunner,
     tracer: Tracer,
     case: Case,
     values: Float[Tensor, "samples noised d_model"],
-    components: Sequence[str],
+    states: TracedStates,
     positions: str,
-    layers: Sequence[int],
-    window: int,
 ) -> dict[str, Any]:
     """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by
     component."""
     columns = restored_columns(case, positions)
     sentences = sentences_of(case, values, columns)
-    traces = tracer(runner, sentences, case.first, layers, components, window)
+    traces = tracer(runner, sentences, case.first, states)
 
     def of_columns(side: int, component: str) -> Float[Tensor, "columns layers"]:
         where = sentences[side].positions
         rows = [where.index(case.columns[c][side]) for c in columns]
         return traces[side].restored[component][rows]
 
-    restored = {c: (of_columns(0, c) - of_columns(1, c)).tolist() for c in components}
+    restored = {c: (of_columns(0, c) - of_columns(1, c)).tolist() for c in states.components}
     stereo, anti = traces
     high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
     if not np.isfinite(
@@ -311,54 +292,12 @@ def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
     ]
 
 
-def _draws(
-    model: TransformerBridge,
-    cases: Sequence[Case],
-    noise: Mapping[str, Tensor] | None,
-    noise_std: float | None,
-    n_samples: int,
-    seed: int,
-) -> dict[str, Tensor]:
-    """Noise by case: given, or drawn with a standard deviation from the seed and the case's id."""
-    shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
-    if noise is None:
-        assert noise_std is not None
-        require_memory(
-            f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values()))
-        )
-        return {
-            key: noise_std
-            * torch.randn(
-                shape,
-                generator=derive_generator(seed, "noise", key),
-                dtype=torch.float32,
-                device="cpu",
-            )
-            for key, shape in shapes.items()
-        }
-    for key, shape in shapes.items():
-        found = tuple(noise[key].shape) if key in noise else "nothing"
-        if found != shape:
-            raise TracelabError(f"noise of record {key} must have the shape {shape}, found {found}")
-    return {key: noise[key] for key in shapes}
-
-
-def _hash_of(draws: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws."""
-    digest = hashlib.sha256()
-    for key, values in draws.items():
-        digest.update(key.encode() + values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _fast_is_exact(
     runner: BlockRunner,
     case: Case,
     values: Float[Tensor, "samples noised d_model"],
-    components: Sequence[str],
+    states: TracedStates,
     positions: str,
-    layers: Sequence[int],
-    window: int,
 ) -> bool:
     """Whether a pair has the same scores both ways here, in the shapes of the real run.
 
@@ -370,15 +309,16 @@ def _fast_is_exact(
     """
     stereo, anti = sentences_of(case, values[:CHECKED_SAMPLES], restored_columns(case, positions))
     where = [p for p in stereo.positions if min(stereo.noise.positions) <= p < len(stereo.ids) - 1]
+    layers = states.layers
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     sentences = [
         replace(stereo, positions=sorted({where[0], where[-1]})),
         replace(anti, positions=where[:1]),  # the same up to the filler
     ]
-    args = (sentences, case.first, chosen, components, window)
-    plain = plain_traces(runner, *args)
+    few = replace(states, layers=chosen)
+    plain = plain_traces(runner, sentences, case.first, few)
     try:
-        fast = fast_traces(runner, *args)
+        fast = fast_traces(runner, sentences, case.first, few)
     except Exception:  # whatever it is, the plain way has just been seen to work
         return False
     # Half-precision logits are themselves rounded to eighths of a nat.
@@ -386,5 +326,5 @@ def _fast_is_exact(
     return all(
         torch.allclose(ours.restored[c], theirs.restored[c], atol=tolerance)
         for ours, theirs in zip(fast, plain, strict=True)
-        for c in components
+        for c in states.components
     )
