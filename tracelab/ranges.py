@@ -21,6 +21,7 @@ SEED_MOST = 2**32 - 1
 """The largest seed that numpy, scikit-learn and torch all take."""
 SEEDS_MOST = 1_000
 SAMPLES_MOST = 10_000
+IG_MOST = 100
 EPOCHS_MOST = 10_000
 STEPS_MOST = 1_000_000
 WIDTH_MOST = 65_536

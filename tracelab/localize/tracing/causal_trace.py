@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
+from tracelab.localize.tracing.attribution import attribution_traces
 from tracelab.localize.tracing.cases import Case, make_cases, restored_columns, sentences_of
 from tracelab.localize.tracing.fast import fast_traces
 from tracelab.localize.tracing.noise import attribute_embedding_std, hash_of, noise_draws
@@ -74,6 +76,7 @@ from tracelab.model.texts import Texts, as_texts
 from tracelab.model.tokens import token_texts
 from tracelab.progress import progress
 from tracelab.ranges import (
+    IG_MOST,
     INT_MOST,
     SAMPLES_MOST,
     require_int,
@@ -84,6 +87,7 @@ from tracelab.ranges import (
 from tracelab.storage.checkpoint import open_entry, require_entries
 
 POSITIONS = ("roles", "all")
+METHODS = ("exact", "attribution")
 RUNS = ("auto", "fast", "plain")
 CHECKED_SAMPLES = 2
 """Noise samples on which the fast way is checked: enough to be several rows."""
@@ -96,6 +100,7 @@ def causal_trace(
     model: TransformerBridge,
     pairs: Iterable[Record],
     *,
+    method: str = "exact",
     components: Texts = COMPONENTS,
     positions: str = "roles",
     layers: Sequence[int] | None = None,
@@ -108,12 +113,15 @@ def causal_trace(
     max_cases: int | None = None,
     prepend_bos: bool | None = None,
     run: str = "auto",
+    ig_steps: int = 1,
     checkpoint: Path | str | None = None,
     seed: int = 0,
 ) -> CausalTrace:
     """Trace pairs: StereoSet's intrasentence records, or your own (``datasets.pairs``).
 
     Args:
+        method: ``"exact"`` restores every state in a run of its own, ``"attribution"`` estimates
+            all effects to first order from one backward pass (:mod:`.attribution`).
         components: of ``resid``, ``mlp`` and ``attn``.
         positions: ``"roles"`` restores the attribute words, the token before the filler and the
             filler; ``"all"`` restores every token (for heatmaps of a sentence).
@@ -130,7 +138,9 @@ def causal_trace(
         max_cases: trace a random sample of so many of the pairs that can be traced.
         prepend_bos: whether BOS comes before each sentence; default: the model's (see above).
         run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast
-            where a check on this model shows the same numbers.
+            where a check on this model shows the same numbers (of ``exact`` only).
+        ig_steps: points between the corrupted and the clean embeddings at which ``attribution``
+            takes gradients: 1 is the corrupted run alone.
         checkpoint: folder in which finished cases are stored; a run with the same settings resumes
             from them.
         seed: of the noise and the bootstrap.
@@ -146,7 +156,13 @@ def causal_trace(
         require_choice("component", component, COMPONENTS)
     require_entries(checkpoint, CASES)
     require_choice("positions", positions, POSITIONS)
+    require_choice("method", method, METHODS)
     require_choice("run", run, RUNS)
+    require_int("ig_steps", ig_steps, most=IG_MOST)
+    if method == "exact" and ig_steps != 1:
+        raise TracelabError('ig_steps are of attribution: add method="attribution"')
+    if method == "attribution" and run != "auto":
+        raise TracelabError(f'run={run!r} is of method="exact": attribution has one way to run')
     require_choice("mentions", mentions, ("all", "first"))
     n_layers = model_facts(model).n_layers
     window = min(10, n_layers) if window is None else window
@@ -177,16 +193,22 @@ def causal_trace(
     draws = noise_draws(model, cases, noise, noise_std, n_samples, seed)
     traced = TracedStates(layers, components, window)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
-    if run == "auto":
+    tracer: Tracer
+    if method == "attribution":
+        tracer = partial(attribution_traces, ig_steps=ig_steps)
+    elif run == "auto":
         longest = max(cases, key=lambda case: len(case.stereotype.ids))
         same = _fast_is_exact(runner, longest, draws[longest.id], traced, positions)
         run = "fast" if same else "plain"
         if run == "plain":
             warn("caches cannot be shared on this model: tracing the slow way")
-    tracer: Tracer = fast_traces if run == "fast" else plain_traces
+    if method == "exact":
+        tracer = fast_traces if run == "fast" else plain_traces
     settings = run_settings(
         model,
         pairs,
+        method=method,
+        ig_steps=ig_steps,
         components=list(components),
         positions=positions,
         layers=layers,
