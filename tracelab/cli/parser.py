@@ -202,7 +202,7 @@ def make_parser() -> Parser:
         "--ig-steps",
         type=whole(most=IG_MOST),
         default=1,
-        help=f"gradients of attribution a noise sample, 1 to {IG_MOST} (default 1; 5 agrees better)",
+        help=f"gradients of attribution a noise sample, 1 to {IG_MOST} (default 1; 5 is nearer)",
     )
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")

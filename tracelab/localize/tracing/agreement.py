@@ -83,7 +83,7 @@ def _correlation(values: np.ndarray, cases: np.ndarray, seed: int) -> tuple[floa
         with np.errstate(invalid="ignore", divide="ignore"):
             return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx**2) * (n * syy - sy**2))
 
-    value = float(of(np.ones(n_cases)))
+    (value,) = of(np.ones((1, n_cases))).tolist()
     if n_cases < 2:
         return value, np.nan, np.nan
     low, high = percentile_interval(of(resample_counts(n_cases, seed=seed)))
