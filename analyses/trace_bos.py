@@ -25,10 +25,10 @@ import torch
 
 import tracelab
 from tracelab.localize.tracing.cases import Case, make_cases
-from tracelab.localize.tracing.causal_trace import attribute_embedding_std
-from tracelab.localize.tracing.fast import fast_trace
+from tracelab.localize.tracing.fast import fast_traces
+from tracelab.localize.tracing.noise import attribute_embedding_std
 from tracelab.localize.tracing.result import effect_table
-from tracelab.localize.tracing.sentence import Noise
+from tracelab.localize.tracing.sentence import Noise, TracedSentence, TracedStates
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.statistics import mean_interval
 
@@ -124,18 +124,16 @@ def _total_effects(model, cases, std, n_samples, bos) -> pd.DataFrame:
         for noised, columns in where.items():
             shape = (n_samples, len(columns), model.cfg.d_model)
             values = std * torch.randn(shape, generator=torch.Generator().manual_seed(number))
-            stereo, anti = (
-                fast_trace(
-                    runner,
+            sentences = [
+                TracedSentence(
                     torch.tensor(encoding.ids),
                     Noise(tuple(case.columns[c][side] for c in columns), values),
-                    case.first,
                     positions=[],
-                    layers=[0],
-                    components=[],
-                    window=1,
                 )
                 for side, encoding in enumerate((case.stereotype, case.anti_stereotype))
+            ]
+            stereo, anti = fast_traces(
+                runner, sentences, case.first, TracedStates([0], components=[], window=1)
             )
             high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
             rows.append((case.id, noised, high, high - low, (stereo.clean + anti.clean) / 2))

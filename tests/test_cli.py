@@ -362,6 +362,8 @@ def test_fit_refuses_a_folder_of_other_things_before_any_work(tmp_path, capsys):
         (["score", "stereoset", "--split", "train"], "unknown split 'train'"),
         (["score", "stereoset", "--source", "/no/file.json"], "no StereoSet file"),
         (["trace", "--bias", "gender", "--component", "mid"], "unknown component 'mid'"),
+        (["trace", "--bias", "gender", "--method", "guess"], "unknown method 'guess'"),
+        (["trace", "--bias", "gender", "--ig-steps", "3"], "add --method attribution"),
         (["score", "perplexity", "--bias", "gender"], "leave --bias out"),
         (["score", "local-bias", "--source", "x"], "local-bias has no --source"),
         (["compare", "--bias", "gender"], "name at least one bundle with --edit"),

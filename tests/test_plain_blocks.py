@@ -119,3 +119,20 @@ def test_without_onednn_the_twin_is_run_all_the_same(own_model, tokens, monkeypa
     runner = PlainBlockRunner(own_model)
     assert any(type(module) is torch.nn.Linear for module in runner.runs.modules())
     assert torch.allclose(runner.logits(tokens), own_model(tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_by_onednn_has_the_gradient_of_pytorchs(bias):
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(24, 40, bias=bias).requires_grad_(False)
+    model = torch.nn.Sequential(plain)
+    if not use_onednn(model):
+        pytest.skip("oneDNN is not there")
+    x, weights = torch.randn(3, 5, 24), torch.randn(3, 5, 40)
+    found, expected = (
+        torch.autograd.grad((map_(y) * weights).sum(), y)[0]
+        for map_ in (model, plain)
+        for y in [x.clone().requires_grad_()]
+    )
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert expected.abs().max() > 0.1

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "analyses" / "speed"
-PARTS = ("comparison", "models")  # what the scripts share
+PARTS = ("comparison", "models", "tracing")  # what the scripts share
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in PARTS)
 PAGE = (ROOT / "docs" / "speed.md").read_text("utf-8")
 

@@ -30,88 +30,18 @@ import time
 
 import torch
 from comparison import compare, say
+from tracing import WINDOW, Reference, of_all, short_pairs
 from transformers import AutoModelForCausalLM
 
 import tracelab
-from tracelab.localize.tracing.cases import Case, make_cases, sentences_of
-from tracelab.localize.tracing.causal_trace import attribute_embedding_std
+from tracelab.localize.tracing.cases import sentences_of
 from tracelab.localize.tracing.fast import block_positions
+from tracelab.localize.tracing.sentence import TracedStates
 from tracelab.model import assets
 from tracelab.model.plain_blocks import use_onednn
 
 GOALS = {"attn": 5.0, "mlp": 5.0, "resid": 10.0}
-WINDOW = 10
 QUICK_TOKENS, QUICK_STATES, QUICK_STEP = 8, 6, 3
-
-
-class Reference:
-    """Tracing on a plain Llama, one forward pass a state."""
-
-    def __init__(self) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(
-            assets.model_dir(), dtype=torch.float32
-        ).eval()
-        self.layers = self.model.model.layers
-
-    def module(self, component: str, layer: int) -> torch.nn.Module:
-        """Whose output is the state."""
-        block = self.layers[layer]
-        return {"resid": block, "mlp": block.mlp, "attn": block.self_attn}[component]
-
-    @torch.no_grad()
-    def score(
-        self, ids: list[int], noised: list[int], noise: torch.Tensor, first: int, component: str,
-        layers: range, position: int,
-    ) -> float:  # fmt: skip
-        """Mean log-probability from ``first`` on of the noisy rows, a state of ``layers``
-        restored."""
-
-        def add_noise(module, args, output):
-            output[1:, noised] += noise
-            return output
-
-        def restore(module, args, output):
-            state = output[0] if isinstance(output, tuple) else output
-            state[1:, position] = state[0, position]
-            return output
-
-        handles = [self.model.get_input_embeddings().register_forward_hook(add_noise)]
-        handles += [
-            self.module(component, n).register_forward_hook(restore) for n in layers
-        ]  # fmt: skip
-        rows = torch.tensor(ids).expand(1 + len(noise), -1)
-        logits = self.model(rows, use_cache=False).logits
-        for handle in handles:
-            handle.remove()
-        logprobs = logits[1:, first - 1 : -1].log_softmax(dim=-1)
-        return float(logprobs.gather(2, rows[1:, first:, None]).sum() / len(noise))
-
-    def gap(self, case: Case, noise: torch.Tensor, state: tuple[str, int, int]) -> float:
-        """Of a pair, with the state of (component, layer, column) restored."""
-        component, layer, column = state
-        n_layers = len(self.layers)
-        low, high = layer - WINDOW // 2, layer + (WINDOW + 1) // 2
-        layers = (
-            range(layer, layer + 1)
-            if component == "resid"
-            else range(max(0, low), min(n_layers, high))
-        )
-        scores = []
-        for side, encoding in enumerate((case.stereotype, case.anti_stereotype)):
-            noised = [case.columns[c][side] for c in case.noised]
-            position = case.columns[column][side]
-            scores.append(
-                self.score(encoding.ids, noised, noise, case.first, component, layers, position)
-            )
-        return scores[0] - scores[1]
-
-
-def of_all(facts: dict, share: float) -> dict:
-    """The facts of a comparison if the reference had done all of its work, not a share of it."""
-    ratios = ("ratio", "ratio_min", "ratio_max", "cpu_ratio", "reference_seconds")
-    return {
-        name: round(value / share, 3) if name in ratios else value for name, value in facts.items()
-    } | {"reference_share": round(share, 4)}
 
 
 def seconds(work, repeats: int = 3) -> float:
@@ -139,7 +69,8 @@ def must_compute(cases, noise, component: str, layers: range, n_layers: int) -> 
     total = [0, 0]
     for case in cases:
         sentences = sentences_of(case, noise[case.id], range(len(case.columns)))
-        found = block_positions(sentences, case.first, layers, component, WINDOW, n_layers)
+        states = TracedStates(layers, [component], WINDOW)
+        found = block_positions(sentences, case.first, states, component, n_layers)
         total = [a + b for a, b in zip(total, found, strict=True)]
     return total[0], total[1]
 
@@ -162,23 +93,13 @@ def main() -> None:
     model, reference = tracelab.load(), Reference()
     n_layers = model.cfg.n_layers
     layers = range(0, n_layers, QUICK_STEP if options.quick else 1)
-    records = tracelab.datasets.stereoset("gender")
-    cases, _ = make_cases(model, records)
-    std = 3 * attribute_embedding_std(model, cases)
-    cases = [case for case in cases if case.equal_length]
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(cases), generator=generator)
-    cases = [cases[i] for i in order.tolist()]
-    if options.quick:
-        cases = [case for case in cases if len(case.stereotype.ids) <= QUICK_TOKENS]
-    cases = cases[: 1 if options.quick else options.pairs]
-    by_id = {record.id: record for record in records}
-    chosen = [by_id[case.id] for case in cases]
-    shape = (options.samples, model.cfg.d_model)
-    noise = {
-        case.id: std * torch.randn(shape[0], len(case.noised), shape[1], generator=generator)
-        for case in cases
-    }
+    work = short_pairs(
+        model,
+        1 if options.quick else options.pairs,
+        samples=options.samples,
+        longest=QUICK_TOKENS if options.quick else None,
+    )
+    cases, noise = work.cases, work.noise
     for case in cases:
         print(f"{len(case.stereotype.ids)} tokens, noise at {case.noised}, filler at {case.first}")
     plain_rates = rates(reference.model)
@@ -188,26 +109,13 @@ def main() -> None:
     del twin
     found = []
     for component, goal in GOALS.items():
-        states = [
-            [
-                (
-                    component,
-                    layers[int(torch.randint(len(layers), (), generator=generator))],
-                    column,
-                )
-                for column in torch.randint(
-                    len(case.columns), (n_states,), generator=generator
-                ).tolist()
-            ]
-            for case in cases
-        ]
-
+        states = work.some_states(component, layers, n_states)
         cpu_seconds: list[float] = []
 
         def ours(component: str = component, cpu_seconds: list[float] = cpu_seconds):
             began = time.process_time()
             trace = tracelab.causal_trace(
-                model, chosen, components=[component], positions="all", layers=layers,
+                model, work.records, components=[component], positions="all", layers=layers,
                 noise=noise, window=WINDOW, n_samples=options.samples, run="fast",
             )  # fmt: skip
             cpu_seconds.append(time.process_time() - began)

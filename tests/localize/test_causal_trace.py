@@ -16,7 +16,8 @@ from tracelab.datasets import stereoset
 from tracelab.errors import TracelabError
 from tracelab.localize import causal_trace
 from tracelab.localize.tracing.cases import KEY_ROLES, make_cases
-from tracelab.localize.tracing.causal_trace import CASES, attribute_embedding_std
+from tracelab.localize.tracing.causal_trace import CASES
+from tracelab.localize.tracing.noise import attribute_embedding_std
 from tracelab.model import assets
 from tracelab.model.load import from_hf
 from tracelab.model.scoring import score

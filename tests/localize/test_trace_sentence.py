@@ -13,8 +13,8 @@ from tracelab.localize.tracing.sentence import (
     Noise,
     SentenceTrace,
     TracedSentence,
+    TracedStates,
     noising,
-    plain_trace,
     plain_traces,
     window_layers,
 )
@@ -28,7 +28,16 @@ LAYERS = list(range(N_LAYERS))
 
 def fast_trace(runner, ids, noise, first, positions, *rest):
     """One sentence alone."""
-    (trace,) = fast_traces(runner, [TracedSentence(ids, noise, positions)], first, *rest)
+    (trace,) = fast_traces(
+        runner, [TracedSentence(ids, noise, positions)], first, TracedStates(*rest)
+    )
+    return trace
+
+
+def plain_trace(runner, ids, noise, first, positions, *rest):
+    (trace,) = plain_traces(
+        runner, [TracedSentence(ids, noise, positions)], first, TracedStates(*rest)
+    )
     return trace
 
 
@@ -124,7 +133,7 @@ def test_a_pair_traced_as_one_has_the_numbers_of_one_run_a_state(tokenizer, case
     own = AutoTokenizer.from_pretrained(assets.model_dir())  # OPT's bridge has hooks of its own
     model, case = from_hf(tiny_hf(kind, len(tokenizer)), own, model_id=kind), cases[1]
     assert not case.equal_length
-    given = (sentences_of(case, 32), case.first, LAYERS, COMPONENTS, 3)
+    given = (sentences_of(case, 32), case.first, TracedStates(LAYERS, COMPONENTS, 3))
     plain = plain_traces(BlockRunner(model), *given)
     for runner in (BlockRunner(model), block_runner(model)):
         assert largest_difference(fast_traces(runner, *given), plain) < 1e-4
@@ -135,7 +144,7 @@ def test_a_pair_traced_as_one_has_the_numbers_of_one_run_a_state(tokenizer, case
 @pytest.mark.parametrize("window", [1, 2, N_LAYERS])
 def test_windows_that_begin_or_are_alike_are_told_apart_where_they_part(tiny_model, cases, window):
     model, case = tiny_model("qwen2"), cases[0]
-    given = (sentences_of(case, 32), case.first, LAYERS, ("mlp", "attn"), window)
+    given = (sentences_of(case, 32), case.first, TracedStates(LAYERS, ("mlp", "attn"), window))
     fast = fast_traces(block_runner(model), *given)
     assert largest_difference(fast, plain_traces(BlockRunner(model), *given)) < 1e-4
 
@@ -143,7 +152,7 @@ def test_windows_that_begin_or_are_alike_are_told_apart_where_they_part(tiny_mod
 @pytest.mark.parametrize("positions", [1, 40])
 def test_the_size_of_a_batch_is_no_matter(tiny_model, cases, positions, monkeypatch):
     model, case = tiny_model("llama"), cases[1]
-    given = (sentences_of(case, 32), case.first, LAYERS, COMPONENTS, 3)
+    given = (sentences_of(case, 32), case.first, TracedStates(LAYERS, COMPONENTS, 3))
     whole = fast_traces(block_runner(model), *given)
     monkeypatch.setattr("tracelab.localize.tracing.fast.BATCH_POSITIONS", positions)
     monkeypatch.setattr("tracelab.localize.tracing.shared_runs.LOGIT_BYTES", 1)
@@ -153,9 +162,10 @@ def test_the_size_of_a_batch_is_no_matter(tiny_model, cases, positions, monkeypa
 def test_a_sentence_alone_and_in_a_pair_has_the_same_numbers(tiny_model, cases):
     runner, case = block_runner(tiny_model("llama")), cases[1]
     both = sentences_of(case, 32)
-    pair = fast_traces(runner, both, case.first, LAYERS, COMPONENTS, 2)
+    states = TracedStates(LAYERS, COMPONENTS, 2)
+    pair = fast_traces(runner, both, case.first, states)
     for sentence, trace in zip(both, pair, strict=True):
-        alone = fast_traces(runner, [sentence], case.first, LAYERS, COMPONENTS, 2)
+        alone = fast_traces(runner, [sentence], case.first, states)
         assert largest_difference(alone, [trace]) < 2e-5
 
 
@@ -179,8 +189,9 @@ def test_the_count_of_positions_is_of_those_that_are_run(tiny_model, cases, monk
     samples, n = len(both[0].noise.values), sum(len(s.ids) - case.first for s in both)
     for component in COMPONENTS:
         counted[:] = 0, 0
-        fast_traces(runner, both, case.first, LAYERS, [component], 2)
-        expected = block_positions(both, case.first, LAYERS, component, 2, N_LAYERS)
+        states = TracedStates(LAYERS, [component], 2)
+        fast_traces(runner, both, case.first, states)
+        expected = block_positions(both, case.first, states, component, N_LAYERS)
         assert (counted[0], counted[1] - samples * n) == expected
 
 
@@ -190,7 +201,7 @@ def test_the_embedded_model_has_the_numbers_of_one_run_a_state(real_model):
     bridge, plain = BlockRunner(real_model), PlainBlockRunner(real_model)
     positions = [case.noised[0], case.first]
     sentences = sentences_of(case, 576, positions, scale=0.3)
-    given = (sentences, case.first, [2, 20], COMPONENTS, 10)
+    given = (sentences, case.first, TracedStates([2, 20], COMPONENTS, 10))
     expected = plain_traces(bridge, *given)
     for runner in (bridge, plain):
         assert largest_difference(fast_traces(runner, *given), expected) < 1e-4

@@ -23,7 +23,7 @@ from tracelab.cli.options import (
 from tracelab.cli.words import BENCHMARKS, COMPARED, FITTED, LM_EVAL, WORDED
 from tracelab.cli.words_meant import Choices, Parser
 from tracelab.interventions.registry import LISTED
-from tracelab.ranges import SAMPLES_MOST, SEEDS_MOST, THREADS_MOST
+from tracelab.ranges import IG_MOST, SAMPLES_MOST, SEEDS_MOST, THREADS_MOST
 
 
 def make_parser() -> Parser:
@@ -201,6 +201,17 @@ def make_parser() -> Parser:
     trace.add_argument("--bias", help=f"{BIASES} (needed without --data)")
     add_data(trace, "pairs")
     trace.add_argument("--component", help="resid, mlp or attn (default: all three)")
+    trace.add_argument(
+        "--method",
+        default="exact",
+        help="exact (default), or attribution: all effects to first order, by one backward pass",
+    )
+    trace.add_argument(
+        "--ig-steps",
+        type=whole(most=IG_MOST),
+        default=1,
+        help=f"gradients of attribution a noise sample, 1 to {IG_MOST} (default 1; 5 is nearer)",
+    )
     trace.add_argument("--positions", default="roles", help="roles (default) or all tokens")
     trace.add_argument("--layers", help="0,5,9 or 0:30:3 (default: every layer)")
     trace.add_argument(

@@ -127,13 +127,18 @@ def trace_heatmap(
     )
     return finish(
         figure,
-        f"Which restored states bring the {_bias(cases)} gap back",
+        f"Which restored states bring the {_bias(cases)} gap back{_by_gradients(settings)}",
         f"Normalised indirect effect over {len(cases)} pairs, {settings['n_samples']} noise "
         f"samples; {_first_tokens(cases, settings)}; "
         f"1 = the state carries all of the total effect · {model_name(settings)}",
         height=170 + 150 * len(components),
         legend=False,
     )
+
+
+def _by_gradients(settings: dict[str, Any]) -> str:
+    """What a title says of effects that were estimated."""
+    return " to first order (attribution)" if settings.get("method") == "attribution" else ""
 
 
 def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any]) -> go.Figure:
@@ -170,8 +175,8 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
     return finish(
         figure,
         f"One pair: {case['stereotype']}",
-        f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token; * noised; "
-        "gap clean "
+        f"Indirect effect{_by_gradients(settings)} of restoring the {COMPONENT_NAMES[component]} "
+        "at one token; * noised; gap clean "
         f"{case['high']:.2f}, corrupted {case['low']:.2f} nats · {model_name(settings)}",
         height=190 + 26 * len(marked),
         legend=False,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -265,10 +265,28 @@ class BlockRunner:
         self._blocks_return_tuples = False  # known once a call has been recorded
 
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], cache: DynamicCache | None = None
-    ) -> Float[Tensor, "batch pos vocab"]:
-        """The whole model's, with what is on it and within :meth:`watching`."""
-        return self.runs(tokens) if cache is None else self.runs(tokens, past_key_values=cache)
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        cache: DynamicCache | None = None,
+        *,
+        start: int = 0,
+    ) -> Float[Tensor, "batch read vocab"]:
+        """The whole model's from position ``start`` on, with what is on it and within
+        :meth:`watching`; no other position is unembedded where the model can do without."""
+        kept, skipped = self._reading(tokens.shape[1], start)
+        cached = {} if cache is None else {"past_key_values": cache}
+        with reading(start) if start else nullcontext():
+            return self.runs(tokens, **cached, **kept)[:, skipped:]
+
+    def _reading(self, length: int, start: int) -> tuple[dict[str, int], int]:
+        """What the model is told of the positions that are read, and how many logits are then left
+        to skip."""
+        if (
+            start
+            and "logits_to_keep" in inspect.signature(self.model.original_model.forward).parameters
+        ):
+            return {"logits_to_keep": length - start}, 0
+        return {}, start
 
     @contextmanager
     def watching(self, watchers: Iterable[tuple[str, int | None, Watcher]]) -> Iterator[None]:

@@ -83,9 +83,15 @@ class PlainBlockRunner(BlockRunner):
             raise TracelabError(f"the plain twin of {model_facts(model).model_id} computes others")
 
     def logits(  # noqa: D102
-        self, tokens: Int[Tensor, "batch pos"], cache: DynamicCache | None = None
-    ) -> Float[Tensor, "batch pos vocab"]:
-        return self.runs(tokens, past_key_values=cache, use_cache=cache is not None).logits
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        cache: DynamicCache | None = None,
+        *,
+        start: int = 0,
+    ) -> Float[Tensor, "batch read vocab"]:
+        kept, skipped = self._reading(tokens.shape[1], start)
+        cached = {"past_key_values": cache, "use_cache": cache is not None}
+        return self.runs(tokens, **cached, **kept).logits[:, skipped:]
 
     @contextmanager
     def watching(  # noqa: D102
@@ -205,6 +211,23 @@ def _store(values: dict[Any, Tensor], key: Any) -> Watcher:
     return keep
 
 
+class _OneDnnProduct(torch.autograd.Function):
+    """``x Wᵀ + b`` by oneDNN, and the gradient of ``x`` too: PyTorch knows none of its operator.
+    The weights are frozen and get none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        linear = torch.ops.mkldnn._linear_pointwise
+        return linear(gradient, weight.t(), None, "none", [], ""), None, None
+
+
 class _OneDnnLinear(nn.Module):
     """A linear map by oneDNN, with the weights of another."""
 
@@ -213,6 +236,8 @@ class _OneDnnLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        if x.requires_grad and torch.is_grad_enabled():
+            return cast(Tensor, _OneDnnProduct.apply(x, self.weight, self.bias))
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 

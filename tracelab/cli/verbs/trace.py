@@ -9,7 +9,7 @@ from tracelab.cli.arguments import parse_layers
 from tracelab.datasets import pairs, stereoset
 from tracelab.errors import TracelabError, require_choice
 from tracelab.localize import causal_trace
-from tracelab.localize.tracing.causal_trace import POSITIONS
+from tracelab.localize.tracing.causal_trace import METHODS, POSITIONS
 from tracelab.localize.tracing.sentence import COMPONENTS
 from tracelab.results import Result
 
@@ -19,6 +19,9 @@ def run(options: argparse.Namespace) -> Result:
     if options.component is not None:
         require_choice("component", options.component, COMPONENTS)
     require_choice("positions", options.positions, POSITIONS)
+    require_choice("method", options.method, METHODS)
+    if options.ig_steps != 1 and options.method == "exact":
+        raise TracelabError("--ig-steps is of attribution: add --method attribution")
     layers = parse_layers(options.layers)
     if options.window is not None and options.component == "resid":
         raise TracelabError("--window is of mlp and attn: resid is restored a layer at a time")
@@ -30,6 +33,8 @@ def run(options: argparse.Namespace) -> Result:
     else:
         records = stereoset(options.bias, source=options.source)
     how = {
+        "method": options.method,
+        "ig_steps": options.ig_steps,
         "components": [options.component] if options.component else list(COMPONENTS),
         "positions": options.positions,
         "layers": layers,

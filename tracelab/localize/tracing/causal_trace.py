@@ -38,10 +38,9 @@ choice for comparing layers. Default is the model's own: that is the gap which b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.utilities.statistics import derive_generator
 
 from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.errors import TracelabError, require_choice, warn
 from tracelab.gradients import measuring
+from tracelab.localize.tracing.attribution import attribution_traces
 from tracelab.localize.tracing.cases import (
     Case,
     make_cases,
@@ -65,30 +64,36 @@ from tracelab.localize.tracing.cases import (
     sentences_of,
 )
 from tracelab.localize.tracing.fast import fast_traces, trace_bytes
+from tracelab.localize.tracing.noise import attribute_embedding_std, hash_of, noise_draws
 from tracelab.localize.tracing.result import TE_FLOOR, CausalTrace, effect_table
-from tracelab.localize.tracing.sentence import COMPONENTS, Tracer, plain_traces
+from tracelab.localize.tracing.sentence import (
+    COMPONENTS,
+    TracedStates,
+    Tracer,
+    plain_traces,
+)
 from tracelab.model.finite import CAUSE
 from tracelab.model.load import model_facts, require_hook
 from tracelab.model.memory import require_room_at
 from tracelab.model.partial_forward import BlockRunner
 from tracelab.model.plain_blocks import block_runner
-from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.settings import as_request, run_settings
 from tracelab.model.texts import Texts, as_texts
-from tracelab.model.tokens import length_batches, pad, token_texts
+from tracelab.model.tokens import token_texts
 from tracelab.progress import progress
 from tracelab.ranges import (
+    IG_MOST,
     INT_MOST,
     SAMPLES_MOST,
     require_int,
     require_layers,
-    require_memory,
     require_number,
     require_seed,
 )
 from tracelab.storage.checkpoint import open_entry, require_entries
 
 POSITIONS = ("roles", "all")
+METHODS = ("exact", "attribution")
 RUNS = ("auto", "fast", "plain")
 CHECKED_SAMPLES = 2
 """Noise samples on which the fast way is checked: enough to be several rows."""
@@ -101,6 +106,7 @@ def causal_trace(
     model: TransformerBridge,
     pairs: Iterable[Record],
     *,
+    method: str = "exact",
     components: Texts = COMPONENTS,
     positions: str = "roles",
     layers: Sequence[int] | None = None,
@@ -113,12 +119,15 @@ def causal_trace(
     max_cases: int | None = None,
     prepend_bos: bool | None = None,
     run: str = "auto",
+    ig_steps: int = 1,
     checkpoint: Path | str | None = None,
     seed: int = 0,
 ) -> CausalTrace:
     """Trace pairs: StereoSet's intrasentence records, or your own (``datasets.pairs``).
 
     Args:
+        method: ``"exact"`` restores every state in a run of its own, ``"attribution"`` estimates
+            all effects to first order from one backward pass (:mod:`.attribution`).
         components: of ``resid``, ``mlp`` and ``attn``.
         positions: ``"roles"`` restores the attribute words, the token before the filler and the
             filler; ``"all"`` restores every token (for heatmaps of a sentence).
@@ -135,7 +144,9 @@ def causal_trace(
         max_cases: trace a random sample of so many of the pairs that can be traced.
         prepend_bos: whether BOS comes before each sentence; default: the model's (see above).
         run: ``"fast"`` shares caches, ``"plain"`` runs the model once a state, ``"auto"`` is fast
-            where a check on this model shows the same numbers.
+            where a check on this model shows the same numbers (of ``exact`` only).
+        ig_steps: points between the corrupted and the clean embeddings at which ``attribution``
+            takes gradients: 1 is the corrupted run alone.
         checkpoint: folder in which finished cases are stored; a run with the same settings resumes
             from them.
         seed: of the noise and the bootstrap.
@@ -151,7 +162,13 @@ def causal_trace(
         require_choice("component", component, COMPONENTS)
     require_entries(checkpoint, CASES)
     require_choice("positions", positions, POSITIONS)
+    require_choice("method", method, METHODS)
     require_choice("run", run, RUNS)
+    require_int("ig_steps", ig_steps, most=IG_MOST)
+    if method == "exact" and ig_steps != 1:
+        raise TracelabError('ig_steps are of attribution: add method="attribution"')
+    if method == "attribution" and run != "auto":
+        raise TracelabError(f'run={run!r} is of method="exact": attribution has one way to run')
     require_choice("mentions", mentions, ("all", "first"))
     n_layers = model_facts(model).n_layers
     window = min(10, n_layers) if window is None else window
@@ -178,32 +195,37 @@ def causal_trace(
         noise_std = noise_factor * attribute_embedding_std(model, cases)
     cases = sampled(cases, max_cases, seed)
     longest = max(cases, key=lambda case: len(case.stereotype.ids))
-    if run != "plain":
+    if method == "exact" and run != "plain":
         require_room_at(
             model,
             f"traces of {n_samples} noise samples of {len(longest.stereotype.ids)} tokens",
             trace_bytes(model, longest, n_samples, len(layers), len(components)),
             "lower n_samples, name fewer components, or load the model in bfloat16",
         )
-    draws = _draws(model, cases, noise, noise_std, n_samples, seed)
+    draws = noise_draws(model, cases, noise, noise_std, n_samples, seed)
+    traced = TracedStates(layers, components, window)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
-    if run == "auto":
-        same = _fast_is_exact(
-            runner, longest, draws[longest.id], components, positions, layers, window
-        )
+    tracer: Tracer
+    if method == "attribution":
+        tracer = partial(attribution_traces, ig_steps=ig_steps)
+    elif run == "auto":
+        same = _fast_is_exact(runner, longest, draws[longest.id], traced, positions)
         run = "fast" if same else "plain"
         if run == "plain":
             warn("caches cannot be shared on this model: tracing the slow way")
-    tracer: Tracer = fast_traces if run == "fast" else plain_traces
+    if method == "exact":
+        tracer = fast_traces if run == "fast" else plain_traces
     settings = run_settings(
         model,
         pairs,
+        method=method,
+        ig_steps=ig_steps,
         components=list(components),
         positions=positions,
         layers=layers,
         n_samples=n_samples,
         noise_std=noise_std,
-        noise_hash=_hash_of(draws),
+        noise_hash=hash_of(draws),
         noise_factor=noise_factor,
         window=window,
         mentions=mentions,
@@ -221,9 +243,7 @@ def causal_trace(
         done = {line.pop("case"): line for line in entry.load_lines()}
         for case in cases:
             if case.id not in done:
-                done[case.id] = _trace_case(
-                    runner, tracer, case, draws[case.id], components, positions, layers, window
-                )
+                done[case.id] = _trace_case(runner, tracer, case, draws[case.id], traced, positions)
                 entry.append({"case": case.id, **done[case.id]})
             bar.update()
     settings |= {"n_pairs": len(pairs), "n_traceable": n_traceable, "skipped": skipped}
@@ -231,44 +251,26 @@ def causal_trace(
     return CausalTrace(settings, effect_table(case_table, states, seed=seed), case_table, states)
 
 
-@measuring()
-def attribute_embedding_std(model: TransformerBridge, cases: Sequence[Case]) -> float:
-    """Standard deviation of all entries of the attribute words' embeddings, where noise will be
-    added."""
-    name = require_hook(model, "embed")
-    found = []
-    for batch in length_batches((len(case.stereotype.ids) for case in cases), BATCH_TOKENS):
-        tokens, _ = pad(model, [cases[i].stereotype.ids for i in batch])
-        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=1)
-        for row, i in enumerate(batch):
-            found.append(
-                cache[name][row, [cases[i].columns[c][0] for c in cases[i].noised]].float()
-            )
-    return float(torch.cat(found).std())
-
-
 def _trace_case(
     runner: BlockRunner,
     tracer: Tracer,
     case: Case,
     values: Float[Tensor, "samples noised d_model"],
-    components: Sequence[str],
+    states: TracedStates,
     positions: str,
-    layers: Sequence[int],
-    window: int,
 ) -> dict[str, Any]:
     """Gaps of one case: clean (high), corrupted (low) and restored ``[column][layer]`` by
     component."""
     columns = restored_columns(case, positions)
     sentences = sentences_of(case, values, columns)
-    traces = tracer(runner, sentences, case.first, layers, components, window)
+    traces = tracer(runner, sentences, case.first, states)
 
     def of_columns(side: int, component: str) -> Float[Tensor, "columns layers"]:
         where = sentences[side].positions
         rows = [where.index(case.columns[c][side]) for c in columns]
         return traces[side].restored[component][rows]
 
-    restored = {c: (of_columns(0, c) - of_columns(1, c)).tolist() for c in components}
+    restored = {c: (of_columns(0, c) - of_columns(1, c)).tolist() for c in states.components}
     stereo, anti = traces
     high, low = stereo.clean - anti.clean, stereo.corrupted - anti.corrupted
     if not np.isfinite(
@@ -323,54 +325,12 @@ def _column_texts(model: TransformerBridge, case: Case) -> list[str]:
     ]
 
 
-def _draws(
-    model: TransformerBridge,
-    cases: Sequence[Case],
-    noise: Mapping[str, Tensor] | None,
-    noise_std: float | None,
-    n_samples: int,
-    seed: int,
-) -> dict[str, Tensor]:
-    """Noise by case: given, or drawn with a standard deviation from the seed and the case's id."""
-    shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
-    if noise is None:
-        assert noise_std is not None
-        require_memory(
-            f"{n_samples} noise samples of {len(cases)} pairs", 4 * sum(map(prod, shapes.values()))
-        )
-        return {
-            key: noise_std
-            * torch.randn(
-                shape,
-                generator=derive_generator(seed, "noise", key),
-                dtype=torch.float32,
-                device="cpu",
-            )
-            for key, shape in shapes.items()
-        }
-    for key, shape in shapes.items():
-        found = tuple(noise[key].shape) if key in noise else "nothing"
-        if found != shape:
-            raise TracelabError(f"noise of record {key} must have the shape {shape}, found {found}")
-    return {key: noise[key] for key in shapes}
-
-
-def _hash_of(draws: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws."""
-    digest = hashlib.sha256()
-    for key, values in draws.items():
-        digest.update(key.encode() + values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _fast_is_exact(
     runner: BlockRunner,
     case: Case,
     values: Float[Tensor, "samples noised d_model"],
-    components: Sequence[str],
+    states: TracedStates,
     positions: str,
-    layers: Sequence[int],
-    window: int,
 ) -> bool:
     """Whether a pair has the same scores both ways here, in the shapes of the real run.
 
@@ -382,15 +342,16 @@ def _fast_is_exact(
     """
     stereo, anti = sentences_of(case, values[:CHECKED_SAMPLES], restored_columns(case, positions))
     where = [p for p in stereo.positions if min(stereo.noise.positions) <= p < len(stereo.ids) - 1]
+    layers = states.layers
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     sentences = [
         replace(stereo, positions=sorted({where[0], where[-1]})),
         replace(anti, positions=where[:1]),  # the same up to the filler
     ]
-    args = (sentences, case.first, chosen, components, window)
-    plain = plain_traces(runner, *args)
+    few = replace(states, layers=chosen)
+    plain = plain_traces(runner, sentences, case.first, few)
     try:
-        fast = fast_traces(runner, *args)
+        fast = fast_traces(runner, sentences, case.first, few)
     except Exception:  # whatever it is, the plain way has just been seen to work
         return False
     # Half-precision logits are themselves rounded to eighths of a nat.
@@ -398,5 +359,5 @@ def _fast_is_exact(
     return all(
         torch.allclose(ours.restored[c], theirs.restored[c], atol=tolerance)
         for ours, theirs in zip(fast, plain, strict=True)
-        for c in components
+        for c in states.components
     )

@@ -38,7 +38,7 @@ from tracelab.localize.tracing.sentence import (
     HOOKED,
     SentenceTrace,
     TracedSentence,
-    window_layers,
+    TracedStates,
 )
 from tracelab.localize.tracing.shared_runs import (
     SharedRuns,
@@ -69,33 +69,22 @@ class _Part:
 
 @measuring()
 def fast_traces(
-    runner: BlockRunner,
-    sentences: Sequence[TracedSentence],
-    first: int,
-    layers: Sequence[int],
-    components: Sequence[str],
-    window: int,
+    runner: BlockRunner, sentences: Sequence[TracedSentence], first: int, states: TracedStates
 ) -> list[SentenceTrace]:
-    """Trace sentences that are the same before ``first``, noise included.
-
-    Args:
-        first: first scored token, at least 1.
-        layers: at which states are restored, one layer (or window around it) at a time.
-        components: of ``COMPONENTS``.
-        window: layers restored together for ``mlp`` and ``attn``.
-    """
-    bases = [shared_runs(runner, sentence, first, components) for sentence in sentences]
+    """Trace sentences that are the same before ``first``, noise included."""
+    bases = [shared_runs(runner, sentence, first, states.components) for sentence in sentences]
     traces = []
     for base, sentence in zip(bases, sentences, strict=True):
         corrupted = base.logprobs.sum(dim=1).mean()
         restored = {
-            c: corrupted.cpu().repeat(len(sentence.positions), len(layers)) for c in components
+            c: corrupted.cpu().repeat(len(sentence.positions), len(states.layers))
+            for c in states.components
         }
         traces.append(SentenceTrace(base.clean_score, float(corrupted), restored))
     for position, whose in _changing(sentences, first):
         parts = _parts([bases[i] for i in whose], position, first)
-        for component in components:
-            windows = [_window(component, layer, window, len(base.key_values)) for layer in layers]
+        for component in states.components:
+            windows = states.windows(component, len(base.key_values))
             scores = _restored_scores(runner, component, parts, first, windows)
             for i, values in zip(whose, scores, strict=True):
                 if position in sentences[i].positions:
@@ -107,15 +96,14 @@ def fast_traces(
 def block_positions(
     sentences: Sequence[TracedSentence],
     first: int,
-    layers: Sequence[int],
+    states: TracedStates,
     component: str,
-    window: int,
     n_layers: int,
 ) -> tuple[int, int]:
     """How many (position, layer, sample) blocks, and how many positions of the head, the restored
     runs of sentences compute."""
     blocks = heads = 0
-    joining, _ = _joining([_window(component, n, window, n_layers) for n in layers], n_layers)
+    joining, _ = _joining(states.windows(component, n_layers), n_layers)
     passes = sum(n_layers - after for after, windows in joining.items() for _ in windows)
     runs = sum(map(len, joining.values()))
     for position, whose in _changing(sentences, first):
@@ -174,12 +162,6 @@ def _parts(bases: Sequence[SharedRuns], position: int, first: int) -> list[_Part
     fork = _fork([base.length for base in bases], position, first)
     common = _Part(bases[0], position, fork)
     return [common, *(_Part(base, fork, base.length) for base in bases if len(bases) > 1)]
-
-
-def _window(component: str, layer: int, window: int, n_layers: int) -> range:
-    return (
-        range(layer, layer + 1) if component == "resid" else window_layers(layer, window, n_layers)
-    )
 
 
 def _restored_scores(

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.localize.tracing.cases import make_cases, sampled
-from tracelab.localize.tracing.causal_trace import attribute_embedding_std
+from tracelab.localize.tracing.noise import attribute_embedding_std
 from tracelab.localize.tracing.result import CausalTrace, effect_table
 from tracelab.model.settings import run_settings
 from tracelab.results import Result

@@ -13,12 +13,21 @@ import plotly.graph_objects as go
 
 from tracelab.errors import TracelabError
 from tracelab.figures import trace_example, trace_heatmap
-from tracelab.ranges import require_seed
+from tracelab.localize.tracing.agreement import (
+    agreement_table,
+    effects_of_both,
+    most_wrong_states,
+)
+from tracelab.ranges import require_int, require_seed
 from tracelab.results import Result, bias_types
 from tracelab.statistics import mean_interval, percentile_interval, resample_counts
 
 TE_FLOOR = 0.1
 """Cases whose |total effect| is below this many nats do not enter NIE: noise did not move them."""
+
+
+ALIKE = ("model", "noise_hash", "window")
+"""Settings in which traces must be alike to be compared."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,9 @@ class CausalTrace(Result):
     def headline(self) -> str:
         """The largest normalised effect."""
         most = self.peak()
+        first_order = "first-order " if self.settings.get("method") == "attribution" else ""
         return (
-            f"{bias_types(self.cases)}, n = {len(self.cases)} pairs, largest NIE "
+            f"{bias_types(self.cases)}, n = {len(self.cases)} pairs, largest {first_order}NIE "
             f"{most['nie']:.2f} of {most['component']} at {most['role']} in layer {most['layer']}"
         )
 
@@ -124,6 +134,50 @@ class CausalTrace(Result):
         if states.empty:
             raise TracelabError(f"no states of case {case!r} and component {component!r}")
         return self.cases.set_index("case").loc[case], states
+
+    def agreement(self, exact: CausalTrace) -> pd.DataFrame:
+        """How well these effects, of ``method="attribution"``, follow those of an exact trace.
+
+        Returns:
+            A row for each component, and for each of its roles and layers (``of, value``): pooled
+            over states, ``spearman`` and ``pearson`` correlation of the indirect effects, each with
+            ``_low`` and ``_high`` (bootstrap over cases), ``same_sign`` (a share), ``size`` (mean
+            |effect| over that of the exact trace), ``n_states`` and ``n_cases``. States that
+            neither trace moves (before the noise, the last token) are left out.
+
+        Raises:
+            TracelabError: the traces differ in noise or window, or have no state in common.
+        """
+        return agreement_table(self._beside(exact), seed=self.settings["seed"])
+
+    def most_wrong(self, exact: CausalTrace, n: int = 20) -> pd.DataFrame:
+        """The states whose rank among the effects of their component is furthest from that in an
+        exact trace.
+
+        Returns:
+            A row a state: ``case, component, column, role, token, layer``, the effects ``ie`` and
+            ``ie_exact`` in nats, ``rank_difference`` (signed, 1 = from the lowest to the highest)
+            and ``same_sign``.
+
+        Raises:
+            TracelabError: as :meth:`agreement`.
+        """
+        return most_wrong_states(self._beside(exact), require_int("n", n))
+
+    def _beside(self, exact: CausalTrace) -> pd.DataFrame:
+        """The effects of the states that both traces have."""
+        for name in ALIKE:
+            one, other = self.settings.get(name), exact.settings.get(name)
+            if one != other:
+                raise TracelabError(
+                    f"these traces cannot be compared: {name} is {one!r} in one and {other!r} in "
+                    "the other; trace the same pairs with the same seed, noise and window"
+                )
+        mine, others = (
+            trace.states.merge(trace.cases[["case", "low"]], on="case").eval("ie = gap - low")
+            for trace in (self, exact)
+        )
+        return effects_of_both(mine, others)
 
     def plot(self) -> go.Figure:
         """Normalised effect by layer and role of position, one panel a component."""

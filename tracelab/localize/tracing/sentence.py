@@ -47,6 +47,27 @@ class TracedSentence:
 
 
 @dataclass(frozen=True)
+class TracedStates:
+    """Which states are restored, at each position.
+
+    Attributes:
+        layers: at which states are restored, one layer (or window around it) at a time.
+        components: of :data:`COMPONENTS`.
+        window: layers restored together for ``mlp`` and ``attn``.
+    """
+
+    layers: Sequence[int]
+    components: Sequence[str]
+    window: int
+
+    def windows(self, component: str, n_layers: int) -> list[range]:
+        """The layers restored together at each of ``layers``."""
+        if component == "resid":
+            return [range(layer, layer + 1) for layer in self.layers]
+        return [window_layers(layer, self.window, n_layers) for layer in self.layers]
+
+
+@dataclass(frozen=True)
 class SentenceTrace:
     """Scores of one sentence, each the log-probability of its tokens from ``first`` on.
 
@@ -61,8 +82,9 @@ class SentenceTrace:
     restored: dict[str, Float[Tensor, "positions layers"]]
 
 
-Tracer = Callable[..., list[SentenceTrace]]
-"""Traces a pair's sentences."""
+Tracer = Callable[[BlockRunner, Sequence[TracedSentence], int, TracedStates], list[SentenceTrace]]
+"""Traces a pair's sentences, which are the same before ``first``, noise included. They are scored
+from ``first`` on, which is at least 1."""
 
 
 def window_layers(layer: int, window: int, n_layers: int) -> range:
@@ -75,48 +97,25 @@ def window_layers(layer: int, window: int, n_layers: int) -> range:
 
 
 def plain_traces(
-    runner: BlockRunner,
-    sentences: Sequence[TracedSentence],
-    first: int,
-    layers: Sequence[int],
-    components: Sequence[str],
-    window: int,
+    runner: BlockRunner, sentences: Sequence[TracedSentence], first: int, states: TracedStates
 ) -> list[SentenceTrace]:
     """Each sentence by :func:`plain_trace`."""
-    return [
-        plain_trace(runner, s.ids, s.noise, first, s.positions, layers, components, window)
-        for s in sentences
-    ]
+    return [plain_trace(runner, sentence, first, states) for sentence in sentences]
 
 
 @measuring()
 def plain_trace(
-    runner: BlockRunner,
-    ids: Int[Tensor, "pos"],
-    noise: Noise,
-    first: int,
-    positions: Sequence[int],
-    layers: Sequence[int],
-    components: Sequence[str],
-    window: int,
+    runner: BlockRunner, sentence: TracedSentence, first: int, states: TracedStates
 ) -> SentenceTrace:
-    """Trace one sentence, one full forward pass of the bridge a state.
-
-    Args:
-        ids: the sentence's tokens.
-        first: first scored token, at least 1.
-        positions: where states are restored, one position at a time.
-        layers: at which states are restored, one layer (or window around it) at a time.
-        components: of :data:`COMPONENTS`.
-        window: layers restored together for ``mlp`` and ``attn``.
-    """
+    """Trace one sentence, one full forward pass of the bridge a state."""
     model, n_layers = runner.model, model_facts(runner.model).n_layers
-    tokens = ids[None].to(model.cfg.device)
+    noise = sentence.noise
+    tokens = sentence.ids[None].to(model.cfg.device)
     rows = tokens.expand(len(noise.values), -1)
-    clean: dict[str, dict[int, Tensor]] = {component: {} for component in components}
+    clean: dict[str, dict[int, Tensor]] = {c: {} for c in states.components}
     hooks = [
         (require_hook(model, HOOKED[component], layer), _keep(clean[component], layer))
-        for component in components
+        for component in states.components
         for layer in range(n_layers)
     ]
     with model.hooks(fwd_hooks=hooks):
@@ -136,16 +135,12 @@ def plain_trace(
             return _sum_logprobs(model(rows), rows, first).mean()
 
     corrupted = run([])
-    restored = {
-        c: torch.empty(len(positions), len(layers), dtype=torch.float32) for c in components
-    }
+    shape = len(sentence.positions), len(states.layers)
+    restored = {c: torch.empty(shape, dtype=torch.float32) for c in states.components}
     for component, table in restored.items():
-        for index, position in enumerate(positions):
-            for column, layer in enumerate(layers):
-                states = range(layer, layer + 1)
-                if component != "resid":
-                    states = window_layers(layer, window, n_layers)
-                table[index, column] = run([put_back(component, n, position) for n in states])
+        for index, position in enumerate(sentence.positions):
+            for column, window in enumerate(states.windows(component, n_layers)):
+                table[index, column] = run([put_back(component, n, position) for n in window])
     return SentenceTrace(float(clean_score), float(corrupted), restored)
 
 
