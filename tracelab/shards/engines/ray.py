@@ -2,18 +2,19 @@
 
 Ray Data starts one actor a worker, replaces one that is killed and does its shard again. A cluster
 started here is told of more processors than there are, as its own tasks wait for a slot beside the
-workers'; each worker gets its share of the real ones as threads.
+workers'; each worker gets its share of this process's threads.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+
+import torch
 
 from tracelab.errors import TracelabError
 from tracelab.shards.worker import Refused, Task, Worker
@@ -91,9 +92,8 @@ class _Actor:
 def _start(engine: Ray) -> None:
     import ray
 
-    threads = max(1, _cores() // engine.workers)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    options: dict[str, Any] = {"runtime_env": {"env_vars": environment}}
+    threads = max(1, torch.get_num_threads() // engine.workers)
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
     if engine.address is None:
         options |= {"num_cpus": engine.workers + SPARE_SLOTS, "include_dashboard": False}
     else:
@@ -105,9 +105,3 @@ def _start(engine: Ray) -> None:
         raise TracelabError(
             f"no Ray cluster can be used at {engine.address or 'this machine'}: {reason}"
         ) from error
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
