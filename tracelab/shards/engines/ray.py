@@ -92,12 +92,15 @@ class _Actor:
 def _start(engine: Ray) -> None:
     import ray
 
-    threads = max(1, torch.get_num_threads() // engine.workers)
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
     if engine.address is None:
-        options |= {"num_cpus": engine.workers + SPARE_SLOTS, "include_dashboard": False}
+        threads = max(1, torch.get_num_threads() // engine.workers)
+        options: dict[str, Any] = {
+            "num_cpus": engine.workers + SPARE_SLOTS,
+            "include_dashboard": False,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        }
     else:
-        options |= {"address": engine.address}
+        options = {"address": engine.address}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
