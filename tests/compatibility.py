@@ -24,7 +24,6 @@ from transformers import AutoTokenizer
 import tracelab
 from tests.interventions.edits import CLOSE, QUICK, TOKENS, logits
 from tests.small_cache import TOKENS as N_TOKENS
-from tests.small_cache import save_small_tokenizer
 from tests.tiny import tiny_hf
 from tracelab.errors import TracelabError
 from tracelab.interventions import WeightDelta
@@ -179,13 +178,15 @@ OF_A_METHOD = (fit, hooks, inspect, bundle, attach)
 def made(family: str) -> Tried:
     """The model of a family, with nothing tried yet."""
     plain = partial(_plain, family)
-    return Tried(from_hf(plain(), _tokenizer(), model_id=f"tiny-{family}"), plain)
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_dir())
+    return Tried(from_hf(plain(), tokenizer, model_id=f"tiny-{family}"), plain)
 
 
 def tried(family: str) -> dict[str, str]:
     """What became of each capability on a small random model of a family: "yes", or the refusal.
 
-    Capabilities of a method are called ``"erasure: attach"``.
+    ``TRACELAB_CACHE`` has to be a small cache (:mod:`tests.small_cache`). Capabilities of a method
+    are called ``"erasure: attach"``.
     """
     subject = made(family)
     found = {check.__name__: _outcome(partial(check, subject)) for check in OF_THE_MODEL}
@@ -215,13 +216,6 @@ def _plain(family: str) -> Any:
 @cache
 def _data(method: type[Method]) -> Any:
     return method.training_data("gender", limit=16)
-
-
-def _tokenizer() -> Any:
-    """A new one, which the bridge takes over; of few tokens, since logits take most of the time."""
-    with tempfile.TemporaryDirectory() as place:
-        save_small_tokenizer(assets.model_dir(), Path(place))
-        return AutoTokenizer.from_pretrained(place)
 
 
 def _outcome(check: Callable[[], None]) -> str:

@@ -36,13 +36,6 @@ def make_small_cache(folder: Path) -> Path:
 def _model(source: Path, folder: Path) -> None:
     small = {"num_hidden_layers": LAYERS, "max_position_embeddings": 2048}
     tiny_hf("llama", TOKENS, **small).save_pretrained(folder)
-    save_small_tokenizer(source, folder)
-    write_checksums(folder)
-
-
-def save_small_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer of a model's folder with its commonest :data:`TOKENS` tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(source / name, folder)
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
@@ -52,6 +45,7 @@ def save_small_tokenizer(source: Path, folder: Path) -> None:
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in bpe["merges"])
     bpe["merges"] = [pair for pair in pairs if "".join(pair) in bpe["vocab"]]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    write_checksums(folder)
 
 
 def _data(source: Path, folder: Path) -> None:

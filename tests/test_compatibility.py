@@ -18,14 +18,23 @@ from tests.compatibility import (
     made,
     tried,
 )
+from tests.small_cache import make_small_cache
 from tracelab.interventions.methods import METHODS
 
 TABLE = draw_compatibility.read()
-QUICK = ("llama", "mixtral")
+QUICK = ("llama",)
 TRIED = [
     family if family in QUICK else pytest.param(family, marks=pytest.mark.slow)
     for family in FAMILIES
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = make_small_cache(tmp_path_factory.mktemp("cache"))
+        patch.setenv("TRACELAB_CACHE", str(folder))
+        yield
 
 
 @pytest.mark.parametrize("family", TRIED)
