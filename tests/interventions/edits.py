@@ -17,6 +17,7 @@ from tracelab.interventions import (
     ExpertsConfig,
     FairMed,
     FairMedConfig,
+    FinetuneConfig,
     WeightDelta,
 )
 from tracelab.interventions.fairmed.fairmed import AttributeSpec
@@ -27,6 +28,14 @@ from tracelab.model.load import from_hf
 
 TOKENS = torch.arange(40, 52).reshape(2, 6)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+QUICK = {
+    "fairmed": {"n_seeds": 1, "top_k": 2},
+    "biasedit": {"steps": 1, "eval_every": 1, "rank": 4, "init": "normal", "lr": 1e-2},
+    # moves something, whatever it costs
+    "klaad": {"rank": 2, "choose": "loss", "max_kl": 1e9, "max_lms_loss": 100.0},
+    "experts": {"training": FinetuneConfig(rank=2)},
+}
+"""Smaller fits than by default, by method; one that is quick anyway needs nothing."""
 
 
 def bridged(vocab: int, seed: int, model_id: str):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tracelab
-from tests.interventions.edits import CLOSE, TOKENS, logits, random_delta, without_time
+from tests.interventions.edits import CLOSE, QUICK, TOKENS, logits, random_delta, without_time
 from tests.tiny import KINDS, tiny_hf
 from tracelab.errors import TracelabError
 from tracelab.interventions import Stack, load_intervention
@@ -18,14 +18,6 @@ from tracelab.interventions.method import Method
 from tracelab.interventions.methods import METHODS
 from tracelab.interventions.registry import LISTED
 
-QUICK = {
-    "fairmed": {"n_seeds": 1, "top_k": 2},
-    "biasedit": {"steps": 1, "eval_every": 1, "rank": 4, "init": "normal", "lr": 1e-2},
-    # moves something, whatever it costs
-    "klaad": {"rank": 2, "choose": "loss", "max_kl": 1e9, "max_lms_loss": 100.0},
-    "experts": {"training": tracelab.FinetuneConfig(rank=2)},
-}
-"""Smaller than by default; a method that is quick anyway needs nothing."""
 SLOW = pytest.mark.slow
 ARCHITECTURES = [kind if kind == "llama" else pytest.param(kind, marks=SLOW) for kind in KINDS]
 JOINED = ("gpt2", "gpt_neox", "bloom", "falcon", "phi3")

@@ -16,7 +16,7 @@ from tracelab.interventions.base import Intervention
 from tracelab.interventions.origin import Origin
 from tracelab.interventions.point_edit import PointEdit
 from tracelab.model import assets
-from tracelab.model.hook_points import EDITED, LINEAR_MAPS, Point, hook_name
+from tracelab.model.hook_points import EDITED, LINEAR_MAPS, Point, hook_name, linear_maps
 from tracelab.model.load import from_hf
 
 REFUSED = {
@@ -27,6 +27,9 @@ REFUSED = {
 
 ON_THE_BRIDGE_ALONE = {("granite", "mlp_out"), ("granite", "attn_out")}
 """Granite's blocks scale what they add to the stream, which no module gives out."""
+
+EXPERTS = ("mixtral", "qwen3_moe")
+"""Mixtures of experts have no one linear map in their MLP."""
 
 LAYERED = tuple(kind for kind in EDITED if kind not in ("embed", "logits"))
 
@@ -86,8 +89,10 @@ def test_an_edit_of_a_point_is_one_on_a_bridge_and_in_plain_transformers(pair, k
         with pytest.raises(TracelabError, match=said):
             nudge(model, kind)
         return
-    if (architecture, kind) == ("mixtral", "mlp.out"):
-        with pytest.raises(TracelabError, match=r"mixtral has no linear map blocks\.1\.mlp\.out"):
+    if architecture in EXPERTS and kind == "mlp.out":
+        with pytest.raises(
+            TracelabError, match=rf"{architecture} has no linear map blocks\.1\.mlp"
+        ):
             nudge(model, kind, 1)
         return
     for layer in (None,) if kind in ("embed", "logits") else (0, 1, N_LAYERS - 1):
@@ -118,6 +123,17 @@ def test_an_unknown_point_is_one_sentence_with_the_possible_ones(tiny_model):
 def test_a_point_of_every_layer_needs_one(tiny_model, kind):
     with pytest.raises(TracelabError, match=f"the point '{kind}' is in every layer: say in which"):
         nudge(tiny_model("llama"), kind)
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_the_router_of_a_mixture_of_experts_is_no_linear_map_to_edit(kind, tiny_model):
+    model = tiny_model(kind)
+    assert linear_maps(model) == ["attn.q", "attn.k", "attn.v", "attn.o"]
+    said = (
+        r"has no linear map blocks\.1\.mlp\.gate: that block has attn\.q, attn\.k, attn\.v, attn\.o"
+    )
+    with pytest.raises(TracelabError, match=said):
+        nudge(model, "mlp.gate", 1)
 
 
 @pytest.mark.parametrize("layer", [-1, N_LAYERS])

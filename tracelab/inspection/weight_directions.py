@@ -166,8 +166,9 @@ def _normed(
     """A direction that a map writes, after the norms between it and the unembedding, up to a
     positive factor."""
     block: Any = model.blocks[point.layer]
-    after = block.hook_aliases[WRITERS[point.kind]].removesuffix(".hook_out")
-    # "mlp.out" (BLOOM, MPT, OPT) is the map itself, "ln2_post" (Gemma 2) a norm after it.
+    after = block.hook_aliases.get(WRITERS[point.kind], "mlp").removesuffix(".hook_out")
+    # "mlp.out" (BLOOM, MPT, OPT) is the map itself, "ln2_post" (Gemma 2) a norm after it; Granite
+    # has a point of its own there, after a positive factor.
     norms = [block.get_submodule(after)] if after.partition(".")[0] not in ("mlp", "attn") else []
     norms += [model.ln_final] if hasattr(model, "ln_final") else []
     for norm in norms:
