@@ -334,6 +334,7 @@ def test_what_is_out_of_range_is_one_sentence(tiny, delta, name, tmp_path, monke
 
 def test_networks_that_no_memory_holds_are_refused(monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 2**10)  # a machine of 1 MiB
+    monkeypatch.setattr("tracelab.model.memory._main_memory", lambda: None)  # says no more
     with pytest.raises(TracelabError, match="editors of rank 65536 need"):
         Editor(32, 64, 1, rank=WIDTH_MOST)
     rows = torch.zeros(8, 2, 16), torch.full((8, 2), 0.5), torch.arange(8)
@@ -343,10 +344,13 @@ def test_networks_that_no_memory_holds_are_refused(monkeypatch):
 
 def test_samples_that_no_memory_holds_are_refused_before_any_is_drawn(tiny, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 2**10)  # a machine of 1 MiB
-    with pytest.raises(
-        TracelabError, match="10000 noise samples of 3 pairs need .* GiB, the machine has 0.000977"
+    monkeypatch.setattr("tracelab.model.memory._main_memory", lambda: None)
+    for run, told in (
+        ("auto", "traces of 10000 noise samples of .* tokens need .* GiB, cpu has 0.000977"),
+        ("plain", "10000 noise samples of 3 pairs need .* GiB, the machine has 0.000977"),
     ):
-        causal_trace(tiny, stereoset("gender")[:40], n_samples=10_000, max_cases=3)
+        with pytest.raises(TracelabError, match=told):
+            causal_trace(tiny, stereoset("gender")[:40], n_samples=10_000, max_cases=3, run=run)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda:99", "foo", ""])

@@ -15,6 +15,7 @@ wrong. The last line is a summary; the exit status is 1 if any check failed.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -126,6 +127,7 @@ def main() -> int:
 def run(name: str, check: Callable[[Models], dict[str, Any]], models: Models) -> dict[str, Any]:
     """The line of one check."""
     on_gpu = models.device.startswith("cuda")
+    gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -146,7 +146,7 @@ def evaluate(models: Any) -> dict[str, Any]:
 
 def stack(models: Any) -> dict[str, Any]:
     """Two edits at once, and scores under them."""
-    members = [FITTED[kind] for kind in ("klaad", "erasure") if kind in FITTED]
+    members = list(FITTED.values())[-2:]
     require(len(members) == 2, "two edits are needed")
     edit = tracelab.Stack(members)
     texts = sentences(16)

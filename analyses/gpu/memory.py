@@ -12,6 +12,7 @@ outside :data:`BOUNDS`.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ def measured(model: Any, device: str) -> Iterator[list[int]]:
             yield peak
         return
     found = [0]
+    gc.collect()  # what waits for it would be freed, and not counted, during the work
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
