@@ -43,10 +43,9 @@ def row(facts: pd.Series) -> str:
     spread = f"[{number(facts['ratio_min'])}, {number(facts['ratio_max'])}]"
     cpu = "" if pd.isna(facts["cpu_ratio"]) else number(facts["cpu_ratio"])
     met = "yes" if facts["ratio"] >= facts["goal"] else "no"
-    return (
-        f"| `{facts['name']}` | {goal} | {ratio} {spread} | {cpu} | {facts['agreement']:.1g} "
-        f"| {met} |"
-    )
+    agreement = facts["agreement"]  # a difference, or of attribution a correlation
+    agreement = f"{agreement:.1g}" if agreement < 0.1 else f"{agreement:.2f}"
+    return f"| `{facts['name']}` | {goal} | {ratio} {spread} | {cpu} | {agreement} | {met} |"
 
 
 def drawn(table: pd.DataFrame) -> go.Figure:

@@ -66,7 +66,7 @@ def effects(traces, component: str) -> torch.Tensor:
 )
 def test_under_little_noise_the_effects_are_the_exact_ones(kind, runner_of):
     model = model_of(kind)
-    sentences = [replace(s, positions=[1, 3, 5]) for s in two_sentences(LITTLE[kind])]
+    sentences = [replace(s, positions=[1, 2, 3, 4, 5]) for s in two_sentences(LITTLE[kind])]
     states = TracedStates(LAYERS, COMPONENTS, 1)
     found = attribution_traces(runner_of(model), sentences, FIRST, states)
     exact = plain_traces(BlockRunner(model), sentences, FIRST, states)
@@ -76,8 +76,8 @@ def test_under_little_noise_the_effects_are_the_exact_ones(kind, runner_of):
     for component in COMPONENTS:
         one, other = effects(found, component), effects(exact, component)
         size = float(other.abs().max())
-        assert size > 5e-4
-        assert float((one - other).abs().max()) < 0.05 * size
+        assert size > 3e-4
+        assert float((one - other).abs().max()) < 0.1 * size
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "gpt_neox"])
@@ -227,6 +227,7 @@ def test_every_component_has_a_hook_point():
 # -----------------------------------------------------------------------------------
 
 QUICK = {"window": 2, "n_samples": 2}
+MAP = {**QUICK, "positions": "all", "noise_std": 0.02, "layers": [0, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +249,12 @@ def pairs(model):
 
 @pytest.fixture(scope="module")
 def exact(model, pairs):
-    return causal_trace(model, pairs, **QUICK, positions="all", noise_std=0.02)
+    return causal_trace(model, pairs, **MAP)
 
 
 @pytest.fixture(scope="module")
 def found(model, pairs):
-    return causal_trace(
-        model, pairs, **QUICK, positions="all", noise_std=0.02, method="attribution"
-    )
+    return causal_trace(model, pairs, **MAP, method="attribution")
 
 
 def test_the_tables_are_those_of_an_exact_trace_with_other_gaps(exact, found):
@@ -270,8 +269,11 @@ def test_its_figures_and_headline_say_what_it_is(exact, found):
     assert "first-order" in found.headline()
     assert "first-order" not in exact.headline()
     for draw in ("plot", "plot_example"):
-        said = [str(getattr(trace, draw)().layout) for trace in (found, exact)]
-        said = [" ".join(text.replace("<br>", " ").split()) for text in said]
+        said = [getattr(trace, draw)().to_json() for trace in (found, exact)]
+        said = [
+            " ".join(text.replace("\\u003cbr\\u003e", " ").replace("<br>", " ").split())
+            for text in said
+        ]
         assert ["to first order (attribution)" in text for text in said] == [True, False]
 
 

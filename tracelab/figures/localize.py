@@ -138,7 +138,7 @@ def trace_heatmap(
 
 def _by_gradients(settings: dict[str, Any]) -> str:
     """What a title says of effects that were estimated."""
-    return " to first order (attribution)" if settings.get("method") == "attribution" else ""
+    return ", to first order (attribution)" if settings.get("method") == "attribution" else ""
 
 
 def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any]) -> go.Figure:
@@ -175,8 +175,8 @@ def trace_example(states: pd.DataFrame, case: pd.Series, settings: dict[str, Any
     return finish(
         figure,
         f"One pair: {case['stereotype']}",
-        f"Indirect effect{_by_gradients(settings)} of restoring the {COMPONENT_NAMES[component]} "
-        "at one token; * noised; gap clean "
+        f"Indirect effect of restoring the {COMPONENT_NAMES[component]} at one token"
+        f"{_by_gradients(settings)}; * noised; gap clean "
         f"{case['high']:.2f}, corrupted {case['low']:.2f} nats · {model_name(settings)}",
         height=190 + 26 * len(marked),
         legend=False,

@@ -73,7 +73,7 @@ def most_wrong_states(both: pd.DataFrame, n: int) -> pd.DataFrame:
 def _correlation(values: np.ndarray, cases: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Of two columns, with its interval over cases; nan where there is none."""
     _, which = np.unique(cases, return_inverse=True)
-    n_cases = which.max() + 1
+    n_cases = int(which.max()) + 1
     x, y = (values - values.mean(axis=0)).T
     products = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y])
     sums = np.stack([np.bincount(which, row, n_cases) for row in products])  # moments by case
