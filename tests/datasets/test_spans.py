@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracelab.datasets import spans as where
+from tracelab.datasets import stereoset
 from tracelab.datasets.spans import differing_words, filler_spans, find_words
 
 
@@ -119,3 +121,45 @@ def test_the_words_outside_the_differing_spans_are_the_same(first, second):
             text = text[: span.start] + text[span.end :]
         kept.append(text.split())
     assert kept[0] == kept[1]
+
+
+def test_where_one_blank_is_letter_by_letter_is_where_the_pattern_finds_it(monkeypatch):
+    records = stereoset(None, split="dev", limit=300)
+    examples = [
+        (record.context, sentence.text)
+        for record in records
+        for sentence in (record.stereotype, record.anti_stereotype, record.unrelated)
+    ] + [
+        ("He is BLANK.", "he is  very   kind."),
+        ("He is BLANK.", "He is  kind ."),
+        ("He is BLANK.", "He is ."),
+        ("He is BLANK.", " He is kind."),
+        ("He is BLANK", "He isn't"),
+        ("BLANK's son", "Anna’s son"),
+        ("blank is here", "KIM IS HERE"),
+        ("An aBLANKa here", "an a a here"),
+        ("aBLANKa", "a"),
+        ("aBLANKa", "aa"),
+    ]
+    quick = [filler_spans(*each) for each in examples]
+    monkeypatch.setattr(where, "_only_blank", lambda parts, sentence: None)
+    assert quick == [filler_spans(*each) for each in examples]
+    assert sum(map(bool, quick)) > 900
+
+
+def test_words_that_share_their_surroundings_are_found_as_each_alone():
+    words = ["son", "sons in law", "mother", "mother in law", "أم", "어머니", "母", "a.b"]
+    texts = [
+        "Mothers' sons in law and the mother in laws, a.b's, axb, person, son’s.",
+        "의 어머니는 母の son والأم",
+    ]
+    for text in texts:
+        alone = {span for word in words for span in find_words(text, [word])}
+        found = find_words(text, words)
+        assert set(found) <= alone
+        longest = {
+            span
+            for span in alone
+            if not any(o != span and o.start <= span.start and o.end >= span.end for o in alone)
+        }
+        assert set(found) == longest

@@ -45,7 +45,7 @@ def kept(edit) -> dict:
 def test_the_state_kept_has_the_least_association_of_all_looks_not_the_least_loss(
     model, monkeypatch
 ):
-    told = iter([0.5, 0.5, 0.4, 0.1, *[0.3] * 99])  # of the unedited model before the looks
+    told = iter([0.5, 0.4, 0.1, *[0.3] * 99])  # the first look is that of the unedited model
     real = Development.measure
     monkeypatch.setattr(
         Development,

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import groupby
 
 import regex
 
@@ -60,12 +61,18 @@ def _pattern(words: tuple[str, ...], inflected: bool, turkish: bool) -> regex.Pa
     longest_first = sorted(
         {composed(word.strip()) for word in words if word.strip()}, key=len, reverse=True
     )
-    parts = [_mention(word, inflected, turkish) for word in longest_first]
+    # what is around them once for all that share it: to parse it is most of the time
+    parts = [
+        f"{before}(?:{'|'.join(map(regex.escape, alike))}){after}"
+        for (before, after), alike in groupby(
+            longest_first, lambda word: _around(word, inflected, turkish)
+        )
+    ]
     return regex.compile("|".join(parts) or "(?!)", regex.IGNORECASE | regex.VERSION1)
 
 
-def _mention(word: str, inflected: bool, turkish: bool) -> str:
-    """Pattern of a word: a boundary on each side where its script has one."""
+def _around(word: str, inflected: bool, turkish: bool) -> tuple[str, str]:
+    """Patterns of what is before and after a word: a boundary where its script has one."""
     before, after = r"(?<!\w)", r"(?!\w)"
     if regex.match(rf"[{_UNSPACED}]", word, regex.VERSION1):
         before = ""
@@ -77,7 +84,7 @@ def _mention(word: str, inflected: bool, turkish: bool) -> str:
         after = r"\p{Hangul}{0,4}" + after  # Korean particles
     elif inflected:
         after = (f"(?:{_AFTER}|{_TURKISH_AFTER})" if turkish else _AFTER) + after
-    return f"(?:{before}{regex.escape(word)}{after})"
+    return before, after
 
 
 def find_words(text: str, words: Iterable[str]) -> tuple[Span, ...]:
@@ -107,6 +114,8 @@ def filler_spans(context: str, sentence: str) -> tuple[Span, ...]:
     parts = regex.split("BLANK", composed(context).strip(), flags=regex.IGNORECASE)
     if len(parts) < 2:
         return ()
+    if (span := _only_blank(parts, plain)) is not None:
+        return (span,)
     blanks = ["(.+?)"] + [r"(\1)"] * (len(parts) - 2)
     pieces = [_literal(parts[0])]
     for blank, part in zip(blanks, parts[1:], strict=True):
@@ -117,6 +126,20 @@ def filler_spans(context: str, sentence: str) -> tuple[Span, ...]:
     shift = len(plain) - len(plain.lstrip())
     spans = (match.span(group) for group in range(1, len(parts)))
     return tuple(Span(places[start + shift], places[end + shift]) for start, end in spans)
+
+
+def _only_blank(parts: list[str], sentence: str) -> Span | None:
+    """Where the one blank of a context is, if letter by letter the sentence begins and ends as the
+    context does: without a pattern for each of thousands of contexts."""
+    if len(parts) > 2 or not all(map(str.isascii, (*parts, sentence))):
+        return None
+    before, after = parts
+    end, whole = len(sentence) - len(after), sentence.lower()
+    filler = sentence[len(before) : end]
+    if not filler.strip() or filler.strip() != filler or sentence.strip() != sentence:
+        return None
+    same = whole.startswith(before.lower()) and whole.endswith(after.lower())
+    return Span(len(before), end) if same else None
 
 
 def _literal(part: str) -> str:
