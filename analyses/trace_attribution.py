@@ -1,6 +1,6 @@
 """How well does attribution tracing follow the exact trace, and where not?
 
-    python analyses/trace_attribution.py [--limit 40] [--samples 5] [--step 3]
+    python analyses/trace_attribution.py [--limit 16] [--samples 3] [--step 5]
 
 Traces a random sample of StereoSet's gender pairs on the embedded model exactly, then by
 attribution with one and with five gradients a noise sample, under the same noise. Writes
@@ -28,9 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--limit", type=int, default=40, help="pairs")
-    parser.add_argument("--samples", type=int, default=5)
-    parser.add_argument("--step", type=int, default=3, help="every so many layers")
+    parser.add_argument("--limit", type=int, default=16, help="pairs")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--step", type=int, default=5, help="every so many layers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = tracelab.load()
