@@ -378,13 +378,12 @@ def test_traces_under_other_noise_are_not_compared(model, pairs, exact):
 @pytest.mark.slow
 def test_on_the_embedded_model_the_map_ranks_states_as_the_exact_one_does(real_model):
     records = stereoset("gender")
-    given = {"max_cases": 6, "n_samples": 3, "layers": range(0, 30, 4), "seed": 1}
-    exact = causal_trace(real_model, records, **given)
-    one, five = (
-        causal_trace(real_model, records, **given, method="attribution", ig_steps=steps)
-        for steps in (1, 5)
+    given = {"max_cases": 6, "n_samples": 3, "layers": range(1, 30, 4)}
+    exact, one = (
+        causal_trace(real_model, records, **given, method=method).of_first_token(False)
+        for method in ("exact", "attribution")  # noise on an attention sink is far from linear
     )
-    for trace in (one, five):
-        table = trace.agreement(exact)
-        print(table[table["of"] == "all"].round(2))
-        assert (table[table["of"] == "all"]["spearman"] > 0.5).all()
+    table = one.agreement(exact)
+    whole = table[table["of"] == "all"].set_index("component")["spearman"]
+    assert (whole > 0.5).all(), whole.to_dict()
+    assert whole["resid"] > 0.6
