@@ -90,10 +90,29 @@ def test_the_memory_that_is_free_is_told_and_bounded():
     assert free is not None
     assert 0 < free < 2**50
     require_room("cpu", "these", 1, "nothing")
-    with pytest.raises(TracelabError, match=r"these need 1e\+06 GiB, cpu has .* free: wait"):
+    with pytest.raises(TracelabError, match=r"these need 1e\+06 GiB, cpu has .* GiB free: wait"):
         require_room("cpu", "these", 10**6 * GIB, "wait")
     assert free_memory("meta") is None
     require_room("meta", "these", 10**6 * GIB, "nobody tells")
+
+
+def test_files_that_a_container_has_read_leave_room(tmp_path):
+    assert memory._container_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("950\n")
+    stat = "anon 100\ninactive_file 500\nactive_file 250\nslab_reclaimable 50\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert memory._container_memory(tmp_path) == 850
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container_memory(tmp_path) is None
+
+
+def test_a_trace_without_room_for_what_it_shares_shares_nothing(tiny_model, no_room):
+    with pytest.warns(UserWarning, match="traces of 2 noise samples.*the slow way"):
+        found = tracelab.causal_trace(
+            tiny_model("llama"), own_pairs(), n_samples=2, layers=[1], components=["resid"]
+        )
+    assert found.settings["run"] == "plain"
 
 
 @pytest.fixture
@@ -121,7 +140,7 @@ WITHOUT_ROOM = {
         m, tracelab.datasets.templates("age", limit=8)
     ),
     "traces of 10 noise samples of .* lower n_samples": lambda m: tracelab.causal_trace(
-        m, own_pairs()
+        m, own_pairs(), run="fast"
     ),
     "steps of 2 texts of .* lower batch_size or block_size": lambda m: tracelab.Experts.fit(
         m, tracelab.datasets.ExpertTexts("age", TEXTS[:2], TEXTS[1:])
@@ -158,7 +177,7 @@ def test_weights_without_room_are_refused_before_they_are_read(
     tiny_hf("llama", len(tokenizer)).save_pretrained(tmp_path / "mine")
     tokenizer.save_pretrained(tmp_path / "mine")
     n = sum(p.numel() for p in tiny_hf("llama", len(tokenizer)).parameters())
-    told = f"the weights of 'mine' in bfloat16 need {2 * n / GIB:.3g} GiB, cpu has .* free: load it"
+    told = f"the weights of 'mine' in bfloat16 need {2 * n / GIB:.4g} GiB, cpu has .* free: load it"
     with pytest.raises(TracelabError, match=told):
         tracelab.load(tmp_path / "mine", dtype="bfloat16")
 

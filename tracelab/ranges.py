@@ -154,9 +154,8 @@ def require_memory(
         if free <= 0:
             return
     if n_bytes > free:
-        raise TracelabError(
-            f"{what} need {n_bytes / 2**30:.3g} GiB, {place} has {free / 2**30:.3g}{told}: {change}"
-        )
+        sizes = f"{n_bytes / 2**30:.4g} GiB, {place} has {free / 2**30:.4g} GiB"
+        raise TracelabError(f"{what} need {sizes}{told}: {change}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

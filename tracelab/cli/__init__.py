@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         verbs = (
-            "report, fit (of minutes), and with --out trace, compare and whatever has an --engine, "
+            "report, fit (of minutes), and with --out trace, compare and what has an --engine "
             "resume from here"
         )
         print(f"tracelab: interrupted; {verbs}", file=sys.stderr)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tracelab.cli.output import result_name
+from tracelab.storage.checkpoint import discard
 from tracelab.storage.files import PREFIX
 from tracelab.storage.locks import LOCK, locked
 from tracelab.storage.ownership import LIST, require_folder, require_ours
@@ -41,6 +42,7 @@ def require_checkpoint(target: Path | str) -> Path:
 def checkpoint_of(options: argparse.Namespace) -> Iterator[Path | None]:
     """Hold the folder for a command, alone, if it has one; it is removed when the block ends
     without an error."""
+    options.shards = []  # names of entries, as they are asked for
     in_shards = getattr(options, "engine", None) is not None
     if (options.verb_name not in VERBS and not in_shards) or options.out is None:
         yield None
@@ -53,5 +55,7 @@ def checkpoint_of(options: argparse.Namespace) -> Iterator[Path | None]:
             yield folder
             done = True
         finally:
-            if done or {path.name for path in folder.glob("*")} <= set(TOOLS):
+            for name in options.shards if done else ():
+                discard(folder, name)  # others may be of another command's that was interrupted
+            if (done and not in_shards) or {path.name for path in folder.glob("*")} <= set(TOOLS):
                 shutil.rmtree(folder, ignore_errors=True)

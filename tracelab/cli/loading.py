@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,11 +62,17 @@ def edits_of(options: argparse.Namespace) -> list[Intervention]:
     return [load_edit(path, options, each) for path, each in zip(options.edit, scales, strict=True)]
 
 
+def here(path: str) -> str:
+    """A path that leads somewhere from here as one that does so from anywhere; a hub id as it
+    is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
+
+
 def edit_specs(options: argparse.Namespace, paths: Sequence[str]) -> list[EditSpec]:
     """Bundles as a worker loads them, each at its strength."""
     scales = strengths(options, len(paths))
     return [
-        EditSpec(path, strength, options.allow_mismatch)
+        EditSpec(here(path), strength, options.allow_mismatch)
         for path, strength in zip(paths, scales, strict=True)
     ]
 

@@ -26,4 +26,6 @@ def _asked(options: argparse.Namespace) -> int:
         if result is None:
             return 0
         hand_out(result, options)
+        if result.failures:
+            options.shards.clear()  # kept: the same command goes on from what did not fail
     return 1 if result.failures else 0

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tracelab.cli.loading import here
 from tracelab.errors import TracelabError
 from tracelab.shards.engines.process import Process
 from tracelab.shards.engines.ray import Ray
 from tracelab.shards.engines.torchrun import Torchrun
 from tracelab.shards.requests import Request, measure_all
 from tracelab.shards.spec import EditSpec, ModelSpec, Spec
-from tracelab.shards.worker import Refused
 
 
 def engine_of(options: argparse.Namespace) -> Any:
@@ -64,7 +64,7 @@ def spec_of(
     """A request for the model and the seed of a command; ``choices`` are the measuring function's
     other arguments."""
     model = ModelSpec(
-        options.model,
+        None if options.model is None else here(options.model),
         dtype=options.dtype,
         device=options.device,
         revision=options.revision,
@@ -79,20 +79,30 @@ def measured(options: argparse.Namespace, *requests: tuple[Spec, Sequence[Any]])
     Raises:
         TracelabError: what was refused.
     """
-    found = answers(options, *requests)
-    for each in found:
-        if isinstance(each, Refused):
-            raise TracelabError(each.reason)
-    return found
+    return _asked(options, requests, go_on=False)
 
 
 def answers(options: argparse.Namespace, *requests: tuple[Spec, Sequence[Any]]) -> list[Any]:
     """The same, with why a request was refused in its result's place."""
+    return _asked(options, requests, go_on=True)
+
+
+def _asked(
+    options: argparse.Namespace, requests: Sequence[tuple[Spec, Sequence[Any]]], *, go_on: bool
+) -> list[Any]:
     return measure_all(
         [Request(spec, records, options.shard_size) for spec, records in requests],
         engine=options.engine,
         folder=options.checkpoint,
+        go_on=go_on,
+        entries=options.shards,
     )
+
+
+def share_model(options: argparse.Namespace, model: Any) -> None:
+    """Let the worker in this process use the model that a verb has loaded."""
+    if worker := getattr(options.engine, "worker", None):
+        worker.use(spec_of(options, "", {}).model, model)
 
 
 def _words(names: Sequence[str] | dict[str, Any]) -> str:

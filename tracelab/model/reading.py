@@ -4,7 +4,6 @@ hub id, a folder, a GGUF file, a PEFT adapter."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,8 @@ def read(
 def require_room_for_weights(
     model_id: str, folder: str, access: Mapping[str, Any], dtype: torch.dtype, device: str
 ) -> None:
-    """Refuse weights for which there is no room, before they are fetched or read: where the model
-    will be, and in main memory, through which they go there.
+    """Refuse weights for which there is no room where the model will be, before they are fetched or
+    read.
 
     Raises:
         TracelabError: saying how much is needed, how much there is, and what to change.
@@ -88,21 +87,21 @@ def require_room_for_weights(
     config = AutoConfig.from_pretrained(folder, **access)
     if getattr(config, "quantization_config", None) is not None:
         return  # in fewer bits, of a number that the method knows
-    needed = 0
-    with init_empty_weights(), suppress(Exception):  # what cannot be made is told when it is read
-        made = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=bool(access.get("trust_remote_code"))
-        )
-        made.tie_weights()
-        needed = sum(parameter.numel() for parameter in made.parameters()) * dtype.itemsize
-    for place in dict.fromkeys(("cpu", device)):
-        require_room(
-            place,
-            f"the weights of {model_id!r} in {str(dtype).removeprefix('torch.')}",
-            needed,
-            "load it in bfloat16, quantised (quantization_config), or over several devices "
-            '(device_map="auto")',
-        )
+    if getattr(config, "auto_map", None):
+        return  # code of the model's own is run by from_pretrained only, at the commit asked for
+    try:
+        with init_empty_weights():
+            made = AutoModelForCausalLM.from_config(config)
+            made.tie_weights()
+    except Exception:  # what cannot be made is told when it is read
+        return
+    require_room(
+        device,
+        f"the weights of {model_id!r} in {str(dtype).removeprefix('torch.')}",
+        sum(parameter.numel() for parameter in made.parameters()) * dtype.itemsize,
+        "load it in bfloat16, quantised (quantization_config), or over several devices "
+        '(device_map="auto")',
+    )
 
 
 def _named(tokenizer: Any, access: Mapping[str, Any]) -> Any:

@@ -57,7 +57,7 @@ def measurement(spec: Spec) -> Measurement:
         TracelabError: there is none of that name.
     """
     if spec.measurement.startswith(SCORE):
-        return _scoring(spec.measurement.removeprefix(SCORE))
+        return _scoring(spec.measurement.removeprefix(SCORE), "max_length" in spec.options)
     return MEASUREMENTS[require_choice("measurement", spec.measurement, MEASUREMENTS)]
 
 
@@ -67,31 +67,39 @@ def joined(spec: Spec, parts: Sequence[Result], records: Sequence[Any]) -> Resul
     Raises:
         TracelabError: they were not measured in the same way, on the same weights.
     """
-    first = parts[0].settings
     for part in parts:
-        for name in ("model", "versions"):
-            ours, theirs = (_without_device(s[name]) for s in (first, part.settings))
-            if ours != theirs:
-                raise TracelabError(
-                    f"shards were measured by different {name}s, {ours} and {theirs}: all workers "
-                    "need the same; remove the folder of the shards and begin anew"
-                )
+        require_alike(parts[0], part)
     return parts[0] if len(parts) == 1 else measurement(spec).join(parts, records, spec)
+
+
+def require_alike(first: Result, second: Result) -> None:
+    """Refuse results of different weights or versions as parts of one, or for comparison.
+
+    Raises:
+        TracelabError: naming both.
+    """
+    for name in ("model", "versions"):
+        ours, theirs = (_without_device(each.settings[name]) for each in (first, second))
+        if ours != theirs:
+            raise TracelabError(
+                f"shards were measured by different {name}s, {ours} and {theirs}: all workers "
+                "need the same; remove the folder of the shards and begin anew"
+            )
 
 
 def _without_device(value: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in value.items() if name != "device"}
 
 
-def _scoring(name: str) -> Measurement:
+def _scoring(name: str, windows: bool) -> Measurement:
     own = name.startswith(OWN)
     chosen = benchmark(name.removeprefix(OWN))
+    whole = windows or chosen.name in WHOLE or chosen.name.startswith(PREFIX)
 
     def run(model: Any, records: Sequence[Any], spec: Spec) -> Result:
         scored: Benchmark = chosen.on(records) if own else chosen
         return scored.score(model, records, edit=spec.edit_name, seed=spec.seed, **spec.options)
 
-    whole = chosen.name in WHOLE or chosen.name.startswith(PREFIX)
     return Measurement(chosen.kind, run, _joined_scores, None if whole else 256)
 
 

@@ -14,10 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tracelab.datasets.records import Sentence
 from tracelab.errors import TracelabError
+from tracelab.evaluate.benchmarks.lm_eval import PREFIX
 from tracelab.localize.tracing.pieces import TracePlan
 from tracelab.model.settings import LAYOUT
 from tracelab.progress import progress
@@ -25,8 +28,8 @@ from tracelab.ranges import require_int
 from tracelab.results import Result
 from tracelab.shards.engines import Engine
 from tracelab.shards.engines.process import Process
-from tracelab.shards.measurements import joined, measurement
-from tracelab.shards.spec import Spec
+from tracelab.shards.measurements import joined, measurement, require_alike
+from tracelab.shards.spec import ModelSpec, Spec
 from tracelab.shards.worker import Refused, Task, unpack
 from tracelab.storage.checkpoint import open_entry
 from tracelab.storage.data_hash import data_hash
@@ -53,8 +56,12 @@ class Request:
         """The shards, in the order of the records."""
         size = self.shard_size if measurement(self.spec).size else None
         size = size or measurement(self.spec).size or len(self.records)
-        starts = range(0, len(self.records), size)
-        return [Task(self.spec, self.records[start : start + size]) for start in starts]
+        n, edits = len(self.records), [edit.key() for edit in self.spec.edits]
+        count = -(-n // size)  # of nearly one size, so that the last is no rest of one record
+        bounds = [k * n // count for k in range(count + 1)]
+        return [
+            Task(self.spec, self.records[first:last], edits) for first, last in pairwise(bounds)
+        ]
 
 
 def measure(
@@ -81,8 +88,6 @@ def measure(
             were measured on different weights.
     """
     (result,) = measure_all([Request(spec, records, shard_size)], engine=engine, folder=folder)
-    if isinstance(result, Refused):
-        raise TracelabError(result.reason)
     return result
 
 
@@ -91,29 +96,47 @@ def measure_all(
     *,
     engine: Engine | None = None,
     folder: Path | str | None = None,
-) -> list[Result | Refused]:
+    go_on: bool = False,
+    entries: list[str] | None = None,
+) -> list[Any]:
     """Several requests at once, so that nobody waits for the last shard of one.
 
+    Args:
+        go_on: whether the others are measured when one is refused.
+        entries: gets the names under which shards are kept.
+
     Returns:
-        Of each request what :func:`measure` returns, or why it was refused.
+        Of each request what :func:`measure` returns; with ``go_on`` it may be
+        :class:`~tracelab.shards.worker.Refused`.
 
     Raises:
-        TracelabError: no records, an unknown measurement, or shards measured on different weights.
+        TracelabError: as :func:`measure`.
     """
     for request in requests:
         if request.shard_size is not None:
             require_int("shard_size", request.shard_size)
         if not request.records:
             raise TracelabError(f"no records for {request.spec.measurement}")
-    engine = engine or Process()
+        measurement(request.spec)  # refuses an unknown one
     with _folder(folder) as place:
-        planned = [_planned(request, engine, place) for request in requests]
+        shelf = _Shelf(engine or Process(), place, go_on, entries if entries is not None else [])
+        planned = [_planned(request, shelf) for request in requests]
         tasks = [[] if isinstance(each, Refused) else each.tasks() for each in planned]
-        made = iter(_measured([task for each in tasks for task in each], engine, place))
-        return [
+        made = iter(shelf.answers([task for each in tasks for task in each]))
+        found = [
             request if isinstance(request, Refused) else _whole(request, [next(made) for _ in each])
             for request, each in zip(planned, tasks, strict=True)
         ]
+    _require_one_model(requests, found)
+    return found
+
+
+def _require_one_model(requests: Sequence[Request], found: Sequence[Result | Refused]) -> None:
+    """Refuse results of one specification of a model that were measured on different weights."""
+    known: dict[ModelSpec, Result] = {}
+    for request, result in zip(requests, found, strict=True):
+        if isinstance(result, Result):
+            require_alike(known.setdefault(request.spec.model, result), result)
 
 
 def _whole(request: Request, answers: Sequence[Result | Refused]) -> Result | Refused:
@@ -136,12 +159,12 @@ def _folder(folder: Path | str | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _planned(request: Request, engine: Engine, folder: Path) -> Request | Refused:
+def _planned(request: Request, shelf: _Shelf) -> Request | Refused:
     """A trace as one of the pairs that the plan names, with the noise that it says."""
     if request.spec.measurement != "trace":
         return request
     planning = replace(request.spec, measurement="trace-plan")
-    (plan,) = _measured([Task(planning, request.records)], engine, folder)
+    (plan,) = shelf.answers(replace(request, spec=planning).tasks())
     if isinstance(plan, Refused):
         return plan
     assert isinstance(plan, TracePlan)
@@ -156,42 +179,69 @@ def _planned(request: Request, engine: Engine, folder: Path) -> Request | Refuse
     )
 
 
-def _measured(tasks: Sequence[Task], engine: Engine, folder: Path) -> list[Result | Refused]:
-    """The answer to each task: those that are stored, then those that the engine makes."""
-    found: list[Result | Refused | None] = [_stored(task, folder) for task in tasks]
-    missing = [number for number, result in enumerate(found) if result is None]
-    with progress(total=len(tasks), what="shards", unit="shard") as bar:
-        bar.update(len(tasks) - len(missing))
-        for place, answer in engine.run([tasks[number] for number in missing]):
-            number = missing[place]
-            if not isinstance(answer, Refused):
-                found[number] = _store(tasks[number], answer, folder)
-            else:
-                found[number] = answer
-            bar.update()
-    return [result for result in found if result is not None]
+@dataclass(frozen=True)
+class _Shelf:
+    """Where the answers to tasks are kept, and who gives those that are not there.
 
+    Attributes:
+        names: of the entries that were asked for.
+    """
 
-def _stored(task: Task, folder: Path) -> Result | None:
-    with open_entry(folder, *_entry(task)) as entry:
-        return entry.load(measurement(task.spec).kind.load)
+    engine: Engine
+    folder: Path
+    go_on: bool
+    names: list[str]
 
+    def answers(self, tasks: Sequence[Task]) -> list[Result | Refused]:
+        """The answer to each task: those that are kept, then those that the engine makes.
 
-def _store(task: Task, archive: bytes, folder: Path) -> Result:
-    with open_entry(folder, *_entry(task)) as entry:
-        entry.save(lambda path: unpack(archive, path))
-        result = entry.load(measurement(task.spec).kind.load)
-    if result is None:
-        raise TracelabError(f"a shard of {task.spec.measurement} came back damaged: run it again")
-    return result
+        Raises:
+            TracelabError: one was refused and the others are not to be measured, or none came.
+        """
+        entries = [_entry(task) for task in tasks]  # before an edit's files can change
+        self.names.extend(name for name, _ in entries)
+        found: dict[int, Result | Refused] = {}
+        for number, task in enumerate(tasks):
+            if (kept := self._kept(task, entries[number])) is not None:
+                found[number] = kept
+        missing = [number for number in range(len(tasks)) if number not in found]
+        with progress(total=len(tasks), what="shards", unit="shard") as bar:
+            bar.update(len(found))
+            for place, answer in self.engine.run([tasks[number] for number in missing]):
+                number = missing[place]
+                if not isinstance(answer, Refused):
+                    found[number] = self._keep(tasks[number], entries[number], answer)
+                elif self.go_on:
+                    found[number] = answer
+                else:
+                    raise TracelabError(answer.reason)
+                bar.update()
+        if len(found) < len(tasks):
+            raise TracelabError(f"{len(tasks) - len(found)} shards were lost: run it again")
+        return [found[number] for number in range(len(tasks))]
+
+    def _kept(self, task: Task, entry: tuple[str, dict[str, Any]]) -> Result | None:
+        with open_entry(self.folder, *entry) as opened:
+            return opened.load(measurement(task.spec).kind.load)
+
+    def _keep(self, task: Task, entry: tuple[str, dict[str, Any]], archive: bytes) -> Result:
+        with open_entry(self.folder, *entry) as opened:
+            opened.save(lambda path: unpack(archive, path))
+            result = opened.load(measurement(task.spec).kind.load)
+        if result is None:
+            raise TracelabError(
+                f"a shard of {task.spec.measurement} came back damaged: run it again"
+            )
+        return result
 
 
 def _entry(task: Task) -> tuple[str, dict[str, Any]]:
     """The name under which a shard is stored, and the request that it answers."""
+    of_harness = ("lm_eval",) if PREFIX in task.spec.measurement else ()
     request = {
         "spec": task.spec.key(),
         "data_hash": _records_hash(task.records),
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": {name: version(name) for name in (*VERSIONED, *of_harness)},
         "layout": LAYOUT,
     }
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -199,6 +249,6 @@ def _entry(task: Task) -> tuple[str, dict[str, Any]]:
 
 
 def _records_hash(records: Sequence[Any]) -> str:
-    if all(isinstance(record, str) for record in records):
-        return hashlib.sha256(json.dumps(list(records)).encode()).hexdigest()[:16]
-    return data_hash(records)
+    """As results of one call have it."""
+    numbered = enumerate(records)
+    return data_hash(Sentence(str(k), r) if isinstance(r, str) else r for k, r in numbered)

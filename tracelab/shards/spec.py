@@ -11,10 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformer_lens.model_bridge import TransformerBridge
 
+from tracelab.evaluate.scoreboard.cells import told_option
 from tracelab.interventions.base import Intervention
 from tracelab.interventions.methods import load_intervention
+from tracelab.interventions.names import MANIFEST
 from tracelab.interventions.stack import Stack
 from tracelab.model.load import load
 from tracelab.storage.cache import file_hash
@@ -40,8 +44,17 @@ class ModelSpec:
         return load(**asdict(self))
 
     def key(self) -> dict[str, Any]:
-        """What tells models apart, as JSON values; the device is no part of it."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
+        """What tells models apart, as JSON values: with a folder's files by size and time, or the
+        commit of what the hub gave before; the device is no part of it."""
+        told = {name: value for name, value in asdict(self).items() if name != "device"}
+        if self.name_or_path is None:
+            return told
+        path = Path(self.name_or_path).expanduser()
+        if path.exists():
+            files = sorted(path.glob("*")) if path.is_dir() else [path]
+            facts = {file.name: file.stat() for file in files if file.is_file()}
+            return told | {"files": {n: [f.st_size, f.st_mtime_ns] for n, f in facts.items()}}
+        return told | {"snapshot": _snapshot(self.name_or_path, "config.json", self.revision)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,10 @@ class EditSpec:
 
     def key(self) -> dict[str, Any]:
         """What tells edits apart, as JSON values."""
-        files = sorted(file for file in Path(self.path).glob("*") if file.is_file())
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            return asdict(self) | {"snapshot": _snapshot(self.path, MANIFEST, None)}
+        files = sorted(file for file in folder.glob("*") if file.is_file())
         return asdict(self) | {"files": {file.name: file_hash(file) for file in files}}
 
 
@@ -103,6 +119,16 @@ class Spec:
             "model": self.model.key(),
             "edits": [each.key() for each in self.edits],
             "edit_name": self.edit_name,
-            "options": dict(self.options),
+            "options": {name: told_option(name, each) for name, each in self.options.items()},
             "seed": self.seed,
         }
+
+
+def _snapshot(repository: str, file: str, revision: str | None) -> str | None:
+    """The commit under which a hub repository's file was cached; None: it was not, or is no name
+    of one."""
+    try:
+        found = try_to_load_from_cache(repository, file, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None

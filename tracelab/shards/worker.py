@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from tracelab.errors import TracelabError
+from tracelab.evaluate.scoreboard.cells import FAILURES, reason_of
 from tracelab.results import Result
 from tracelab.shards.measurements import measurement
 from tracelab.shards.spec import ModelSpec, Spec
@@ -31,6 +31,8 @@ class Task:
 
     spec: Spec
     records: Sequence[Any]
+    edits: Sequence[dict[str, Any]] = ()
+    """The keys of the edits, as they were when the request was made."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Worker:
     """Measures shards one after the other.
 
     Args:
-        device: for models whose specification names none.
+        device: for models whose specification names none, or any GPU (``cuda``).
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -57,13 +59,22 @@ class Worker:
             return packed(self._measured(task))
         except TracelabError as error:
             return Refused(str(error))
-        except torch.OutOfMemoryError as error:
-            return Refused(f"out of memory: ask for smaller batches. {error}")
+        except (*FAILURES, MemoryError) as error:
+            return Refused(f"{type(error).__name__}: {reason_of(error)}")
+
+    def use(self, asked: ModelSpec, model: TransformerBridge) -> None:
+        """Take a model that this process has loaded already."""
+        self._models = {asked: model}
 
     def _measured(self, task: Task) -> Result:
         spec = task.spec
         model = self._model(spec.model)
         edit = spec.load_edit()
+        if [each.key() for each in spec.edits] != list(task.edits):
+            raise TracelabError(
+                f"the bundle of {edit.name if edit else 'an edit'} is another one than when the "
+                "request was made: run it again"
+            )
         with nullcontext() if edit is None else edit.applied(model):
             name = None if edit is None else spec.edit_name or edit.name
             return measurement(spec).run(model, task.records, replace(spec, edit_name=name))
@@ -71,7 +82,9 @@ class Worker:
     def _model(self, asked: ModelSpec) -> TransformerBridge:
         if asked not in self._models:
             self._models.clear()  # one model's weights at a time
-            self._models[asked] = replace(asked, device=asked.device or self._device).load()
+            own = self._device is not None and asked.device in (None, "cuda")
+            device = self._device if own else asked.device
+            self._models[asked] = replace(asked, device=device).load()
         return self._models[asked]
 
 

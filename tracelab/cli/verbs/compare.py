@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tracelab.interventions import Intervention, Stack
 from tracelab.ranges import shown
 from tracelab.results import Result
 from tracelab.shards.measurements import SCORE
-from tracelab.shards.spec import EditSpec
+from tracelab.shards.spec import EditSpec, Spec
 from tracelab.shards.worker import Refused
 from tracelab.storage.files import own_file
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> Result:
     scales = loading.strengths(options, len(alone) + len(stacks))
     for path, strength in zip(alone, scales, strict=False):
         edits |= loading.row(path, options, strength, edits)
-        bundles[[*edits][-1]] = [EditSpec(path, strength, options.allow_mismatch)]
+        bundles[[*edits][-1]] = [EditSpec(loading.here(path), strength, options.allow_mismatch)]
     for paths, strength in zip(stacks, scales[len(alone) :], strict=True):
         for path in paths:
             _require_one(path, alone)
@@ -50,7 +51,9 @@ def run(options: argparse.Namespace) -> Result:
         members = [edits.get(name, edit) for row in rows for name, edit in row.items()]
         name = " + ".join(name for row in rows for name in row)
         edits[name] = Stack(members)
-        bundles[name] = [EditSpec(path, strength, options.allow_mismatch) for path in paths]
+        bundles[name] = [
+            EditSpec(loading.here(path), strength, options.allow_mismatch) for path in paths
+        ]
     if not edits:
         raise TracelabError("nothing to compare: name at least one bundle with --edit")
     limits = {name: most or options.limit for name, most in wanted.items()}
@@ -64,12 +67,14 @@ def run(options: argparse.Namespace) -> Result:
         },
         "off_target": not options.no_off_target,
     }
+    model = loading.load_model(options)
     measure = None
     if options.engine is not None:
+        workers.share_model(options, model)
         found = questions([benchmark(name) for name in wanted], **asked)
-        measure = _in_shards(options, found, bundles)
+        measure = _InShards(options, found, bundles)
     board = evaluate(
-        loading.load_model(options),
+        model,
         edits,
         list(wanted),
         **asked,
@@ -89,32 +94,39 @@ def run(options: argparse.Namespace) -> Result:
     return board
 
 
-def _in_shards(
-    options: argparse.Namespace,
-    asked: Sequence[Question],
-    bundles: Mapping[str, Sequence[EditSpec]],
-) -> Callable[[Question, str | None], Cell]:
-    """All cells, measured by many workers, by question and edit."""
-    rows: dict[str | None, Sequence[EditSpec]] = {None: ()}
-    rows.update(bundles)
-    cells = [(each, name) for each in asked if not each.reason for name in rows]
-    requests = [
-        (
-            workers.spec_of(
-                options, f"{SCORE}{each.benchmark.name}", each.options, rows[name], name
-            ),
-            each.records,
-        )
-        for each, name in cells
-    ]
-    answers = workers.answers(options, *requests)
-    found = {
-        (each.benchmark.name, each.bias, name): Cell(None, answer.reason)
-        if isinstance(answer, Refused)
-        else Cell(answer)
-        for (each, name), answer in zip(cells, answers, strict=True)
-    }
-    return lambda question, name: found[question.benchmark.name, question.bias, name]
+class _InShards:
+    """All cells of a comparison, which many workers measure when the first is asked for: by then
+    whatever can be refused is."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        asked: Sequence[Question],
+        bundles: Mapping[str, Sequence[EditSpec]],
+    ) -> None:
+        self._options, self._asked = options, asked
+        self._rows: dict[str | None, Sequence[EditSpec]] = {None: ()}
+        self._rows.update(bundles)
+
+    def __call__(self, question: Question, name: str | None) -> Cell:
+        found = self._cells.get((question.benchmark.name, question.bias, name))
+        return Cell(None, "no records") if found is None else found
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str | None], Cell]:
+        rows = [(q, name) for q in self._asked if q.records for name in self._rows]
+        requests = [(self._spec(question, name), question.records) for question, name in rows]
+        answers = workers.answers(self._options, *requests)
+        return {
+            (question.benchmark.name, question.bias, name): Cell(None, answer.reason)
+            if isinstance(answer, Refused)
+            else Cell(answer)
+            for (question, name), answer in zip(rows, answers, strict=True)
+        }
+
+    def _spec(self, question: Question, name: str | None) -> Spec:
+        measurement, bundles = f"{SCORE}{question.benchmark.name}", self._rows[name]
+        return workers.spec_of(self._options, measurement, question.options, bundles, name)
 
 
 def _benchmark(text: str) -> tuple[str, int | None]:

@@ -55,7 +55,7 @@ class Question:
         try:
             return cls(benchmark, bias, benchmark.read(bias or None, limit), options)
         except FAILURES as error:
-            return cls(benchmark, bias, (), options, _reason(error))
+            return cls(benchmark, bias, (), options, reason_of(error))
 
     def __repr__(self) -> str:
         facts = (self.benchmark.name, self.bias, f"n = {len(self.records)}", self.reason)
@@ -139,7 +139,7 @@ def measure_cell(
             ],
             benchmark=benchmark.name,
             bias=question.bias,
-            options={key: _told(key, value) for key, value in question.options.items()},
+            options={key: told_option(key, value) for key, value in question.options.items()},
             edit=None if edit is None else edit.identity(),
             seed=seed,
         )
@@ -148,10 +148,10 @@ def measure_cell(
         name_of_cell = f"{label}-{print_of_request}"
         return Cell(resumed(folder, name_of_cell, benchmark.kind.load, request, make))
     except FAILURES as error:
-        return Cell(None, _reason(error))
+        return Cell(None, reason_of(error))
 
 
-def _told(name: str, value: Any) -> str:
+def told_option(name: str, value: Any) -> str:
     """An option as a key holds it: of a folder of task files also what they say."""
     told = repr(value)
     if name == "include_path" and value and Path(value).is_dir():
@@ -160,7 +160,8 @@ def _told(name: str, value: Any) -> str:
     return told
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Why a cell has no scores, as one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         text = f"out of memory: {text}"

@@ -20,7 +20,8 @@ them apart: what attention at a position makes of that position alone (so window
 the plain sum), and that of MLPs beside their attention (GPT-NeoX, Falcon), where the second term is
 zero. A window of one layer, and ``resid``, are exactly of first order.
 
-It is a screen, not a measurement: where the model saturates, the first order is far off.
+It is a screen, not a measurement: where the model saturates, the first order is far off. Under an
+edit that holds something fixed on the way back (FairMed's step) it is of what the edit leaves free.
 TransformerLens' ``attribution_patch`` does not fit: it adds up the positions of a node.
 """
 
@@ -196,7 +197,8 @@ class _Batch:
             watchers.append(("embed", None, corrupt))
         with self.runner.watching(watchers):
             logits = self.runner.logits(tokens, start=self.first - 1)
-        return _Run((logprobs_of(logits, targets) * scored).sum(dim=1), states)
+        found = logprobs_of(logits, targets.to(logits.device)) * scored.to(logits.device)
+        return _Run(found.sum(dim=1), states)
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,15 @@ class _Run:
         """Of the scores, by the states."""
         by = [state for layers in self.states.values() for state in layers]
         found = iter(torch.autograd.grad(self.scores.sum(), by))
-        return {c: torch.stack([next(found).float() for _ in s]) for c, s in self.states.items()}
+        return {c: self._at_one_place([next(found) for _ in s]) for c, s in self.states.items()}
 
     def stacked(self) -> ByLayer:
         """The states, without a graph."""
-        return {c: torch.stack(states).detach().float() for c, states in self.states.items()}
+        return {c: self._at_one_place(states).detach() for c, states in self.states.items()}
+
+    def _at_one_place(self, states: Sequence[Tensor]) -> Float[Tensor, "layers rows pos d_model"]:
+        """In fp32: a model's layers may be on several devices."""
+        return torch.stack([state.float().to(self.scores.device) for state in states])
 
 
 def _corrupted_runs(

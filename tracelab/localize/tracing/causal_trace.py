@@ -196,12 +196,18 @@ def causal_trace(
     cases = sampled(cases, max_cases, seed)
     longest = max(cases, key=lambda case: len(case.stereotype.ids))
     if method == "exact" and run != "plain":
-        require_room_at(
-            model,
-            f"traces of {n_samples} noise samples of {len(longest.stereotype.ids)} tokens",
-            trace_bytes(model, longest, n_samples, len(layers), len(components)),
-            "lower n_samples, name fewer components, or load the model in bfloat16",
-        )
+        try:
+            require_room_at(
+                model,
+                f"traces of {n_samples} noise samples of {len(longest.stereotype.ids)} tokens",
+                trace_bytes(model, longest, n_samples, len(layers), len(components)),
+                'lower n_samples, name fewer components, run="plain", or load it in bfloat16',
+            )
+        except TracelabError as error:
+            if run == "fast":
+                raise
+            warn(f"{error}; tracing the slow way, which needs less")
+            run = "plain"
     draws = noise_draws(model, cases, noise, noise_std, n_samples, seed)
     traced = TracedStates(layers, components, window)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)

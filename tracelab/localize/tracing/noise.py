@@ -8,8 +8,10 @@ whichever others are traced.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from math import prod
+from operator import xor
 
 import torch
 from torch import Tensor
@@ -74,8 +76,15 @@ def noise_draws(
 
 
 def hash_of(draws: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws."""
-    digest = hashlib.sha256()
-    for key, values in draws.items():
-        digest.update(key.encode() + values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """16 hexadecimal digits of all noise, so that a resumed run cannot mix two draws; of the noise
+    of several runs on different cases it is :func:`joined_hash`."""
+    each = (
+        hashlib.sha256(key.encode() + values.float().cpu().numpy().tobytes()).hexdigest()[:16]
+        for key, values in draws.items()
+    )
+    return joined_hash(each)
+
+
+def joined_hash(hashes: Iterable[str]) -> str:
+    """That of all draws together, in whatever order."""
+    return f"{reduce(xor, (int(digits, 16) for digits in hashes), 0):016x}"

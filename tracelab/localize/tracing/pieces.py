@@ -17,9 +17,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from tracelab.datasets.own import as_triples
 from tracelab.datasets.records import Record
 from tracelab.localize.tracing.cases import make_cases, sampled
-from tracelab.localize.tracing.noise import attribute_embedding_std
+from tracelab.localize.tracing.noise import attribute_embedding_std, joined_hash
 from tracelab.localize.tracing.result import CausalTrace, effect_table
 from tracelab.model.settings import run_settings
+from tracelab.ranges import require_int
 from tracelab.results import Result
 
 
@@ -62,6 +63,8 @@ def plan_trace(
         TracelabError: nothing can be traced.
     """
     pairs = as_triples(pairs, "causal_trace", unrelated=False)
+    if max_cases is not None:
+        require_int("max_cases", max_cases)
     cases, skipped = make_cases(model, pairs, mentions=mentions, prepend_bos=prepend_bos)
     if noise_std is None:
         noise_std = noise_factor * attribute_embedding_std(model, cases)
@@ -80,9 +83,9 @@ def plan_trace(
 
 def joined_traces(parts: Sequence[CausalTrace]) -> CausalTrace:
     """The trace of the cases of all parts, in their order; its settings are the first part's, but
-    for the hash of the noise."""
+    for the hash of all noise."""
     settings = dict(parts[0].settings)
-    settings["noise_hash"] = "-".join(part.settings["noise_hash"] for part in parts)
+    settings["noise_hash"] = joined_hash(part.settings["noise_hash"] for part in parts)
     cases, states = (
         pd.concat([getattr(part, name) for part in parts], ignore_index=True)
         for name in ("cases", "states")

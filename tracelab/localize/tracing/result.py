@@ -26,7 +26,7 @@ TE_FLOOR = 0.1
 """Cases whose |total effect| is below this many nats do not enter NIE: noise did not move them."""
 
 
-ALIKE = ("model", "noise_hash", "window")
+ALIKE = ("model", "prepend_bos", "mentions", "noise_hash", "window")
 """Settings in which traces must be alike to be compared."""
 
 

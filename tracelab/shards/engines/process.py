@@ -11,9 +11,9 @@ class Process:
     """The engine that needs nothing: this process."""
 
     def __init__(self) -> None:
-        self._worker = Worker()
+        self.worker = Worker()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, bytes | Refused]]:
         """See :class:`~tracelab.shards.engines.Engine`."""
         for number, task in enumerate(tasks):
-            yield number, self._worker(task)
+            yield number, self.worker(task)

@@ -19,6 +19,8 @@ import torch
 from tracelab.errors import TracelabError
 from tracelab.shards.worker import Refused, Task, Worker
 
+RETRIES = 3
+"""How often a worker is replaced, and a shard done again, before the work is given up."""
 SPARE_SLOTS = 4
 """Processors that a cluster started here has beside one a worker: for Ray Data's own tasks."""
 
@@ -70,9 +72,17 @@ class Ray:
                 ),
                 num_cpus=1,
                 num_gpus=self.gpus_per_worker or None,
+                max_restarts=RETRIES,
+                max_task_retries=RETRIES,
             )
             for row in done.iter_rows():
                 yield int(row["number"]), pickle.loads(row["answer"])
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise TracelabError(
+                f"the workers were lost ({type(error).__name__}: {reason}): finished shards are "
+                "kept with --out; ask for fewer workers or smaller batches"
+            ) from error
         finally:
             if own:
                 ray.shutdown()
@@ -108,3 +118,10 @@ def _start(engine: Ray) -> None:
         raise TracelabError(
             f"no Ray cluster can be used at {engine.address or 'this machine'}: {reason}"
         ) from error
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if engine.gpus_per_worker > there:
+        ray.shutdown()
+        raise TracelabError(
+            f"each worker was to have {engine.gpus_per_worker:g} GPUs, and Ray sees {there:g}: a "
+            "worker would wait for ever"
+        )

@@ -39,7 +39,8 @@ class Torchrun:
             )
         dist.init_process_group("gloo", timeout=PATIENCE)  # archives are exchanged, no tensors
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
-        self._work = Worker(device)
+        self.worker = Worker(device)
+        self._in_a_round = False
 
     @property
     def is_first(self) -> bool:
@@ -60,7 +61,10 @@ class Torchrun:
             pass
 
     def close(self) -> None:
-        """End the group; the first process tells the others."""
+        """End the group; the first process tells the others. Where a round was broken off they
+        wait for what does not come: torchrun ends them with this process."""
+        if self._in_a_round:
+            return
         if self.is_first:
             dist.scatter_object_list([None], [DONE] * dist.get_world_size())
         dist.destroy_process_group()
@@ -68,12 +72,15 @@ class Torchrun:
     def _exchange(self, tasks: list[Task | None] | None) -> Any:
         """One round: hand out, measure, collect. Of a serving process None when all is done."""
         received: list[Any] = [None]
+        self._in_a_round = True
         dist.scatter_object_list(received, tasks)
         if received[0] == DONE:
+            self._in_a_round = False
             return None
         answers: list[Any] | None = [None] * dist.get_world_size() if self.is_first else None
-        answer = None if received[0] is None else self._work(received[0])
+        answer = None if received[0] is None else self.worker(received[0])
         dist.gather_object(answer, answers)
+        self._in_a_round = False
         return answers if self.is_first else True
 
 
