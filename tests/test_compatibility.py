@@ -22,9 +22,13 @@ from tests.small_cache import make_small_cache
 from tracelab.interventions.methods import METHODS
 
 TABLE = draw_compatibility.read()
-QUICK = ("llama",)
+QUICK, NIGHTLY = ("llama",), ("gptj", "phi", "cohere")
 TRIED = [
-    family if family in QUICK else pytest.param(family, marks=pytest.mark.slow)
+    pytest.param(
+        family,
+        marks=[pytest.mark.slow] * (family not in QUICK)
+        + [pytest.mark.nightly] * (family in NIGHTLY),
+    )
     for family in FAMILIES
 ]
 

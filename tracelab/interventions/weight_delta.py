@@ -67,7 +67,7 @@ class _Dense(nn.Module):
         super().__init__()
         self.delta = nn.Parameter(torch.zeros(shape.d_out, shape.d_in, dtype=torch.float32))
 
-    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         return x @ self.delta.T
 
     def weight(self) -> Float[Tensor, "d_out d_in"]:
@@ -81,7 +81,7 @@ class _LowRank(nn.Module):
         self.lora_A = nn.Parameter(torch.zeros(shape.rank, shape.d_in, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(shape.d_out, shape.rank, dtype=torch.float32))
 
-    def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         return x @ self.lora_A.T @ self.lora_B.T
 
     def weight(self) -> Float[Tensor, "d_out d_in"]:
