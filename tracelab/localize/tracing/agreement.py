@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tracelab.errors import TracelabError
+from tracelab.ranges import require_seed
 from tracelab.statistics import percentile_interval, resample_counts
 
 MOVED = 1e-4
@@ -37,6 +38,7 @@ def effects_of_both(states: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
 
 def agreement_table(both: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """As :meth:`CausalTrace.agreement`, of the effects of both traces."""
+    require_seed(seed)
     rows = []
     for component, table in both.groupby("component", sort=False):
         groups = [("all", "all", table)]

@@ -37,6 +37,7 @@ from tracelab.datasets.stereoset import StereoSetRecord
 from tracelab.errors import TracelabError
 from tracelab.localize.tracing.sentence import Noise, TracedSentence
 from tracelab.model.tokens import Encoding, encode, require_context
+from tracelab.ranges import require_seed
 
 ROLES = ("attribute", "before_filler", "filler", "after_filler", "other")
 KEY_ROLES = ("attribute", "before_filler", "filler")
@@ -123,8 +124,9 @@ def make_cases(
     return cases, skipped
 
 
-def sampled(cases: list[Case], max_cases: int | None, seed: int) -> list[Case]:
+def sampled(cases: list[Case], max_cases: int | None, *, seed: int) -> list[Case]:
     """A random sample of so many cases, in their order; None: all of them."""
+    require_seed(seed)
     if max_cases is None:
         return cases
     order = torch.randperm(len(cases), generator=derive_generator(seed, "cases"))

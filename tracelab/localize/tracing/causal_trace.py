@@ -193,7 +193,7 @@ def causal_trace(
     n_traceable = len(cases)
     if noise_std is None and noise is None:  # of all of them, so that a sample gets the same noise
         noise_std = noise_factor * attribute_embedding_std(model, cases)
-    cases = sampled(cases, max_cases, seed)
+    cases = sampled(cases, max_cases, seed=seed)
     longest = max(cases, key=lambda case: len(case.stereotype.ids))
     if method == "exact" and run != "plain":
         try:
@@ -208,7 +208,7 @@ def causal_trace(
                 raise
             warn(f"{error}; tracing the slow way, which needs less")
             run = "plain"
-    draws = noise_draws(model, cases, noise, noise_std, n_samples, seed)
+    draws = noise_draws(model, cases, noise, noise_std, n_samples, seed=seed)
     traced = TracedStates(layers, components, window)
     runner = BlockRunner(model) if run == "plain" else block_runner(model)
     tracer: Tracer

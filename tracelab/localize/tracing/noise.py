@@ -24,7 +24,7 @@ from tracelab.localize.tracing.cases import Case
 from tracelab.model.load import require_hook
 from tracelab.model.scoring import BATCH_TOKENS
 from tracelab.model.tokens import length_batches, pad
-from tracelab.ranges import require_memory
+from tracelab.ranges import require_memory, require_seed
 
 
 @measuring()
@@ -49,9 +49,11 @@ def noise_draws(
     noise: Mapping[str, Tensor] | None,
     noise_std: float | None,
     n_samples: int,
+    *,
     seed: int,
 ) -> dict[str, Tensor]:
     """Noise by case: given, or drawn with a standard deviation from the seed and the case's id."""
+    require_seed(seed)
     shapes = {case.id: (n_samples, len(case.noised), model.cfg.d_model) for case in cases}
     if noise is None:
         assert noise_std is not None

@@ -20,7 +20,7 @@ from tracelab.localize.tracing.cases import make_cases, sampled
 from tracelab.localize.tracing.noise import attribute_embedding_std, joined_hash
 from tracelab.localize.tracing.result import CausalTrace, effect_table
 from tracelab.model.settings import run_settings
-from tracelab.ranges import require_int
+from tracelab.ranges import require_int, require_seed
 from tracelab.results import Result
 
 
@@ -62,6 +62,7 @@ def plan_trace(
     Raises:
         TracelabError: nothing can be traced.
     """
+    require_seed(seed)
     pairs = as_triples(pairs, "causal_trace", unrelated=False)
     if max_cases is not None:
         require_int("max_cases", max_cases)
@@ -77,7 +78,7 @@ def plan_trace(
         n_traceable=len(cases),
         skipped=skipped,
     )
-    names = [case.id for case in sampled(cases, max_cases, seed)]
+    names = [case.id for case in sampled(cases, max_cases, seed=seed)]
     return TracePlan(settings, pd.DataFrame({"case": names}), noise_std)
 
 
