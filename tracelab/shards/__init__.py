@@ -5,9 +5,9 @@ A *shard* is some records of a request; what is measured on it depends on the re
 on nothing else: a live model or hook never leaves its process. So any engine makes the same shards,
 and the same table of them; a finished one is stored under its request and not made again.
 
->>> from tracelab.shards import ModelSpec, Ray, Spec, measure
->>> items = tracelab.datasets.bbq("gender")
->>> measure(Spec("score/bbq", ModelSpec("Qwen/Qwen3-8B")), items, engine=Ray(workers=8)).frame
+>>> from tracelab.shards import ModelSpec, Process, Spec, measure
+>>> pairs = tracelab.datasets.crows_pairs("gender", limit=4)
+>>> measure(Spec("score/crows-pairs", ModelSpec()), pairs, engine=Process(), shard_size=2).frame
 
 | module | what |
 |---|---|

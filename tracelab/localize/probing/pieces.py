@@ -34,6 +34,12 @@ class HarvestPart(Result):
         """The prompts."""
         return self.prompts
 
+    def headline(self) -> str:
+        """How many prompts, layers and groups."""
+        prompts, layers, _ = self.tensors["activations"].shape
+        groups = self.tensors["labels"].shape[1]
+        return f"n = {prompts} prompts, {layers} layers, {groups} groups"
+
     @property
     def harvest(self) -> Harvest:
         """What the probers take."""

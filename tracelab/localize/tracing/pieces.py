@@ -41,6 +41,10 @@ class TracePlan(Result):
         """The pairs."""
         return self.cases
 
+    def headline(self) -> str:
+        """How many pairs, with how much noise."""
+        return f"n = {len(self.cases)} pairs, noise of standard deviation {self.noise_std:.3g}"
+
 
 def plan_trace(
     model: TransformerBridge,

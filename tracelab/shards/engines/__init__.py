@@ -4,11 +4,12 @@ any order: scheduling, retries and machines are its own affair."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tracelab.shards.worker import Refused, Task
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What :func:`~tracelab.shards.requests.measure` needs of one."""
 
