@@ -45,6 +45,7 @@ def run_script(name: str, options: list[str], monkeypatch, capsys) -> tuple[int,
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_formulas_and_measurement_agree_on_three_sizes(monkeypatch, capsys):
     status, lines = run_script("memory", ["--device", "cpu"], monkeypatch, capsys)
     *lines, summary = lines
@@ -55,6 +56,7 @@ def test_formulas_and_measurement_agree_on_three_sizes(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_check_of_a_gpu_runs_on_a_tiny_model_without_data(monkeypatch, capsys):
     options = ["--device", "cpu", "--size", "tiny"]
     status, lines = run_script("check", options, monkeypatch, capsys)
