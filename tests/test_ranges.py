@@ -346,8 +346,8 @@ def test_samples_that_no_memory_holds_are_refused_before_any_is_drawn(tiny, monk
     monkeypatch.setattr("os.sysconf", lambda name: 2**10)  # a machine of 1 MiB
     monkeypatch.setattr("tracelab.model.memory._main_memory", lambda: None)
     for run, told in (
-        ("fast", "traces of 10000 noise samples of .* tokens need .* GiB, cpu has 0.000977"),
-        ("auto", "10000 noise samples of 3 pairs need .* GiB, the machine has 0.000977"),
+        ("fast", "traces of 10000 noise samples of .* tokens need .* GiB, cpu has 0.00097"),
+        ("auto", "10000 noise samples of 3 pairs need .* GiB, the machine has 0.00097"),
     ):
         with pytest.raises(TracelabError, match=told):
             causal_trace(tiny, stereoset("gender")[:40], n_samples=10_000, max_cases=3, run=run)
