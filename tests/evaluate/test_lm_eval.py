@@ -201,7 +201,7 @@ def test_the_harness_scores_an_edited_model_as_we_do(tiny_model, harness, make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("edited", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_on_the_real_model_both_benchmarks_are_those_of_the_harness(real_model, harness, edited):
     edit = random_delta(real_model, layers=(10, 20), scale=0.02).applied(real_model)
     with edit if edited else contextlib.nullcontext():

@@ -82,6 +82,7 @@ def test_official_scores_equal_a_slow_loop_over_the_plain_model(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_official_scores_of_a_quarter_of_the_gender_records_equal_a_slow_loop(
     real_model, plain_model, tokenizer
 ):
